@@ -1,0 +1,21 @@
+"""Prunes trained neural networks by convex optimisation (Net-Trim), in JAX."""
+
+from nettrim_jax import results
+from nettrim_jax.admm import ADMM, Certificate, Solution, Stats, solve
+from nettrim_jax.penalties import L1
+from nettrim_jax.programs import Program, linear_program, relu_program
+from nettrim_jax.results import NetTrimError
+
+__all__ = [
+    "ADMM",
+    "Certificate",
+    "L1",
+    "NetTrimError",
+    "Program",
+    "Solution",
+    "Stats",
+    "linear_program",
+    "relu_program",
+    "results",
+    "solve",
+]

@@ -1,0 +1,71 @@
+"""Penalties on the weights, the ``g`` of ``min g(W) + f(Z)``, known by their prox.
+
+A penalty is a frozen record of its own data with three pure methods:
+
+- ``value(W)``;
+- ``prox(W, step)``, the minimiser of ``g(V) + sum (V - W)^2 / (2 step)``, with
+  one positive step per row of ``W``, ``[d_in, 1]``;
+- ``conjugate(A)``, which shrinks the columns of ``A`` until ``g*`` is finite there
+  and returns the shrinkage, ``[d_out]``, and ``g*`` at the shrunk matrix, so
+  that any dual is turned into a bound.
+
+Knows nothing of responses, programs or solvers.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+
+from nettrim_jax._jaxopt import prox as jaxopt_prox
+from nettrim_jax.typing import Array, ArrayLike
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class L1:
+    r"""Weighted sum of magnitudes, :math:`g(W) = \sum_{ij} \lambda_{ij} |W_{ij}|`.
+
+    The penalty of Net-Trim (Aghasi et al., 2017, eq. 2).
+
+    Attributes:
+      weight: non-negative; one number, or an array that broadcasts to
+        ``[d_in, d_out]`` (``[d_in, 1]`` weighs inputs, ``[1, d_out]`` units).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nettrim_jax import L1
+      >>> float(L1().value(jnp.array([[1.0, -2.0]])))
+      3.0
+    """
+
+    weight: ArrayLike = 1.0
+
+    def value(self, W: Array) -> Array:
+        """The penalty of ``W`` (``[d_in, d_out]``), a scalar."""
+        return jnp.sum(self._weight(W) * jnp.abs(W))
+
+    def prox(self, W: Array, step: Array) -> Array:
+        """Soft thresholding by ``weight * step``."""
+        return jaxopt_prox.prox_lasso(W, self._weight(W) * step)
+
+    def conjugate(self, A: Array) -> tuple[Array, Array]:
+        """Shrinkage per column until ``|A| <= weight``; ``g*`` is zero there."""
+        weight = self._weight(A)
+        over = jnp.abs(A) > weight
+        # a weight of zero leaves no room at all: such a column's dual must vanish
+        ratio = jnp.where(over, weight / jnp.where(over, jnp.abs(A), 1), 1)
+        return jnp.min(ratio, axis=0, initial=1), jnp.zeros((), A.dtype)
+
+    def scaled(self, factor: Array) -> "L1":
+        """The same penalty with its weight multiplied by ``factor``."""
+        return L1(jnp.asarray(self.weight, factor.dtype) * factor)
+
+    def _weight(self, W: Array) -> Array:
+        weight = jnp.asarray(self.weight, W.dtype)
+        if weight.ndim < W.ndim:  # under strict rank promotion a vector is per unit
+            weight = weight.reshape((1,) * (W.ndim - weight.ndim) + weight.shape)
+        return jnp.broadcast_to(weight, W.shape)
+
+
+Penalty = L1

@@ -1,0 +1,230 @@
+"""The convex program of one layer: data, penalty, response; its value and bounds.
+
+.. math::
+    \\min_{W, b} \\; g(W) + f(Z) \\quad\\text{s.t.}\\quad Z = X W + b + t
+
+Knows penalties and responses; knows no solver and no model.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import register_dataclass
+
+from nettrim_jax.linalg import matmul
+from nettrim_jax.penalties import L1, Penalty
+from nettrim_jax.responses import Match, Response
+from nettrim_jax.results import ProgramError
+from nettrim_jax.typing import Array, ArrayLike, DTypeLike
+
+BIASES = ("fixed", "free", "penalized")
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One layer's program, or a stack of them with a leading lane axis.
+
+    Attributes:
+      X: inputs, ``[n, d_in]``; a penalised bias is a last column of ones.
+      t: what is added to ``X W``, ``[n, d_out]`` or ``[1, 1]``.
+      penalty: the ``g``.
+      response: the ``f``.
+      bias: ``"fixed"``, ``"free"`` or ``"penalized"``, see :func:`relu_program`.
+    """
+
+    X: Array
+    t: Array
+    penalty: Penalty
+    response: Response
+    bias: str = dataclasses.field(default="fixed", metadata={"static": True})
+
+
+def relu_program(
+    X: ArrayLike,
+    Y: ArrayLike,
+    epsilon: ArrayLike,
+    t: ArrayLike = 0.0,
+    V: ArrayLike = 0.0,
+    penalty: Penalty | None = None,
+    bias: str = "fixed",
+) -> Program:
+    r"""Net-Trim's program of a layer that a ReLU follows.
+
+    .. math::
+        \min_W \|W\|_1 \quad\text{s.t.}\quad
+        \|(X W + t - Y)_\Omega\|_F \le \epsilon, \quad
+        (X W + t)_{ij} \le V_{ij} \;\text{off}\; \Omega, \qquad
+        \Omega = \{Y > 0\}
+
+    The parallel program has ``V = 0``; the cascade program has
+    ``V = max(0, X W0 + t)`` (Aghasi et al., 2017, eqs. 4 and 6).
+
+    Args:
+      X: inputs, ``[n, d_in]``, floating.
+      Y: trained response after the ReLU, ``[n, d_out]``.
+      epsilon: absolute budget (Frobenius norm), in units of ``Y``.
+      t: what is added to ``X W``; broadcasts to ``[n, d_out]``.
+      V: limit where the unit is off; broadcasts to ``[n, d_out]``.
+      penalty: the ``g``; ``L1()`` by default.
+      bias: ``"fixed"``: it is part of ``t``. ``"free"``: one number per unit, added
+        to ``t``, moves without penalty. ``"penalized"``: it moves under the
+        penalty, as in the authors' code (a penalty's own array of weights then has
+        one more row for it).
+
+    Returns:
+      The program, for :func:`nettrim_jax.solve`.
+
+    Raises:
+      ProgramError: shapes, dtypes or values do not fit.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import nettrim_jax as nt
+      >>> X = jax.random.normal(jax.random.key(0), (50, 10))
+      >>> Y = jax.nn.relu(X[:, :1] - 2 * X[:, 1:2])
+      >>> solution = nt.solve(nt.relu_program(X, Y, epsilon=0.1))
+      >>> int(jnp.sum(solution.W != 0))
+      2
+    """
+    return _program(True, X, Y, epsilon, t, V, penalty, bias)
+
+
+def linear_program(
+    X: ArrayLike,
+    Y: ArrayLike,
+    epsilon: ArrayLike,
+    t: ArrayLike = 0.0,
+    penalty: Penalty | None = None,
+    bias: str = "fixed",
+) -> Program:
+    r"""Net-Trim's program of a layer that no ReLU follows.
+
+    .. math::
+        \min_W \|W\|_1 \quad\text{s.t.}\quad \|X W + t - Y\|_F \le \epsilon
+
+    Args:
+      X: inputs, ``[n, d_in]``, floating.
+      Y: trained response, ``[n, d_out]``.
+      epsilon: absolute budget (Frobenius norm), in units of ``Y``.
+      t: what is added to ``X W``; broadcasts to ``[n, d_out]``.
+      penalty: the ``g``; ``L1()`` by default.
+      bias: as in :func:`relu_program`.
+
+    Returns:
+      The program, for :func:`nettrim_jax.solve`.
+
+    Raises:
+      ProgramError: shapes, dtypes or values do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import nettrim_jax as nt
+      >>> program = nt.linear_program(jnp.eye(2), jnp.array([[3.0], [0.1]]), 0.5)
+      >>> nt.solve(program, nt.ADMM(tol=1e-5)).W.round(2).tolist()
+      [[2.509999990463257], [0.0]]
+    """
+    return _program(False, X, Y, epsilon, t, 0.0, penalty, bias)
+
+
+def response_of(program: Program, W: Array, b: Array) -> Array:
+    """``Z = X W + b + t``, ``[n, d_out]``; ``b`` is zero unless the bias is free."""
+    return matmul(program.X, W) + b[None, :] + program.t
+
+
+def objective(program: Program, W: Array) -> Array:
+    """The penalty of ``W``, a scalar."""
+    return program.penalty.value(W)
+
+
+def violation(program: Program, W: Array, b: Array) -> Array:
+    """Distance of ``Z`` to the response's set over the norm of ``Y``, a scalar."""
+    return program.response.violation(response_of(program, W, b))
+
+
+def dual_bound(program: Program, L: Array) -> Array:
+    r"""A lower bound on the optimum from any ``L``, ``[n, d_out]``.
+
+    .. math::
+        D(\Lambda) = \langle \Lambda, t \rangle - f^*(\Lambda) - g^*(-X^T \Lambda)
+        \le \min_W g(W) + f(X W + t)
+
+    ``L`` is first moved where both conjugates are finite: clipped by the response,
+    then shrunk column by column by the penalty, so the bound holds whatever ``L``
+    was (Aghasi et al., 2017, and the dual of the norm).
+    """
+    L = program.response.dual(L, program.bias == "free")
+    shrink, conjugate = program.penalty.conjugate(matmul(program.X.T, L))
+    return program.response.bound(L * shrink[None, :], program.t) - conjugate
+
+
+def _program(
+    relu: bool,
+    X: ArrayLike,
+    Y: ArrayLike,
+    epsilon: ArrayLike,
+    t: ArrayLike,
+    V: ArrayLike,
+    penalty: Penalty | None,
+    bias: str,
+) -> Program:
+    X, Y = jnp.asarray(X), jnp.asarray(Y)
+    if X.ndim != 2 or Y.ndim != 2 or X.shape[0] != Y.shape[0] or 0 in X.shape:
+        raise ProgramError(
+            "program: expected X [n, d_in] and Y [n, d_out] with the same n rows, "
+            f"got X {list(X.shape)} and Y {list(Y.shape)}; rows are samples, one "
+            "program holds one layer, and jax.vmap stacks programs"
+        )
+    if not jnp.issubdtype(X.dtype, jnp.floating) or X.dtype.itemsize < 4:
+        raise ProgramError(
+            f"program: expected X of dtype float32 or float64, got {X.dtype}; "
+            "cast it with X.astype(jnp.float32)"
+        )
+    if bias not in BIASES:
+        raise ProgramError(f"program: bias={bias!r}; expected one of {BIASES}")
+    dtype, shape = X.dtype, Y.shape
+    Y, epsilon = Y.astype(dtype), jnp.asarray(epsilon, dtype)
+    if epsilon.shape != ():
+        raise ProgramError(
+            f"program: expected a scalar epsilon, got shape {list(epsilon.shape)}; "
+            "solve one program for each epsilon with jax.vmap"
+        )
+    t, V = _broadcast("t", t, dtype, shape), _broadcast("V", V, dtype, shape)
+    penalty = L1() if penalty is None else penalty
+    if not isinstance(penalty, Penalty):
+        raise ProgramError(
+            f"program: expected a penalty such as L1(), got {type(penalty).__name__}"
+        )
+    penalty = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), penalty)
+    for name, array in {"X": X, "Y": Y, "t": t, "epsilon": epsilon}.items():
+        if known(array) and not np.isfinite(array).all():
+            raise ProgramError(f"program: {name} holds NaN or infinity; remove it")
+    if known(epsilon) and epsilon < 0:
+        raise ProgramError(
+            f"program: epsilon={float(epsilon):g}; expected a number of at least 0"
+        )
+    if bias == "penalized":
+        X = jnp.concatenate([X, jnp.ones((X.shape[0], 1), dtype)], axis=1)
+    on = Y > 0 if relu else jnp.ones(shape, bool)
+    return Program(X, t, penalty, Match(Y, on, V, epsilon), bias)
+
+
+def _broadcast(name: str, array: ArrayLike, dtype: DTypeLike, shape: tuple) -> Array:
+    array = jnp.asarray(array, dtype)
+    if array.size == 1:
+        return array.reshape(1, 1)
+    array = array.reshape((1,) * (2 - array.ndim) + array.shape)
+    try:
+        return jnp.broadcast_to(array, shape)
+    except ValueError:
+        raise ProgramError(
+            f"program: expected {name} that broadcasts to Y {list(shape)}, "
+            f"got {list(array.shape)}"
+        ) from None
+
+
+def known(array: ArrayLike) -> bool:
+    """Whether the values can be looked at, that is, are not being traced."""
+    return not isinstance(array, jax.core.Tracer)

@@ -1,0 +1,64 @@
+"""Result codes with their messages, and the errors.
+
+A solve returns a code per lane, since lanes of one call cannot raise; only
+``prune`` raises. Knows nothing of the other rooms.
+"""
+
+CONVERGED = 0
+MAX_STEPS = 1
+NAN = 2
+
+MESSAGES = {
+    CONVERGED: "converged: gap and violation are certified within tol",
+    MAX_STEPS: "max_steps: stopped before gap and violation fell below tol",
+    NAN: "nan: not a number met, in the data or by overflow",
+}
+NAMES = {code: text.split(":")[0] for code, text in MESSAGES.items()}
+
+
+def message(code: int) -> str:
+    """What a result code means.
+
+    Example:
+      >>> from nettrim_jax import results
+      >>> results.message(0)
+      'converged: gap and violation are certified within tol'
+    """
+    try:
+        return MESSAGES[int(code)]
+    except KeyError:
+        raise NetTrimError(
+            f"result code {int(code)} is unknown; the codes are {sorted(MESSAGES)}"
+        ) from None
+
+
+class NetTrimError(ValueError):
+    """Base of every error that this library raises itself."""
+
+
+class ParamsError(NetTrimError):
+    """The params are empty, integer or not finite."""
+
+
+class BatchError(NetTrimError):
+    """The batch has no rows, is not finite, or does not go with the network."""
+
+
+class ApplyFnError(NetTrimError):
+    """``apply_fn(params, batch)`` failed or takes other arguments."""
+
+
+class LayersError(NetTrimError):
+    """The network has no layer that can be pruned."""
+
+
+class MethodError(NetTrimError):
+    """A method, solver or another setting is not what it should be."""
+
+
+class ProgramError(NetTrimError):
+    """The arrays of one program do not fit each other."""
+
+
+class SolveError(NetTrimError):
+    """A layer's solve did not converge."""

@@ -1,0 +1,39 @@
+"""Shared vocabulary: type aliases and the letters of every shape comment.
+
+Rows are samples, as in Flax; the papers' ``X`` is ours transposed.
+
+====== =====================================================================
+letter meaning
+====== =====================================================================
+n      rows: samples, positions or time steps of one layer's inputs
+d_in   inputs of a unit
+d_out  units
+b      lanes: independent programs of one shape, solved together
+X      inputs, ``[n, d_in]``
+W      weights, ``[d_in, d_out]``
+Z      response ``X W + t``, ``[n, d_out]``
+Y      the trained layer's response, ``[n, d_out]``
+t      what is added to ``X W`` and does not depend on it, ``[n, d_out]``
+V      upper limit where the trained unit is off, ``[n, d_out]``
+Omega  the entries where the trained unit is on, ``[n, d_out]`` bool
+eps    budget of error, Frobenius norm
+U      scaled duals of the two blocks
+rho    step size
+====== =====================================================================
+
+This room knows nothing of the others.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.typing
+
+Array = jax.Array
+ArrayLike = jax.typing.ArrayLike
+DTypeLike = jax.typing.DTypeLike
+Params = Any  # a pytree of arrays, in whatever container the user's framework has
+Batch = Any  # whatever apply_fn takes as its second argument
+ApplyFn = Callable[[Params, Batch], Any]
+Path = str  # "params/Dense_0/kernel"
