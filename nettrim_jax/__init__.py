@@ -2,19 +2,27 @@
 
 from nettrim_jax import results
 from nettrim_jax.admm import ADMM, Certificate, Solution, Stats, solve
+from nettrim_jax.methods import NetTrim
 from nettrim_jax.penalties import L1
 from nettrim_jax.programs import Program, linear_program, relu_program
+from nettrim_jax.pruning import Pruned, prune
+from nettrim_jax.report import Report, SiteReport
 from nettrim_jax.results import NetTrimError
 
 __all__ = [
     "ADMM",
     "Certificate",
     "L1",
+    "NetTrim",
     "NetTrimError",
     "Program",
+    "Pruned",
+    "Report",
+    "SiteReport",
     "Solution",
     "Stats",
     "linear_program",
+    "prune",
     "relu_program",
     "results",
     "solve",

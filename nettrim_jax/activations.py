@@ -1,0 +1,198 @@
+"""Captures what each layer sees and answers, in one run of the network.
+
+Every site's activations are reduced to at most ``rows`` rows while the network runs,
+each row drawn with the same chance: rows carry random priorities, and the highest
+are kept, per operation, then over uses and loop steps. Rows come out in random
+order.
+
+Knows the graph; knows no solver.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nettrim_jax import following, jaxprs
+from nettrim_jax.jaxprs import Op, Ref
+from nettrim_jax.results import BatchError
+from nettrim_jax.tracing import Graph, Site
+from nettrim_jax.typing import Array
+from nettrim_jax.uses import Use
+
+
+class Activation(NamedTuple):
+    """What one site saw: ``P = scale * (X W) + t`` is kept where a ReLU lets it by."""
+
+    X: Array  # [b, n, d_in]
+    t: Array  # [b, n, d_out]
+    P: Array  # [b, n, d_out], the trained answer before the ReLU
+    valid: Array  # [b, n] bool, False for padding
+    scale: Array  # [b, d_out]
+    gain: Array  # [b, d_out], how P moves with the bias
+
+
+class _Rows(NamedTuple):
+    X: Array  # [b, m, d_in]
+    t: Array  # [b, m, d_out]
+    P: Array  # [b, m, d_out]
+    priority: Array  # [b, m], zero for rows that do not count
+
+
+class _Seen(NamedTuple):
+    rows: _Rows
+    scale: Array  # [b, d_out]
+    gain: Array  # [b, d_out]
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "chosen", "rows"))
+def capture(
+    graph: Graph,
+    chosen: tuple[int, ...],
+    rows: int,
+    consts: Sequence[Array],
+    leaves: Sequence[Array],
+    batch: Sequence[Array],
+    key: Array,
+    weights: Array | None = None,
+) -> tuple[tuple[Activation, ...], list[Array]]:
+    """Runs the network once and keeps rows of the chosen sites.
+
+    Args:
+      graph: from :func:`nettrim_jax.tracing.trace`.
+      chosen: positions in ``graph.sites``.
+      rows: at most so many rows per lane.
+      consts: what the network closes over.
+      leaves: the params' arrays.
+      batch: the batch's arrays.
+      key: a PRNG key.
+      weights: a prefix of the rows' axes; rows of weight zero do not count.
+
+    Returns:
+      One activation per chosen site with ``min(rows, all)`` rows in random order,
+      invalid ones last, and the network's outputs.
+
+    Raises:
+      BatchError: ``weights`` is no prefix of a site's rows.
+    """
+    by_visit: dict[int, list[Use]] = {}
+    for k in chosen:
+        for use in graph.sites[k].uses:
+            by_visit.setdefault(use.visit, []).append(use)
+
+    def visit(op: Op, read: Callable[[Ref], Array], steps: tuple[Array, ...]) -> Any:
+        return {
+            use.op.id: _see(use, read, steps, rows, key, weights)
+            for use in by_visit[op.id]
+        }
+
+    inputs = [*leaves, *batch]
+    outputs, seen = jaxprs.evaluate(graph.flat, consts, inputs, by_visit, visit)
+    by_op = {op_id: got for visits in seen.values() for op_id, got in visits.items()}
+    sites = [graph.sites[k] for k in chosen]
+    return tuple(_activation(site, by_op, rows) for site in sites), outputs
+
+
+def _see(
+    use: Use,
+    read: Callable[[Ref], Array],
+    steps: tuple[Array, ...],
+    rows: int,
+    key: Array,
+    weights: Array | None,
+) -> _Seen:
+    key = jax.random.fold_in(key, use.op.id)
+    for step in steps:
+        key = jax.random.fold_in(key, step)
+    folding, chain = use.folding, use.chain
+    priority = jax.random.uniform(key, (folding.rows,), jnp.float32, minval=1e-6)
+    if weights is not None:
+        counts = row_weights(use, weights) > 0
+        priority = jnp.where(counts, priority, 0)
+    # every step of a shared loop gives its part, so memory does not grow with it
+    quota = min(folding.rows, -(-rows * folding.rows // use.rows))
+    priority, pick = jax.lax.top_k(priority, quota)
+
+    Z = read(chain.start)
+    dtype = jnp.promote_types(jnp.promote_types(Z.dtype, read(use.act).dtype), "float32")
+    t, pull = jax.vjp(
+        lambda z: following.run(chain.ops, chain.start, z, read), jnp.zeros_like(Z)
+    )
+
+    def back(value: Array) -> Array:
+        value = following.pull_back(chain.ops, Z, value)
+        return folding.result(value, pick).astype(dtype)
+
+    def per_unit(value: Array) -> Array:
+        return folding.result(value, pick[:1])[:, 0].astype(dtype)
+
+    ones = jnp.ones((folding.lanes, folding.d_out), dtype)
+    scale, gain = ones, ones
+    if chain.scales:
+        scale = per_unit(pull(jnp.ones_like(t))[0])
+    if chain.bias is not None and chain.scales:
+        tail, start = chain.bias.tail, chain.bias.start
+        t_tail, pull_tail = jax.vjp(
+            lambda z: following.run(tail, start, z, read), jnp.zeros_like(Z)
+        )
+        gain = per_unit(pull_tail(jnp.ones_like(t_tail))[0])
+    P = back(read(chain.end))
+    X = folding.inputs(read(use.act), pick).astype(dtype)
+    priority = jnp.broadcast_to(priority, (folding.lanes, quota))
+    return _Seen(_Rows(X, back(t), P, priority), scale, gain)
+
+
+def row_weights(use: Use, weights: Array) -> Array:
+    """``weights`` spread over the rows of a use, ``[n]``."""
+    shape = use.folding.row_shape
+    if shape[: weights.ndim] == weights.shape:
+        full = weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
+        return jnp.broadcast_to(full, shape).ravel()
+    if shape and shape[0] == weights.size:  # batch and time merged into one axis
+        full = weights.reshape((-1,) + (1,) * (len(shape) - 1))
+        return jnp.broadcast_to(full, shape).ravel()
+    raise BatchError(
+        f"weights: shape {list(weights.shape)} is no prefix of the rows {list(shape)} "
+        f"of a {use.folding.kind} layer; give one number per sample, or per sample "
+        "and position"
+    )
+
+
+def _activation(site: Site, by_op: dict[int, _Seen], rows: int) -> Activation:
+    parts = []
+    for use in site.uses:
+        seen = by_op[use.op.id]
+        own = [i for i, lane in enumerate(use.lanes) if lane]
+        shared = [i for i, lane in enumerate(use.lanes) if not lane]
+        loops, after = len(use.lanes), [*own, len(use.lanes), *shared]
+
+        def merged(a: Array) -> Array:
+            order = [*after, *range(loops + 1, a.ndim)]  # noqa: B023
+            a = a.transpose(order)
+            k = len(own) + 1  # noqa: B023
+            lanes = math.prod(a.shape[:k])
+            return a.reshape(lanes, -1, *a.shape[loops + 2 :])  # noqa: B023
+
+        parts.append(jax.tree.map(merged, seen.rows))
+        lanes = parts[0].X.shape[0]
+        first = tuple(slice(None) if lane else 0 for lane in use.lanes)
+        scale, gain = (
+            a[first].reshape(lanes, -1) for a in (seen.scale, seen.gain)
+        )
+    rows_all = jax.tree.map(lambda *p: jnp.concatenate(p, axis=1), *parts)
+    kept = keep(rows_all, rows)
+    return Activation(kept.X, kept.t, kept.P, kept.priority > 0, scale, gain)
+
+
+def keep(rows: _Rows, most: int) -> _Rows:
+    """The ``most`` rows of highest priority, per lane, in that order."""
+    count = min(most, rows.priority.shape[1])
+    priority, pick = jax.lax.top_k(rows.priority, count)
+
+    def take(a: Array) -> Array:
+        return jnp.take_along_axis(a, pick[:, :, None], axis=1)
+
+    return _Rows(take(rows.X), take(rows.t), take(rows.P), priority)

@@ -1,0 +1,70 @@
+"""Many layers' programs in few calls: one bucket per shape, one vmapped solve each.
+
+Knows programs and the solver; knows no model.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from nettrim_jax import admm
+from nettrim_jax.admm import ADMM, Solution
+from nettrim_jax.programs import Program
+
+
+@functools.partial(jax.jit, static_argnames=("config", "chunk"))
+def solve_stack(program: Program, config: ADMM, chunk: int) -> Solution:
+    """Solves a stack of programs, at most ``chunk`` lanes at a time."""
+    lanes = program.X.shape[0]
+    if chunk >= lanes:
+        return jax.vmap(lambda one: admm.solve(one, config))(program)
+    return jax.lax.map(lambda one: admm.solve(one, config), program, batch_size=chunk)
+
+
+def lane_bytes(program: Program) -> int:
+    """About how much memory the solve of one lane of a stack takes, in bytes."""
+    _, n, d_in = program.X.shape
+    d_out = program.response.Y.shape[-1]
+    small = min(n, d_in)
+    arrays = 3 * n * d_in + 12 * n * d_out + 8 * d_in * d_out + 4 * small**2
+    return arrays * program.X.dtype.itemsize
+
+
+def solve_all(
+    stacks: Sequence[Program],
+    config: ADMM,
+    memory: int,
+    done: Callable[[int], None] = lambda stacks: None,
+) -> list[Solution]:
+    """Solves every stack; stacks of one shape are solved in one call.
+
+    Args:
+      stacks: programs with a leading lane axis.
+      config: the solver's settings.
+      memory: bytes that one call may take.
+      done: called after each bucket with how many stacks are solved by then.
+
+    Returns:
+      The solutions, in the order of ``stacks``.
+    """
+    buckets: dict[object, list[int]] = {}
+    for i, stack in enumerate(stacks):
+        leaves, tree = jax.tree.flatten(stack)
+        shapes = tuple((leaf.shape[1:], str(leaf.dtype)) for leaf in leaves)
+        buckets.setdefault((tree, shapes), []).append(i)
+    out: dict[int, Solution] = {}
+    for members in buckets.values():
+        joined = jax.tree.map(
+            lambda *parts: jnp.concatenate(parts), *(stacks[i] for i in members)
+        )
+        chunk = max(1, memory // lane_bytes(joined))
+        solution = solve_stack(joined, config, chunk)
+        start = 0
+        for i in members:
+            stop = start + stacks[i].X.shape[0]
+            out[i] = jax.tree.map(lambda a: a[start:stop], solution)  # noqa: B023
+            start = stop
+        done(len(out))
+    return [out[i] for i in range(len(stacks))]

@@ -1,0 +1,207 @@
+"""One linear operation as a stack of matrix products: ``[b, n, d_in] @ [b, d_in, d_out]``.
+
+``fold`` reads a ``dot_general`` or a convolution and says how its activations, its
+weight and its result are laid out as matrices. Groups and batch dimensions of the
+weight are lanes ``b``; samples, positions and all else are rows ``n``.
+
+Knows one operation at a time: no graph, no solver.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nettrim_jax.jaxprs import Op
+from nettrim_jax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Folding:
+    """How one operation's arrays become matrices.
+
+    Attributes:
+      kind: ``"dense"`` or ``"conv"``.
+      lanes: ``b``.
+      rows: ``n`` of one run of the operation.
+      d_in: inputs of a unit.
+      d_out: units of a lane.
+      row_shape: the rows' axes before they were merged, the batch first.
+      side: which operand the weight is.
+      weight_order: axes of the weight: lanes, inputs, units.
+      inputs_order: axes of a dense operation's activations: lanes, rows, inputs.
+      result_order: axes of the result: lanes, rows, units.
+      labels: per axis of the result ``"row"`` or ``"unit"``.
+      window: a convolution's kernel size.
+      op: the operation, for convolutions' geometry.
+    """
+
+    kind: str
+    lanes: int
+    rows: int
+    d_in: int
+    d_out: int
+    row_shape: tuple[int, ...]
+    side: int
+    weight_order: tuple[int, ...]
+    inputs_order: tuple[int, ...]
+    result_order: tuple[int, ...]
+    labels: tuple[str, ...]
+    window: tuple[int, ...]
+    op: Op
+
+    def inputs(self, A: Array, pick: Array) -> Array:
+        """Activations of chosen rows as ``X``, ``[b, m, d_in]``."""
+        if self.kind == "conv":
+            return _windows(self, A, pick)
+        A = A.transpose(self.inputs_order)
+        A = A.reshape(self.lanes, self.rows, self.d_in)
+        return jnp.take(A, pick, axis=1)
+
+    def result(self, A: Array, pick: Array) -> Array:
+        """Chosen rows of what has the result's layout, ``[b, m, d_out]``."""
+        A = A.transpose(self.result_order)
+        if self.kind == "dense":
+            A = A.reshape(self.lanes, self.rows, self.d_out)
+            return jnp.take(A, pick, axis=1)
+        # the lanes are the outer part of a convolution's channel axis
+        A = A.reshape(self.rows, self.lanes, self.d_out)
+        return jnp.take(A, pick, axis=0).transpose(1, 0, 2)
+
+    def weight(self, index: np.ndarray, loops: int) -> np.ndarray:
+        """An array of the weight's layout as ``[*loops, b, d_in, d_out]``."""
+        head = index.shape[:loops]
+        order = tuple(range(loops)) + tuple(loops + a for a in self.weight_order)
+        index = index.transpose(order)
+        if self.kind == "conv":  # [d_out * b, d_in] with the lanes outside
+            index = index.reshape(*head, self.lanes, self.d_out, self.d_in)
+            return np.moveaxis(index, -1, -2)
+        return index.reshape(*head, self.lanes, self.d_in, self.d_out)
+
+    def units(self, index: np.ndarray, loops: int) -> np.ndarray:
+        """One row of an array of the result's layout as ``[*loops, b, d_out]``.
+
+        Row axes of ``index`` are of size one.
+        """
+        head = index.shape[:loops]
+        order = tuple(range(loops)) + tuple(loops + a for a in self.result_order)
+        return index.transpose(order).reshape(*head, self.lanes, self.d_out)
+
+
+def fold(op: Op, side: int, lhs: Any, rhs: Any, out: Any) -> Folding | str:
+    """Folds an operation whose operand ``side`` is the weight.
+
+    Args:
+      op: a ``dot_general`` or a ``conv_general_dilated``.
+      side: 0 if the weight is the left operand, 1 if the right.
+      lhs: shape and dtype of the left operand.
+      rhs: shape and dtype of the right operand.
+      out: shape and dtype of the result.
+
+    Returns:
+      The folding, or why there is none, in words.
+    """
+    if op.name == "dot_general":
+        return _fold_dot(op, side, (lhs, rhs))
+    return _fold_conv(op, side, rhs, out)
+
+
+def _fold_dot(op: Op, side: int, avals: tuple[Any, Any]) -> Folding | str:
+    contract, batch = op.params["dimension_numbers"]
+    weight, act = avals[side].shape, avals[1 - side].shape
+    wc, wb = tuple(contract[side]), tuple(batch[side])
+    ac, ab = tuple(contract[1 - side]), tuple(batch[1 - side])
+    wf = tuple(a for a in range(len(weight)) if a not in wc + wb)
+    af = tuple(a for a in range(len(act)) if a not in ac + ab)
+
+    def size(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+        return math.prod(shape[a] for a in axes)
+
+    if not wc:
+        return "an outer product: nothing is summed over the weight"
+    # the result's axes: batch, then the left operand's rest, then the right's
+    nb, nw, na = len(wb), len(wf), len(af)
+    starts = (nb, nb + nw) if side == 0 else (nb + na, nb)
+    units = tuple(range(starts[0], starts[0] + nw))
+    rows = tuple(range(starts[1], starts[1] + na))
+    labels = ["unit"] * (nb + nw + na)
+    for axis in rows:
+        labels[axis] = "row"
+    return Folding(
+        kind="dense",
+        lanes=size(weight, wb),
+        rows=size(act, af),
+        d_in=size(weight, wc),
+        d_out=size(weight, wf),
+        row_shape=tuple(act[a] for a in af),
+        side=side,
+        weight_order=wb + wc + wf,
+        inputs_order=ab + af + ac,
+        result_order=tuple(range(nb)) + rows + units,
+        labels=tuple(labels),
+        window=(),
+        op=op,
+    )
+
+
+def _fold_conv(op: Op, side: int, rhs: Any, out: Any) -> Folding | str:
+    if side == 0:
+        return "a convolution whose image, not kernel, is the parameter"
+    if op.params["batch_group_count"] != 1:
+        return "a convolution with batch_group_count, a gradient's form"
+    numbers = op.params["dimension_numbers"]
+    lanes = op.params["feature_group_count"]
+    out_spec, rhs_spec = numbers.out_spec, numbers.rhs_spec
+    out_shape = out.shape
+    labels = ["row"] * len(out_shape)
+    labels[out_spec[1]] = "unit"
+    row_axes = (out_spec[0], *out_spec[2:])
+    row_shape = tuple(out_shape[a] for a in row_axes)
+    kernel = math.prod(rhs.shape[a] for a in rhs_spec[1:])
+    return Folding(
+        kind="conv",
+        lanes=lanes,
+        rows=math.prod(row_shape),
+        d_in=kernel,
+        d_out=rhs.shape[rhs_spec[0]] // lanes,
+        row_shape=row_shape,
+        side=1,
+        weight_order=tuple(rhs_spec),
+        inputs_order=(),
+        result_order=(*row_axes, out_spec[1]),
+        labels=tuple(labels),
+        window=tuple(rhs.shape[a] for a in rhs_spec[2:]),
+        op=op,
+    )
+
+
+def _windows(folding: Folding, A: Array, pick: Array) -> Array:
+    """The windows of an image that chosen rows see, ``[b, m, d_in]``.
+
+    Only copies: gathering ``m`` windows needs neither the whole unfolded image nor
+    a convolution's arithmetic.
+    """
+    params = folding.op.params
+    A = A.transpose(params["dimension_numbers"].lhs_spec)  # [batch, channel, *space]
+    inner = [(lo, hi, d - 1) for (lo, hi), d in zip(
+        params["padding"], params["lhs_dilation"], strict=True
+    )]
+    A = jax.lax.pad(A, jnp.zeros((), A.dtype), [(0, 0, 0), (0, 0, 0), *inner])
+    dilation = params["rhs_dilation"]
+    extent = [(k - 1) * d + 1 for k, d in zip(folding.window, dilation, strict=True)]
+    strides = params["window_strides"]
+
+    def window(row: Array) -> Array:
+        sample, *at = jnp.unravel_index(row, folding.row_shape)
+        start = [i * s for i, s in zip(at, strides, strict=True)]
+        zero = jnp.zeros((), row.dtype)
+        out = jax.lax.dynamic_slice(
+            A, [sample, zero, *start], [1, A.shape[1], *extent]
+        )[0]
+        out = out[(slice(None), *(slice(None, None, d) for d in dilation))]
+        return out.reshape(folding.lanes, folding.d_in)
+
+    return jax.vmap(window, out_axes=1)(pick)

@@ -1,0 +1,310 @@
+"""A jaxpr as a flat program: calls inlined, control flow kept, names made numbers.
+
+``flatten`` turns ``apply_fn`` into blocks of operations on numbered slots, so that
+whoever reads it need not care how often it was wrapped in ``jit``, ``remat`` or a
+custom derivative. ``evaluate`` runs it and shows chosen operations' surroundings to
+a visitor: that is how activations are seen, with no module patched.
+
+Knows jaxprs only: no layers, no solver.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jex_core
+
+# calls that mean their body; what is not here and not control flow stays opaque
+CALLS = frozenset(
+    "jit pjit closed_call core_call call remat remat2 checkpoint custom_jvp_call "
+    "custom_vjp_call custom_vjp_call_jaxpr custom_lin".split()
+)
+BODY_NAMES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Literal:
+    """A constant that stands in an operation itself."""
+
+    value: Any
+
+
+Ref = int | Literal
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Op:
+    """One operation; ``blocks`` are the bodies of a control-flow operation."""
+
+    id: int
+    primitive: Any
+    params: Mapping[str, Any]
+    inputs: tuple[Ref, ...]
+    outputs: tuple[int, ...]
+    blocks: "tuple[Block, ...]" = ()
+
+    @property
+    def name(self) -> str:
+        """The primitive's name."""
+        return self.primitive.name
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Block:
+    """A straight run of operations from its inputs to its outputs."""
+
+    inputs: tuple[int, ...]
+    ops: tuple[Op, ...]
+    outputs: tuple[Ref, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Flat:
+    """A flat program.
+
+    Attributes:
+      block: the main block; its inputs are the arguments' leaves.
+      consts: slots of the arrays closed over, which are handed in at each run.
+      avals: shape and dtype of every slot.
+      signature: equal for programs that compute the same.
+    """
+
+    block: Block
+    consts: tuple[int, ...]
+    avals: Mapping[int, Any]
+    signature: str
+
+    def aval(self, ref: Ref) -> Any:
+        """Shape and dtype of a slot or a literal."""
+        if isinstance(ref, Literal):
+            value = np.asarray(ref.value)
+            return jax.ShapeDtypeStruct(value.shape, value.dtype)
+        return self.avals[ref]
+
+
+def flatten(closed: Any) -> tuple[Flat, list[Any]]:
+    """Flattens a closed jaxpr; returns it and the values of its constants."""
+    builder = _Builder()
+    block = builder.block(closed.jaxpr, closed.consts)
+    parts: list[str] = []
+    _sign(block, builder.avals, parts)
+    for slot in builder.consts:
+        parts.append(f"const {slot} {builder.avals[slot]}")
+    signature = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    flat = Flat(block, tuple(builder.consts), builder.avals, signature)
+    return flat, list(builder.consts.values())
+
+
+class _Builder:
+    def __init__(self):
+        self.avals: dict[int, Any] = {}
+        self.consts: dict[int, Any] = {}
+        self.op_count = 0
+
+    def slot(self, aval: Any) -> int:
+        self.avals[len(self.avals)] = aval
+        return len(self.avals) - 1
+
+    def block(self, jaxpr: Any, consts: Sequence[Any]) -> Block:
+        env: dict[Any, Ref] = {}
+        self.bind_consts(env, jaxpr, consts)
+        inputs = tuple(self.slot(var.aval) for var in jaxpr.invars)
+        env.update(zip(jaxpr.invars, inputs, strict=True))
+        ops: list[Op] = []
+        outputs = self.run(jaxpr, env, ops)
+        return Block(inputs, tuple(ops), outputs)
+
+    def bind_consts(self, env: dict[Any, Ref], jaxpr: Any, consts: Any) -> None:
+        for var, value in zip(jaxpr.constvars, consts, strict=True):
+            env[var] = self.slot(var.aval)
+            self.consts[env[var]] = value
+
+    def run(self, jaxpr: Any, env: dict[Any, Ref], ops: list[Op]) -> tuple[Ref, ...]:
+        def read(atom: Any) -> Ref:
+            is_literal = isinstance(atom, jex_core.Literal)
+            return Literal(atom.val) if is_literal else env[atom]
+
+        for eqn in jaxpr.eqns:
+            inputs = tuple(read(atom) for atom in eqn.invars)
+            body = _body(eqn)
+            if body is not None:  # a call: its body runs in place
+                inner: dict[Any, Ref] = {}
+                self.bind_consts(inner, body.jaxpr, body.consts)
+                inner.update(zip(body.jaxpr.invars, inputs, strict=True))
+                outputs = self.run(body.jaxpr, inner, ops)
+                env.update(zip(eqn.outvars, outputs, strict=True))
+                continue
+            blocks = tuple(self.block(b.jaxpr, b.consts) for b in _branches(eqn))
+            outputs = tuple(self.slot(var.aval) for var in eqn.outvars)
+            env.update(zip(eqn.outvars, outputs, strict=True))
+            op = Op(self.op_count, eqn.primitive, eqn.params, inputs, outputs, blocks)
+            self.op_count += 1
+            ops.append(op)
+        return tuple(read(atom) for atom in jaxpr.outvars)
+
+
+def _close(jaxpr: Any) -> Any:
+    if isinstance(jaxpr, jex_core.ClosedJaxpr):
+        return jaxpr
+    return None if jaxpr.constvars else jex_core.ClosedJaxpr(jaxpr, ())
+
+
+def _body(eqn: Any) -> Any:
+    if eqn.primitive.name not in CALLS:
+        return None
+    for name in BODY_NAMES:
+        if name in eqn.params and hasattr(eqn.params[name], "eqns"):
+            return _close(eqn.params[name])
+    return None
+
+
+def _branches(eqn: Any) -> tuple[Any, ...]:
+    """Bodies of control flow in the order of ``Op.blocks``."""
+    names = {"scan": ["jaxpr"], "while": ["cond_jaxpr", "body_jaxpr"]}
+    if eqn.primitive.name == "cond":
+        return tuple(eqn.params["branches"])
+    return tuple(eqn.params[name] for name in names.get(eqn.primitive.name, []))
+
+
+def _sign(block: Block, avals: Mapping[int, Any], parts: list[str]) -> None:
+    def ref(item: Ref) -> str:
+        return _text(item.value) if isinstance(item, Literal) else f"%{item}"
+
+    parts.append("in " + " ".join(f"{ref(i)}:{avals[i]}" for i in block.inputs))
+    for op in block.ops:
+        outputs = " ".join(f"{ref(o)}:{avals[o]}" for o in op.outputs)
+        inputs = " ".join(map(ref, op.inputs))
+        skip = {"jaxpr", "cond_jaxpr", "body_jaxpr", "branches"} if op.blocks else set()
+        kept = sorted(k for k in op.params if k not in skip)
+        params = ",".join(f"{k}={_text(op.params[k])}" for k in kept)
+        parts.append(f"{outputs} = {op.name}[{params}] {inputs}")
+        for inner in op.blocks:
+            _sign(inner, avals, parts)
+    parts.append("out " + " ".join(map(ref, block.outputs)))
+
+
+def _text(value: Any) -> str:
+    # repr elides the middle of large arrays, which would make unequal programs equal
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        array = np.asarray(value)
+        digest = hashlib.sha256(array.tobytes()).hexdigest()
+        return f"{array.dtype}{array.shape}{digest}"
+    if isinstance(value, tuple | list):
+        return "(" + ",".join(map(_text, value)) + ")"
+    return repr(value)
+
+
+Visitor = Callable[[Op, Callable[[Ref], Any], tuple[Any, ...]], Any]
+
+
+def apply(op: Op, *args: Any) -> list[Any]:
+    """Runs one operation as it is."""
+    bound = op.primitive.get_bind_params(op.params)
+    subfuns, params = bound if isinstance(bound, tuple) else ((), bound)
+    out = op.primitive.bind(*subfuns, *args, **params)
+    return list(out) if op.primitive.multiple_results else [out]
+
+
+def evaluate(
+    flat: Flat,
+    consts: Sequence[Any],
+    inputs: Sequence[Any],
+    visits: Mapping[int, Any],
+    visit: Visitor,
+) -> tuple[list[Any], dict[int, Any]]:
+    """Runs the program and collects what the visitor saw.
+
+    Args:
+      flat: the program.
+      consts: values of ``flat.consts``.
+      inputs: values of ``flat.block.inputs``.
+      visits: ids of the operations after which ``visit(op, read, steps)`` is called;
+        ``read`` gives the value of any slot known by then, ``steps`` the counters
+        of the enclosing loops.
+      visit: returns a pytree of arrays.
+
+    Returns:
+      The outputs, and ``op.id -> pytree``. Of an operation within a ``scan`` the
+      arrays have one more leading axis per loop; within a ``cond`` those of a branch
+      not taken are zero.
+    """
+    env = dict(zip(flat.consts, consts, strict=True))
+    env.update(zip(flat.block.inputs, inputs, strict=True))
+    return _Run(visits, visit).block(flat.block, env, ())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    visits: Mapping[int, Any]
+    visit: Visitor
+
+    def block(
+        self, block: Block, env: dict[int, Any], steps: tuple[Any, ...]
+    ) -> tuple[list[Any], dict[int, Any]]:
+        def read(ref: Ref) -> Any:
+            return ref.value if isinstance(ref, Literal) else env[ref]
+
+        seen: dict[int, Any] = {}
+        for op in block.ops:
+            args = [read(ref) for ref in op.inputs]
+            if op.name in ("scan", "cond") and self.visited(op):
+                run = self.scan if op.name == "scan" else self.cond
+                outputs, inner = run(op, args, env, steps)
+                seen.update(inner)
+            else:
+                outputs = apply(op, *args)
+            env.update(zip(op.outputs, outputs, strict=True))
+            if op.id in self.visits:
+                seen[op.id] = self.visit(op, read, steps)
+        return [read(ref) for ref in block.outputs], seen
+
+    def visited(self, op: Op) -> bool:
+        inner = (op for block in op.blocks for op in block.ops)
+        return any(op.id in self.visits or self.visited(op) for op in inner)
+
+    def body(self, block: Block, env: dict[int, Any], args: Any, steps: Any) -> Any:
+        inner = {**env, **dict(zip(block.inputs, args, strict=True))}
+        return self.block(block, inner, steps)
+
+    def scan(self, op: Op, args: list[Any], env: dict[int, Any], steps: Any) -> Any:
+        first, carried = op.params["num_consts"], op.params["num_carry"]
+        length = op.params["length"]
+        consts, carry = args[:first], args[first : first + carried]
+
+        def body(carry: Any, step_xs: Any) -> Any:
+            step, xs = step_xs
+            inner = [*consts, *carry, *xs]
+            outputs, seen = self.body(op.blocks[0], env, inner, (*steps, step))
+            return outputs[:carried], (outputs[carried:], seen)
+
+        xs = (jax.numpy.arange(length), args[first + carried :])
+        reverse = op.params["reverse"]
+        carry, (ys, seen) = jax.lax.scan(body, carry, xs, length, reverse)
+        return [*carry, *ys], seen
+
+    def cond(self, op: Op, args: list[Any], env: dict[int, Any], steps: Any) -> Any:
+        def run(block: Block, operands: list[Any]) -> Any:
+            return self.body(block, env, operands, steps)
+
+        index, operands = args[0], args[1:]
+        shapes = [
+            jax.eval_shape(functools.partial(run, block), operands)[1]
+            for block in op.blocks
+        ]
+
+        def branch(i: int, operands: list[Any]) -> Any:
+            outputs, seen = run(op.blocks[i], operands)
+            for other, shape in enumerate(shapes):
+                if other != i:
+                    seen |= jax.tree.map(
+                        lambda s: jax.numpy.zeros(s.shape, s.dtype), shape
+                    )
+            return outputs, seen
+
+        branches = [functools.partial(branch, i) for i in range(len(op.blocks))]
+        # a two-way cond has a boolean index
+        return jax.lax.switch(jax.numpy.int32(index), branches, operands)

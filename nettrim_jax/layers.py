@@ -1,0 +1,117 @@
+"""One layer within a pruning: its program, its answer written back, what that cost.
+
+Jitted steps on one site's arrays; whatever is static is a plain value, so that a
+second pruning of the same model compiles nothing. Knows methods and masks; knows no
+network.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nettrim_jax import masks, results
+from nettrim_jax.activations import Activation
+from nettrim_jax.admm import Solution
+from nettrim_jax.linalg import matmul
+from nettrim_jax.methods import Method
+from nettrim_jax.programs import Program
+from nettrim_jax.typing import Array
+
+
+class Measured(NamedTuple):
+    """What a site's new weights are and do."""
+
+    nonzeros: Array  # [], int32
+    error: Array  # [], relative, rows that the solver saw
+    held_out_error: Array  # [], relative, the others
+
+
+class Place(NamedTuple):
+    """Where a site's weights and its bias stand."""
+
+    leaf: Array
+    index: Array  # [b, d_in, d_out]
+    bias: Array | None
+    bias_index: Array | None  # [b, d_out]
+
+
+def held_out_rows(n: int, share: float) -> int:
+    """How many of ``n`` rows no solver sees; at least one is left for it."""
+    return min(round(share * n), n - 1)
+
+
+@functools.partial(jax.jit, static_argnames=("relu", "bias", "held"))
+def program(
+    method: Method, place: Place, seen: Activation, relu: bool, bias: str, held: int
+) -> Program:
+    """The site's program on all rows but the first ``held``, which come at random."""
+    if bias == "penalized":  # all of it is to be found, so none of it stays in t
+        own = masks.read(place.bias, place.bias_index).astype(seen.t.dtype)
+        seen = seen._replace(t=seen.t - (own * seen.gain)[:, None, :])
+    cut = {name: getattr(seen, name)[:, held:] for name in ("X", "t", "P", "valid")}
+    return method.program(seen._replace(**cut), relu, bias)
+
+
+@functools.partial(jax.jit, static_argnames=("bias", "keep"))
+def write(
+    place: Place, seen: Activation, solution: Solution, bias: str, keep: bool
+) -> tuple[Array, Array | None]:
+    """The leaf and the bias leaf with a solution in them.
+
+    ``keep`` leaves lanes whose solve did not converge as they were.
+    """
+    use = (solution.result == results.CONVERGED) | (not keep)
+    W = _divide(solution.W, seen.scale[:, None, :])
+    old = masks.read(place.leaf, place.index).astype(W.dtype)
+    leaf = masks.write(
+        place.leaf, place.index, jnp.where(use[:, None, None], W, old)
+    )
+    if bias == "fixed":
+        return leaf, place.bias
+    old = masks.read(place.bias, place.bias_index)
+    move = _divide(solution.bias, seen.gain)
+    new = move if bias == "penalized" else old.astype(move.dtype) + move
+    # a unit that the bias cannot reach keeps it
+    use = use[:, None] & (seen.gain != 0)
+    new = jnp.where(use, new.astype(old.dtype), old)
+    return leaf, masks.write(place.bias, place.bias_index, new)
+
+
+@functools.partial(jax.jit, static_argnames=("relu", "held"))
+def measure(
+    place: Place,
+    seen: Activation,
+    leaf: Array,
+    bias: Array | None,
+    relu: bool,
+    held: int,
+) -> Measured:
+    """Counts and errors of new leaves, as they are stored, against the trained."""
+    W = masks.read(leaf, place.index)
+    answer = matmul(seen.X, W.astype(seen.X.dtype) * seen.scale[:, None, :]) + seen.t
+    if place.bias is not None:
+        new, old = (
+            masks.read(a, place.bias_index).astype(seen.X.dtype)
+            for a in (bias, place.bias)
+        )
+        answer = answer + ((new - old) * seen.gain)[:, None, :]
+    want = seen.P
+    if relu:
+        answer, want = jnp.maximum(answer, 0), jnp.maximum(want, 0)
+    counts = seen.valid[:, :, None]
+    off2 = jnp.sum(jnp.where(counts, (answer - want) ** 2, 0), axis=(0, 2))
+    want2 = jnp.sum(jnp.where(counts, want**2, 0), axis=(0, 2))
+
+    def relative(rows: slice) -> Array:
+        total, size = jnp.sum(off2[rows]), jnp.sum(want2[rows])
+        return jnp.sqrt(jnp.where(total == 0, 0, total / size))
+
+    held_out = relative(slice(None, held)) if held else jnp.full((), jnp.nan)
+    count = jnp.sum(W != 0, dtype=jnp.int32)
+    return Measured(count, relative(slice(held, None)), held_out)
+
+
+def _divide(a: Array, b: Array) -> Array:
+    return jnp.where(b != 0, a / jnp.where(b != 0, b, 1), 0)

@@ -1,0 +1,46 @@
+"""A bar on a terminal, or the user's own callback. Knows nothing of pruning."""
+
+import sys
+from collections.abc import Callable
+
+from nettrim_jax.results import MethodError
+
+Callback = Callable[[int, int, str], None]
+Progress = None | bool | Callback
+
+WIDTH = 30
+
+
+def start(progress: Progress, total: int, traced: bool) -> Callable[[int, str], None]:
+    """What to call as ``(done, what)`` for the progress that was asked for.
+
+    Args:
+      progress: ``None``: a bar if stderr is a terminal; True or False: a bar or none;
+        or a callback ``(done, total, what)``.
+      total: how many steps there are.
+      traced: whether JAX is tracing, when there is no progress to show.
+
+    Returns:
+      A function; one that does nothing where there is nothing to show.
+
+    Raises:
+      MethodError: ``progress`` is none of these.
+    """
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise MethodError(
+            f"progress={progress!r}: expected None, True, False or a function "
+            "(done, total, what)"
+        )
+    show = sys.stderr.isatty() if progress is None else progress
+    if traced or not show:
+        return lambda done, what: None
+    callback = progress if callable(progress) else _bar
+    return lambda done, what: callback(done, total, what)
+
+
+def _bar(done: int, total: int, what: str) -> None:
+    filled = WIDTH * done // total
+    bar = "#" * filled + "-" * (WIDTH - filled)
+    end = "\n" if done == total else ""
+    sys.stderr.write(f"\rnettrim [{bar}] {done}/{total} {what:<12}{end}")
+    sys.stderr.flush()

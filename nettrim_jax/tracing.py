@@ -1,0 +1,228 @@
+"""Finds the layers of any JAX function in its jaxpr, and says why others are none.
+
+``trace`` walks the flat program of ``apply_fn`` once. Every linear operation with
+an operand that comes from one leaf by index maps only is a use of that leaf; the
+uses of one matrix are one site. Whatever else happens to a leaf is a reason.
+
+Knows programs of JAX; knows no solver and no framework's modules.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nettrim_jax import following, jaxprs
+from nettrim_jax.jaxprs import Flat
+from nettrim_jax.results import ApplyFnError, LayersError, ParamsError
+from nettrim_jax.typing import ApplyFn, Batch, Params, Path
+from nettrim_jax.uses import Seen, Use, Walk
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Site:
+    """One problem: a stack of matrices of one leaf, and its uses.
+
+    Attributes:
+      leaf: position of the leaf in the flattened params.
+      path: its path.
+      kind: ``"dense"`` or ``"conv"``.
+      response: ``"relu"`` or ``"linear"``.
+      index: where each entry stands in the leaf, ``[b, d_in, d_out]``.
+      bias: the leaf of a bias that may move and its entries, ``[b, d_out]``.
+      uses: in order of execution.
+    """
+
+    leaf: int
+    path: Path
+    kind: str
+    response: str
+    index: np.ndarray
+    bias: tuple[int, np.ndarray] | None
+    uses: tuple[Use, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """What :func:`trace` found. Equal graphs compute the same and compile once."""
+
+    flat: Flat
+    consts: tuple[Any, ...]
+    sites: tuple[Site, ...]
+    skipped: tuple[tuple[Path, str], ...]
+    paths: tuple[Path, ...]
+
+    def __hash__(self) -> int:
+        return hash(self.flat.signature)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Graph)
+            and self.flat.signature == other.flat.signature
+            and self.paths == other.paths
+        )
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf of the params is an array rather than, say, a function."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def paths_of(params: Params) -> tuple[Path, ...]:
+    """The path of every array leaf, ``"params/Dense_0/kernel"``."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return tuple(
+        jax.tree_util.keystr(path, simple=True, separator="/") or "params"
+        for path, leaf in leaves
+        if is_array(leaf)
+    )
+
+
+def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Graph:
+    """Finds the layers of ``apply_fn``.
+
+    Args:
+      apply_fn: ``apply_fn(params, batch)``, traceable by JAX.
+      params: a pytree with arrays; other leaves (functions, strings) stay as they are.
+      batch: what ``apply_fn`` takes; only shapes and dtypes matter here.
+
+    Returns:
+      Sites in order of execution, and a reason for every other leaf of two or more
+      dimensions.
+
+    Raises:
+      ApplyFnError: ``apply_fn`` is not callable or fails on these arguments.
+      ParamsError: there is no floating leaf.
+      LayersError: there is no layer to prune.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    arrays = [leaf for leaf in leaves if is_array(leaf)]
+    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in arrays):
+        kinds = sorted({str(leaf.dtype) for leaf in arrays}) or "no array at all"
+        raise ParamsError(
+            f"params: expected a pytree with floating arrays, got {kinds}; "
+            "pass the trained parameters, the first argument of apply_fn"
+        )
+
+    def call(arrays: list[Any], batch: Batch) -> Any:
+        given = iter(arrays)
+        filled = [next(given) if is_array(leaf) else leaf for leaf in leaves]
+        return apply_fn(jax.tree.unflatten(tree, filled), batch)
+
+    closed = _make_jaxpr(call, arrays, batch, apply_fn)
+    flat, consts = jaxprs.flatten(closed)
+    walk = Walk(flat, paths_of(params))
+    sites = _Sites(walk, arrays)
+    found = sites.find()
+    return Graph(flat, tuple(consts), found, sites.skipped(found), walk.paths)
+
+
+def require_sites(graph: Graph) -> None:
+    """Raises LayersError with every reason if nothing can be pruned."""
+    if not graph.sites:
+        reasons = "; ".join(f"{path}: {why}" for path, why in graph.skipped)
+        raise LayersError(
+            "apply_fn: found no linear layer that can be pruned; expected a matrix "
+            "product or a convolution of a leaf of params with activations. "
+            + (f"Left: {reasons}" if reasons else "No leaf has two dimensions.")
+        )
+
+
+def _make_jaxpr(call: Any, arrays: list[Any], batch: Batch, apply_fn: Any) -> Any:
+    if not callable(apply_fn):
+        raise ApplyFnError(
+            "apply_fn: expected a function apply_fn(params, batch), got "
+            f"{type(apply_fn).__name__}; the order is prune(params, apply_fn, batch)"
+        )
+    try:
+        return jax.make_jaxpr(call)(arrays, batch)
+    except Exception as error:
+        shapes = jax.tree.map(lambda a: getattr(a, "shape", type(a).__name__), batch)
+        first = str(error).strip().split("\n")[0]
+        raise ApplyFnError(
+            f"apply_fn(params, batch) failed on a batch of shapes {shapes}: "
+            f"{type(error).__name__}: {first}. It is called with exactly these two "
+            "arguments and must be traceable by jax.jit; wrap it, for example "
+            "lambda params, x: model.apply(params, x, train=False)"
+        ) from error
+
+
+class _Sites:
+    """From uses to sites; what is none has its reasons in ``why_not``."""
+
+    def __init__(self, walk: Walk, arrays: list[Any]):
+        self.walk, self.arrays = walk, arrays
+        self.why_not: dict[int, list[str]] = {}
+
+    def find(self) -> tuple[Site, ...]:
+        """Sites in order of execution."""
+        by_leaf: dict[int, list[Seen]] = {}
+        for seen in self.walk.seen:
+            by_leaf.setdefault(seen.leaf, []).append(seen)
+        reads = {leaf: len(all_seen) for leaf, all_seen in by_leaf.items()}
+        free = frozenset(leaf for leaf, count in reads.items() if count == 1)
+        found: list[Site] = []
+        for leaf, all_seen in by_leaf.items():
+            if not jnp.issubdtype(self.arrays[leaf].dtype, jnp.floating):
+                self.why_not[leaf] = [f"its dtype is {self.arrays[leaf].dtype}"]
+                continue
+            others = [seen.reason for seen in all_seen if seen.reason is not None]
+            if others:
+                self.why_not[leaf] = list(dict.fromkeys(others))
+                continue
+            reason = self.overlap(all_seen)
+            if reason is not None:
+                self.why_not[leaf] = [reason]
+                continue
+            found.extend(self.site(seen, free) for seen in all_seen)
+        return tuple(sorted(found, key=lambda site: site.uses[0].op.id))
+
+    def overlap(self, all_seen: list[Seen]) -> str | None:
+        """Why the uses of one leaf are not separate matrices, if they are not."""
+        count = np.zeros(self.arrays[all_seen[0].leaf].size, np.int32)
+        for seen in all_seen:
+            assert seen.index is not None
+            if seen.index.min(initial=0) < 0:
+                return "some of the matrix are constants that were joined to it"
+            np.add.at(count, seen.index.ravel(), 1)
+        if count.max(initial=0) <= 1:
+            return None
+        if len(all_seen) > 1:
+            return "used by several operations (tied weights)"
+        return "repeated within one operation (broadcast)"
+
+    def site(self, seen: Seen, free: frozenset[int]) -> Site:
+        use, index = seen.use, seen.index
+        assert use is not None and index is not None
+        bias = following.find_bias(
+            use.chain, use.folding, self.walk.facts, free, seen.loops, self.walk.flat.avals
+        )
+        d_in, d_out = index.shape[-2:]
+        moved = None
+        if bias is not None and bias.index.shape[: seen.loops] == index.shape[
+            : seen.loops
+        ]:
+            moved = (bias.leaf, bias.index.reshape(-1, d_out))
+            use = dataclasses.replace(
+                use, chain=dataclasses.replace(use.chain, bias=bias)
+            )
+        return Site(
+            leaf=seen.leaf,
+            path=self.walk.paths[seen.leaf],
+            kind=use.folding.kind,
+            response=use.chain.response,
+            index=index.reshape(-1, d_in, d_out),
+            bias=moved,
+            uses=(use,),
+        )
+
+    def skipped(self, sites: tuple[Site, ...]) -> tuple[tuple[Path, str], ...]:
+        """A reason for every leaf of two or more dimensions that has no site."""
+        taken = {site.leaf for site in sites}
+        out = []
+        for leaf, (path, array) in enumerate(zip(self.walk.paths, self.arrays, strict=True)):
+            if leaf not in taken and len(array.shape) >= 2:
+                reasons = self.why_not.get(leaf, ["apply_fn does not use it"])
+                out.append((path, "; ".join(reasons)))
+        return tuple(out)
