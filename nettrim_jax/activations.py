@@ -30,6 +30,7 @@ class Activation(NamedTuple):
     X: Array  # [b, n, d_in]
     t: Array  # [b, n, d_out]
     P: Array  # [b, n, d_out], the trained answer before the ReLU
+    P0: Array | None  # [b, n, d_out], P where X and t are not the trained network's
     valid: Array  # [b, n] bool, False for padding
     scale: Array  # [b, d_out]
     gain: Array  # [b, d_out], how P moves with the bias
@@ -78,6 +79,20 @@ def capture(
     Raises:
       BatchError: ``weights`` is no prefix of a site's rows.
     """
+    visits, visit = visitor(graph, chosen, rows, key, weights)
+    inputs = [*leaves, *batch]
+    outputs, seen = jaxprs.evaluate(graph.flat, consts, inputs, visits, visit)
+    return collect(graph, chosen, seen, rows), outputs
+
+
+def visitor(
+    graph: Graph,
+    chosen: tuple[int, ...],
+    rows: int,
+    key: Array,
+    weights: Array | None,
+) -> tuple[dict[int, list[Use]], jaxprs.Visitor]:
+    """Which operations to visit and what to keep there, for :func:`collect`."""
     by_visit: dict[int, list[Use]] = {}
     for k in chosen:
         for use in graph.sites[k].uses:
@@ -89,11 +104,15 @@ def capture(
             for use in by_visit[op.id]
         }
 
-    inputs = [*leaves, *batch]
-    outputs, seen = jaxprs.evaluate(graph.flat, consts, inputs, by_visit, visit)
+    return by_visit, visit
+
+
+def collect(
+    graph: Graph, chosen: tuple[int, ...], seen: dict[int, Any], rows: int
+) -> tuple[Activation, ...]:
+    """One activation per chosen site from what a visitor saw."""
     by_op = {op_id: got for visits in seen.values() for op_id, got in visits.items()}
-    sites = [graph.sites[k] for k in chosen]
-    return tuple(_activation(site, by_op, rows) for site in sites), outputs
+    return tuple(_activation(graph.sites[k], by_op, rows) for k in chosen)
 
 
 def _see(
@@ -117,7 +136,9 @@ def _see(
     priority, pick = jax.lax.top_k(priority, quota)
 
     Z = read(chain.start)
-    dtype = jnp.promote_types(jnp.promote_types(Z.dtype, read(use.act).dtype), "float32")
+    dtype = jnp.promote_types(
+        jnp.promote_types(Z.dtype, read(use.act).dtype), "float32"
+    )
     t, pull = jax.vjp(
         lambda z: following.run(chain.ops, chain.start, z, read), jnp.zeros_like(Z)
     )
@@ -179,12 +200,10 @@ def _activation(site: Site, by_op: dict[int, _Seen], rows: int) -> Activation:
         parts.append(jax.tree.map(merged, seen.rows))
         lanes = parts[0].X.shape[0]
         first = tuple(slice(None) if lane else 0 for lane in use.lanes)
-        scale, gain = (
-            a[first].reshape(lanes, -1) for a in (seen.scale, seen.gain)
-        )
+        scale, gain = (a[first].reshape(lanes, -1) for a in (seen.scale, seen.gain))
     rows_all = jax.tree.map(lambda *p: jnp.concatenate(p, axis=1), *parts)
     kept = keep(rows_all, rows)
-    return Activation(kept.X, kept.t, kept.P, kept.priority > 0, scale, gain)
+    return Activation(kept.X, kept.t, kept.P, None, kept.priority > 0, scale, gain)
 
 
 def keep(rows: _Rows, most: int) -> _Rows:

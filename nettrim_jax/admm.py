@@ -1,7 +1,7 @@
-"""ADMM on the graph form of a program: the only loop of the library.
+r"""ADMM on the graph form of a program: the only loop of the library.
 
 .. math::
-    \\min_{W, b, Z} \\; g(W) + f(Z) \\quad\\text{s.t.}\\quad Z = X W + b + t
+    \min_{W, b, Z} \; g(W) + f(Z) \quad\text{s.t.}\quad Z = X W + b + t
 
 Each step is a prox of ``g`` and one of ``f``, side by side, then the projection of
 both on the graph. The loop stops on the certificate alone: a dual bound and the

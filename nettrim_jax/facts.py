@@ -70,9 +70,13 @@ def combine(op: Op, inputs: Sequence[Fact], flat: Flat, loops: int) -> list[Fact
     out = []
     for k, slot in enumerate(op.outputs):
         shape = flat.avals[slot].shape
-        zero = bool(inputs) and inputs[0].zero and (
-            op.name in indexing.SAME
-            or op.name in ("broadcast_in_dim", "reshape", "squeeze", "transpose")
+        zero = (
+            bool(inputs)
+            and inputs[0].zero
+            and (
+                op.name in indexing.SAME
+                or op.name in ("broadcast_in_dim", "reshape", "squeeze", "transpose")
+            )
         )
         out.append(
             Fact(

@@ -1,4 +1,6 @@
-"""One linear operation as a stack of matrix products: ``[b, n, d_in] @ [b, d_in, d_out]``.
+"""One linear operation as a stack of matrix products.
+
+``[b, n, d_in] @ [b, d_in, d_out] -> [b, n, d_out]``.
 
 ``fold`` reads a ``dot_general`` or a convolution and says how its activations, its
 weight and its result are laid out as matrices. Groups and batch dimensions of the
@@ -186,9 +188,10 @@ def _windows(folding: Folding, A: Array, pick: Array) -> Array:
     """
     params = folding.op.params
     A = A.transpose(params["dimension_numbers"].lhs_spec)  # [batch, channel, *space]
-    inner = [(lo, hi, d - 1) for (lo, hi), d in zip(
-        params["padding"], params["lhs_dilation"], strict=True
-    )]
+    inner = [
+        (lo, hi, d - 1)
+        for (lo, hi), d in zip(params["padding"], params["lhs_dilation"], strict=True)
+    ]
     A = jax.lax.pad(A, jnp.zeros((), A.dtype), [(0, 0, 0), (0, 0, 0), *inner])
     dilation = params["rhs_dilation"]
     extent = [(k - 1) * d + 1 for k, d in zip(folding.window, dilation, strict=True)]

@@ -1,4 +1,4 @@
-"""What follows a linear operation: a ReLU behind additions and scales, or nothing of use.
+"""What follows a linear operation: a ReLU behind sums and scales, or nothing of use.
 
 From the operation's result the only reader is followed through additions whose
 other operand does not depend on it, scales per unit, and index maps. If that ends

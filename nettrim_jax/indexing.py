@@ -19,6 +19,7 @@ SAME = frozenset(
     "sharding_constraint stop_gradient pvary mesh_cast".split()
 )
 
+
 def move(
     name: str, params: Mapping[str, Any], index: np.ndarray, loops: int
 ) -> list[np.ndarray] | None:
@@ -54,7 +55,9 @@ def move(
         return [np.broadcast_to(index.reshape(head + tuple(sizes)), head + target)]
     if name == "slice":
         strides = params["strides"] or (1,) * len(shape)
-        cuts = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+        cuts = zip(
+            params["start_indices"], params["limit_indices"], strides, strict=True
+        )
         return [index[(slice(None),) * loops + tuple(slice(*cut) for cut in cuts)]]
     if name == "rev":
         return [np.flip(index, tuple(loops + d for d in params["dimensions"]))]

@@ -237,6 +237,25 @@ def evaluate(
     return _Run(visits, visit).block(flat.block, env, ())
 
 
+def run_block(
+    block: Block, env: dict[int, Any], visits: Mapping[int, Any], visit: Visitor
+) -> dict[int, Any]:
+    """Runs a block on ``env``, which it fills; returns what the visitor saw."""
+    return _Run(visits, visit).block(block, env, ())[1]
+
+
+def slots_read(op: Op) -> set[int]:
+    """The slots that an operation needs, those of its inner blocks included."""
+    read = {ref for ref in op.inputs if not isinstance(ref, Literal)}
+    for block in op.blocks:
+        made = {*block.inputs, *(slot for o in block.ops for slot in o.outputs)}
+        inner = {ref for ref in block.outputs if not isinstance(ref, Literal)}
+        for o in block.ops:
+            inner |= slots_read(o)
+        read |= inner - made
+    return read
+
+
 @dataclasses.dataclass(frozen=True)
 class _Run:
     visits: Mapping[int, Any]

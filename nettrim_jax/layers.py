@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax import masks, results
+from nettrim_jax import masks, programs, results
 from nettrim_jax.activations import Activation
 from nettrim_jax.admm import Solution
 from nettrim_jax.linalg import matmul
@@ -42,16 +42,32 @@ def held_out_rows(n: int, share: float) -> int:
     return min(round(share * n), n - 1)
 
 
-@functools.partial(jax.jit, static_argnames=("relu", "bias", "held"))
+@functools.partial(jax.jit, static_argnames=("relu", "bias", "held", "fed"))
 def program(
-    method: Method, place: Place, seen: Activation, relu: bool, bias: str, held: int
-) -> Program:
-    """The site's program on all rows but the first ``held``, which come at random."""
+    method: Method,
+    place: Place,
+    seen: Activation,
+    relu: bool,
+    bias: str,
+    held: int,
+    fed: bool,
+) -> tuple[Program, Array]:
+    """The site's program on all rows but the first ``held``, which come at random.
+
+    With it comes each lane's relative budget, ``[b]``.
+    """
     if bias == "penalized":  # all of it is to be found, so none of it stays in t
         own = masks.read(place.bias, place.bias_index).astype(seen.t.dtype)
         seen = seen._replace(t=seen.t - (own * seen.gain)[:, None, :])
-    cut = {name: getattr(seen, name)[:, held:] for name in ("X", "t", "P", "valid")}
-    return method.program(seen._replace(**cut), relu, bias)
+    rows = {name: getattr(seen, name) for name in ("X", "t", "P", "P0", "valid")}
+    seen = seen._replace(**jax.tree.map(lambda a: a[:, held:], rows))
+    return method.program(seen, relu, bias, fed)
+
+
+@jax.jit
+def reweight(program: Program, solution: Solution) -> Program:
+    """The next round's program of every lane."""
+    return jax.vmap(programs.reweighted)(program, solution.W, solution.bias)
 
 
 @functools.partial(jax.jit, static_argnames=("bias", "keep"))
@@ -65,9 +81,7 @@ def write(
     use = (solution.result == results.CONVERGED) | (not keep)
     W = _divide(solution.W, seen.scale[:, None, :])
     old = masks.read(place.leaf, place.index).astype(W.dtype)
-    leaf = masks.write(
-        place.leaf, place.index, jnp.where(use[:, None, None], W, old)
-    )
+    leaf = masks.write(place.leaf, place.index, jnp.where(use[:, None, None], W, old))
     if bias == "fixed":
         return leaf, place.bias
     old = masks.read(place.bias, place.bias_index)

@@ -81,11 +81,11 @@ def graph(X: Array, free_bias: bool) -> Graph:
 def project(
     graph: Graph, W: Array, Z: Array, t: Array, free_bias: bool
 ) -> tuple[Array, Array, Array]:
-    """The point of the graph that is nearest to ``(W, Z)`` in its metric.
+    r"""The point of the graph that is nearest to ``(W, Z)`` in its metric.
 
     .. math::
-        \\min_{W', b, Z'} \\; \\|W' - W\\|_C^2 + \\sigma^2 \\|Z' - Z\\|_F^2
-        \\quad\\text{s.t.}\\quad Z' = X W' + b + t
+        \min_{W', b, Z'} \; \|W' - W\|_C^2 + \sigma^2 \|Z' - Z\|_F^2
+        \quad\text{s.t.}\quad Z' = X W' + b + t
 
     Args:
       graph: the factorised graph.

@@ -18,7 +18,7 @@ from nettrim_jax.penalties import L1, Penalty
 from nettrim_jax.programs import BIASES, Program, known, linear_program, relu_program
 from nettrim_jax.responses import Match
 from nettrim_jax.results import MethodError
-from nettrim_jax.typing import ArrayLike, Path
+from nettrim_jax.typing import Array, ArrayLike, Path
 
 
 @register_dataclass
@@ -34,12 +34,26 @@ class NetTrim:
     for a layer that a ReLU follows, and the ball over all entries for any other.
     (Aghasi et al., 2017, eq. 4.)
 
+    With more rounds the same program is solved again under weights that spare large
+    entries and press on small ones; each is convex and certified, and the zeros grow
+    at the same budget. (Candès, Wakin and Boyd, 2008.)
+
+    In cascade mode, a layer that pruned ones feed has ``X`` from the pruned network,
+    :math:`\epsilon = \sqrt\gamma \, \|(X W_0 + t - Y)_\Omega\|_F` and the limit
+    :math:`\max(0, X W_0 + t)` off :math:`\Omega`, which the trained weights
+    :math:`W_0` meet. (Aghasi et al., 2017, eq. 6, there with the limit
+    :math:`X W_0`; where that is negative this one is wider and keeps the same promise
+    after the ReLU.)
+
     Attributes:
       epsilon: budget relative to the norm of the layer's trained response, a
         non-negative number; it may be traced.
       penalty: what is minimised.
       bias: ``"free"``: a layer's own bias moves without penalty. ``"fixed"``: it
         stays. ``"penalized"``: it moves under the penalty, as in the authors' code.
+      gamma: in cascade mode, the growth of the squared error that a layer may add,
+        at least 1.
+      rounds: how often the program is solved, each time but the first reweighted.
 
     Raises:
       MethodError: an attribute is out of its range.
@@ -52,7 +66,9 @@ class NetTrim:
 
     epsilon: ArrayLike = 0.1
     penalty: Penalty = L1()
+    gamma: ArrayLike = 1.1
     bias: str = dataclasses.field(default="free", metadata={"static": True})
+    rounds: int = dataclasses.field(default=1, metadata={"static": True})
 
     def __post_init__(self):
         # also runs whenever JAX rebuilds the record, then with anything as a leaf
@@ -60,10 +76,16 @@ class NetTrim:
             raise MethodError(
                 f"NetTrim(epsilon={self.epsilon!r}): expected a number such as 0.1"
             )
-        if isinstance(self.epsilon, int | float):
+        if isinstance(self.epsilon, int | float) and isinstance(
+            self.gamma, int | float
+        ):
             self.check()
         if self.bias not in BIASES:
             raise MethodError(f"NetTrim(bias={self.bias!r}): expected one of {BIASES}")
+        if not isinstance(self.rounds, int) or self.rounds < 1:
+            raise MethodError(
+                f"NetTrim(rounds={self.rounds!r}): expected an integer of at least 1"
+            )
 
     def check(self) -> None:
         """Raises MethodError if ``epsilon`` is no finite number of at least zero."""
@@ -78,8 +100,15 @@ class NetTrim:
                 f"NetTrim(epsilon={float(self.epsilon):g}): expected a finite number "
                 "of at least 0, relative to the norm of the layer's response"
             )
+        if known(self.gamma) and not 1 <= float(self.gamma) < float("inf"):
+            raise MethodError(
+                f"NetTrim(gamma={float(self.gamma):g}): expected a finite number of at "
+                "least 1, or the trained weights would not meet the budget"
+            )
 
-    def program(self, seen: Activation, relu: bool, bias: str) -> Program:
+    def program(
+        self, seen: Activation, relu: bool, bias: str, fed: bool
+    ) -> tuple[Program, Array]:
         """The program of every lane of a site, stacked.
 
         Columns are the units' weights times ``seen.scale``, so the penalty of each
@@ -89,26 +118,34 @@ class NetTrim:
           seen: the site's activation, ``[b, n, ...]``.
           relu: whether a ReLU follows.
           bias: what of ``self.bias`` this site allows.
+          fed: whether layers that are pruned already feed it.
 
         Returns:
-          The program, with a leading lane axis.
+          The program, with a leading lane axis, and each lane's budget relative to
+          the norm of its trained response, ``[b]``.
         """
         make = relu_program if relu else linear_program
         epsilon = jnp.asarray(self.epsilon, seen.X.dtype)
+        gamma = jnp.asarray(self.gamma, seen.X.dtype)
 
-        def lane(seen: Activation) -> Program:
+        def lane(seen: Activation) -> tuple[Program, Array]:
             valid = seen.valid[:, None]
             Y = jnp.where(valid, jnp.maximum(seen.P, 0) if relu else seen.P, 0)
-            budget = epsilon * jnp.sqrt(jnp.sum(Y**2))
+            norm = jnp.sqrt(jnp.sum(Y**2))
+            budget, V = epsilon * norm, jnp.zeros((1, 1), Y.dtype)
+            if fed:
+                on = valid & (Y > 0) if relu else valid
+                off = jnp.sqrt(jnp.sum(jnp.where(on, seen.P0 - Y, 0) ** 2))
+                budget, V = jnp.sqrt(gamma) * off, jnp.maximum(seen.P0, 0)
             size = jnp.abs(seen.scale)[None, :]
             penalty = self.penalty.scaled(1 / jnp.where(size > 0, size, 1))
             X = jnp.where(valid, seen.X, 0)
             program = make(X, Y, budget, t=seen.t, penalty=penalty, bias=bias)
-            response = program.response
             # a row that does not count is off, and free
-            V = jnp.where(valid, response.V, jnp.inf)
-            response = Match(Y, response.on & valid, V, response.epsilon)
-            return dataclasses.replace(program, response=response)
+            V = jnp.where(valid, V, jnp.inf)
+            response = Match(Y, program.response.on & valid, V, budget)
+            program = dataclasses.replace(program, response=response)
+            return program, jnp.where(norm > 0, budget / norm, 0)
 
         return jax.vmap(lane)(seen)
 
@@ -155,7 +192,9 @@ def assign(
     for path in paths:
         hit = next(((p, v) for p, c, v in table if c.search(path)), None)
         chosen.append(hit[1] if hit else None)
-        reason = f"method[{hit[0]!r}] is None" if hit else "no pattern of method matches"
+        reason = (
+            f"method[{hit[0]!r}] is None" if hit else "no pattern of method matches"
+        )
         reasons.append(reason)
     return chosen, reasons
 
@@ -168,4 +207,3 @@ def _checked(value: Any, where: str) -> Method:
         )
     value.check()
     return value
-

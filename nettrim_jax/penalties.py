@@ -61,6 +61,22 @@ class L1:
         """The same penalty with its weight multiplied by ``factor``."""
         return L1(jnp.asarray(self.weight, factor.dtype) * factor)
 
+    def reweighted(self, W: Array, floor: float) -> "L1":
+        r"""The next weights of a log-sum penalty, from weights found with this one.
+
+        .. math::
+            \lambda_{ij} \leftarrow \lambda_{ij} \frac{\delta}
+            {\lambda_{ij} |W_{ij}| + \delta}
+
+        with :math:`\delta` the share ``floor`` of the root mean square of the
+        non-zeros. (Candès, Wakin and Boyd, 2008, sec. 2.2.)
+        """
+        size = self._weight(W) * jnp.abs(W)
+        count = jnp.maximum(jnp.sum(size > 0), 1).astype(W.dtype)
+        delta = floor * jnp.sqrt(jnp.sum(size**2) / count)
+        delta = jnp.where(delta > 0, delta, 1)  # all zero: the weights stay
+        return self.scaled(delta / (size + delta))
+
     def _weight(self, W: Array) -> Array:
         weight = jnp.asarray(self.weight, W.dtype)
         if weight.ndim < W.ndim:  # under strict rank promotion a vector is per unit

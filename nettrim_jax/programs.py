@@ -1,7 +1,7 @@
-"""The convex program of one layer: data, penalty, response; its value and bounds.
+r"""The convex program of one layer: data, penalty, response; its value and bounds.
 
 .. math::
-    \\min_{W, b} \\; g(W) + f(Z) \\quad\\text{s.t.}\\quad Z = X W + b + t
+    \min_{W, b} \; g(W) + f(Z) \quad\text{s.t.}\quad Z = X W + b + t
 
 Knows penalties and responses; knows no solver and no model.
 """
@@ -20,6 +20,8 @@ from nettrim_jax.results import ProgramError
 from nettrim_jax.typing import Array, ArrayLike, DTypeLike
 
 BIASES = ("fixed", "free", "penalized")
+# of the root mean square weight; between 0.05 and 0.3 it hardly matters
+FLOOR = 0.1
 
 
 @register_dataclass
@@ -158,6 +160,14 @@ def dual_bound(program: Program, L: Array) -> Array:
     L = program.response.dual(L, program.bias == "free")
     shrink, conjugate = program.penalty.conjugate(matmul(program.X.T, L))
     return program.response.bound(L * shrink[None, :], program.t) - conjugate
+
+
+def reweighted(program: Program, W: Array, b: Array) -> Program:
+    """The program under the weights that follow from its solution ``(W, b)``."""
+    if program.bias == "penalized":
+        W = jnp.concatenate([W, b[None, :]])
+    penalty = program.penalty.reweighted(W, FLOOR)
+    return dataclasses.replace(program, penalty=penalty)
 
 
 def _program(

@@ -6,30 +6,25 @@ both models and the solver.
 """
 
 import functools
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax import batching, jaxprs, layers, masks, methods
+from nettrim_jax import batching, cascade, checks, jaxprs, layers, masks, methods
 from nettrim_jax import progress as bars
-from nettrim_jax import results as codes
 from nettrim_jax.activations import Activation, capture
 from nettrim_jax.admm import ADMM, Solution
 from nettrim_jax.layers import Place
 from nettrim_jax.methods import Method, NetTrim
-from nettrim_jax.programs import known
+from nettrim_jax.programs import Program, known
 from nettrim_jax.progress import Progress
 from nettrim_jax.report import Report, SiteReport
-from nettrim_jax.results import BatchError, MethodError, ParamsError, SolveError
+from nettrim_jax.results import BatchError, ParamsError
 from nettrim_jax.tracing import Graph, Site, is_array, require_sites, trace
 from nettrim_jax.typing import ApplyFn, Array, ArrayLike, Batch, Params, Path
-
-MODES = ("parallel",)
-ON_FAILURE = ("raise", "warn", "keep")
 
 
 class Pruned(NamedTuple):
@@ -78,6 +73,8 @@ def prune(
       method: ``NetTrim()`` by default, or a dict from regular expressions
         (``re.search`` on a leaf's path, first match wins) to a method or ``None``.
       mode: ``"parallel"``: every layer from the trained network's own activations.
+        ``"cascade"``: in order of execution, inputs from the network as pruned by
+        then, targets from the trained one.
       solver: ``ADMM()`` by default.
       rows: at most so many rows (samples, positions) per layer, drawn without bias.
       held_out: share of those rows that no solver sees, in [0, 1).
@@ -108,46 +105,129 @@ def prune(
       >>> bool(pruned.report.sites[0].error <= 0.3 + 1e-3)
       True
     """
-    solver = _settings(mode, solver, rows, held_out, on_failure, memory)
-    _check_finite("params", params, ParamsError)
-    _check_finite("batch", batch, BatchError)
+    solver = checks.settings(mode, solver, rows, held_out, on_failure, memory)
+    checks.finite("params", params, ParamsError)
+    checks.finite("batch", batch, BatchError)
     graph = trace(apply_fn, params, batch)
     require_sites(graph)
-    chosen, asked, skipped = _choose(graph, NetTrim() if method is None else method)
+    asked, skipped = _choose(graph, NetTrim() if method is None else method)
 
     everything, tree = jax.tree.flatten(params)
     old = [jnp.asarray(leaf) for leaf in everything if is_array(leaf)]
     inputs = [jnp.asarray(leaf) for leaf in jax.tree.leaves(batch)]
     traced = not all(known(leaf) for leaf in [*old, *inputs])
-    show = bars.start(progress, len(chosen) + 1, traced)
+    show = bars.start(progress, len(asked), traced)
 
-    show(0, "activations")
     key = jax.random.key(key) if isinstance(key, int | np.integer) else key
     weights = None if weights is None else jnp.asarray(weights)
-    seen, outputs = capture(
-        graph, chosen, rows, graph.consts, old, inputs, key, weights
-    )
-    jobs = [
-        _Job(graph.sites[k], m, a, layers.held_out_rows(a.X.shape[1], held_out))
-        for k, m, a in zip(chosen, asked, seen, strict=True)
+    stream = _Stream(graph, rows, key, weights, old, inputs)
+    settings = _Settings(solver, held_out, on_failure == "keep", memory, show)
+
+    run = _cascade if mode == "cascade" else _parallel
+    new, entries, deviation = run(stream, asked, settings)
+    report = Report(tuple(entries[k] for k in asked), skipped, deviation)
+    if not traced:
+        checks.converged(report, on_failure, solver)
+    kept = _masks(graph, tuple(asked), new)
+    return Pruned(_fill(tree, everything, new), _fill(tree, everything, kept), report)
+
+
+class _Stream(NamedTuple):
+    """The trained network with the data that is sent through it."""
+
+    graph: Graph
+    rows: int
+    key: Array
+    weights: Array | None
+    leaves: list[Array]
+    batch: list[Array]
+
+
+class _Settings(NamedTuple):
+    """How to solve and what to tell."""
+
+    solver: ADMM
+    held_out: float
+    keep: bool
+    memory: int
+    show: Callable[[int, str], None]
+
+
+_Pruning = tuple[list[Array], dict[int, SiteReport], Array]
+
+
+def _parallel(
+    stream: _Stream, asked: Mapping[int, Method], settings: _Settings
+) -> _Pruning:
+    """Every layer from the trained network's own activations, all solved together."""
+    graph, rows, key, weights, old, batch = stream
+    settings.show(0, "activations")
+    chosen = tuple(asked)
+    seen, before = capture(graph, chosen, rows, graph.consts, old, batch, key, weights)
+    new = list(old)
+    entries = _prune_sites(graph, asked, seen, old, new, settings, fed=False)
+    after = _run(graph, graph.consts, new, batch)
+    return new, entries, _deviation(before, after)
+
+
+def _cascade(
+    stream: _Stream, asked: Mapping[int, Method], settings: _Settings
+) -> _Pruning:
+    """In order of execution, inputs from the network as it is pruned by then."""
+    graph, rows, key, weights, old, batch = stream
+    plan = cascade.plan(graph, tuple(asked))
+    new, entries = list(old), {}
+
+    def fixed(leaves: list[Array]) -> cascade.Env:
+        slots = [*graph.flat.consts, *graph.flat.block.inputs]
+        return dict(zip(slots, [*graph.consts, *leaves, *batch], strict=True))
+
+    trained = pruned = cascade.advance(graph, plan.advance[0], fixed(old), {})
+    steps = zip(plan.levels, plan.capture, plan.advance[1:], strict=True)
+    for at, (level, block, after) in enumerate(steps):
+        settings.show(len(entries), "activations")
+        streams = ((fixed(old), trained), (fixed(new), pruned))
+        seen = cascade.capture(graph, block, level, rows, streams, key, weights)
+        mine = {k: asked[k] for k in level}
+        entries |= _prune_sites(graph, mine, seen, old, new, settings, fed=at > 0)
+        trained = cascade.advance(graph, after, fixed(old), trained)
+        pruned = cascade.advance(graph, after, fixed(new), pruned)
+    ends = [
+        cascade.outputs(graph, fixed(leaves), env)
+        for leaves, env in ((old, trained), (new, pruned))
     ]
-    show(1, "solving")
-    programs = [
-        layers.program(job.method, job.place(old), job.seen, *job.form)
+    settings.show(len(asked), "done")
+    return new, entries, _deviation(*ends)
+
+
+def _prune_sites(
+    graph: Graph,
+    asked: Mapping[int, Method],
+    seen: Sequence[Activation],
+    old: list[Array],
+    new: list[Array],
+    settings: _Settings,
+    fed: bool,
+) -> dict[int, SiteReport]:
+    """Solves some sites together and writes their answers into ``new``."""
+    share = settings.held_out
+    jobs = [
+        _Job(graph.sites[k], m, a, layers.held_out_rows(a.X.shape[1], share))
+        for (k, m), a in zip(asked.items(), seen, strict=True)
+    ]
+    made = [
+        layers.program(
+            job.method, job.place(old), job.seen, job.relu, job.bias, job.held, fed
+        )
         for job in jobs
     ]
-    solutions = batching.solve_all(
-        programs, solver, memory, lambda sites: show(1 + sites, "solving")
-    )
-    new, entries = list(old), []
-    for job, solution in zip(jobs, solutions, strict=True):
-        entries.append(_finish(job, old, new, solution, on_failure == "keep"))
-    deviation = _deviation(graph, graph.consts, new, inputs, outputs)
-    report = Report(tuple(entries), skipped, deviation)
-    if not traced:
-        _check_results(report, on_failure, solver)
-    kept = _masks(graph, chosen, new)
-    return Pruned(_fill(tree, everything, new), _fill(tree, everything, kept), report)
+    solutions = _solve(jobs, [program for program, _ in made], settings)
+    return {
+        k: _finish(job, old, new, solution, budget, settings.keep)
+        for k, job, solution, (_, budget) in zip(
+            asked, jobs, solutions, made, strict=True
+        )
+    }
 
 
 class _Job(NamedTuple):
@@ -166,10 +246,6 @@ class _Job(NamedTuple):
     def bias(self) -> str:
         return self.method.bias if self.site.bias is not None else "fixed"
 
-    @property
-    def form(self) -> tuple[bool, str, int]:
-        return self.relu, self.bias, self.held
-
     def place(self, leaves: Sequence[Array]) -> Place:
         leaf, index = leaves[self.site.leaf], jnp.asarray(self.site.index)
         if self.bias == "fixed" or self.site.bias is None:
@@ -178,17 +254,40 @@ class _Job(NamedTuple):
         return Place(leaf, index, leaves[bias], jnp.asarray(bias_index))
 
 
+def _solve(
+    jobs: Sequence[_Job], stacks: Sequence[Program], settings: _Settings
+) -> list[Solution]:
+    """All sites' programs, and again reweighted as often as their methods ask."""
+    solver, memory = settings.solver, settings.memory
+    solutions = batching.solve_all(
+        stacks, solver, memory, lambda solved: settings.show(solved, "solving")
+    )
+    for again in range(1, max(job.method.rounds for job in jobs)):
+        mine = [i for i, job in enumerate(jobs) if job.method.rounds > again]
+        stacks = [
+            layers.reweight(stack, solutions[i]) if i in mine else stack
+            for i, stack in enumerate(stacks)
+        ]
+        answers = batching.solve_all([stacks[i] for i in mine], solver, memory)
+        for i, answer in zip(mine, answers, strict=True):
+            solutions[i] = answer
+    return solutions
+
+
 def _finish(
-    job: _Job, old: list[Array], new: list[Array], solution: Solution, keep: bool
+    job: _Job,
+    old: list[Array],
+    new: list[Array],
+    solution: Solution,
+    budget: Array,
+    keep: bool,
 ) -> SiteReport:
     """Writes one solution into ``new`` and says what it is."""
     leaf, bias = layers.write(job.place(new), job.seen, solution, job.bias, keep)
     new[job.site.leaf] = leaf
     if bias is not None and job.site.bias is not None:
         new[job.site.bias[0]] = bias
-    measured = layers.measure(
-        job.place(old), job.seen, leaf, bias, job.relu, job.held
-    )
+    measured = layers.measure(job.place(old), job.seen, leaf, bias, job.relu, job.held)
     lanes, d_in, d_out = job.site.index.shape
     return SiteReport(
         path=job.site.path,
@@ -196,7 +295,7 @@ def _finish(
         response=job.site.response,
         shape=(lanes, job.seen.X.shape[1] - job.held, d_in, d_out),
         size=job.site.index.size,
-        epsilon=jnp.asarray(job.method.epsilon),
+        epsilon=jnp.max(budget),
         result=jnp.max(solution.result),
         steps=jnp.max(solution.stats.steps),
         gap=jnp.max(solution.certificate.gap),
@@ -205,56 +304,15 @@ def _finish(
     )
 
 
-def _settings(
-    mode: str,
-    solver: ADMM | None,
-    rows: int,
-    held_out: float,
-    on_failure: str,
-    memory: int,
-) -> ADMM:
-    solver = ADMM() if solver is None else solver
-    for name, value, good, wanted in (
-        ("mode", mode, mode in MODES, f"one of {MODES}"),
-        ("solver", solver, isinstance(solver, ADMM), "an ADMM(...)"),
-        ("rows", rows, isinstance(rows, int) and rows >= 1, "an integer of at least 1"),
-        ("held_out", held_out, 0 <= held_out < 1, "a share in [0, 1)"),
-        ("on_failure", on_failure, on_failure in ON_FAILURE, f"one of {ON_FAILURE}"),
-        ("memory", memory, memory > 0, "a positive number of bytes"),
-    ):
-        if not good:
-            raise MethodError(f"prune({name}={value!r}): expected {wanted}")
-    return solver
-
-
-def _check_finite(name: str, tree: Any, error: type[Exception]) -> None:
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if not is_array(leaf) or not known(leaf):
-            continue
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            continue
-        count = int(_not_finite(jnp.asarray(leaf)))
-        if count:
-            where = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise error(
-                f"{name}: {count} of {leaf.size} values of {where or 'the array'} are "
-                "NaN or infinite; expected finite numbers. Nothing was pruned"
-            )
-
-
-@jax.jit
-def _not_finite(array: Array) -> Array:
-    return jnp.sum(~jnp.isfinite(array))
-
-
 def _choose(
     graph: Graph, method: Any
-) -> tuple[tuple[int, ...], list[Method], tuple[tuple[Path, str], ...]]:
-    """Positions of the sites to prune, their methods, and all that is left alone."""
+) -> tuple[dict[int, Method], tuple[tuple[Path, str], ...]]:
+    """The method of each site to prune, by position, and all that is left alone."""
     paths = [site.path for site in graph.sites]
     others = [path for path in graph.paths if path not in paths]
     given, reasons = methods.assign(method, paths, others)
-    chosen, asked, left = [], [], {}
+    asked: dict[int, Method] = {}
+    left: dict[Path, str] = {}
     for k, (m, reason) in enumerate(zip(given, reasons, strict=True)):
         if m is None:
             left[paths[k]] = reason
@@ -263,24 +321,28 @@ def _choose(
                 f"batch: has no rows for {paths[k]}; expected at least one sample"
             )
         else:
-            chosen.append(k)
-            asked.append(m)
+            asked[k] = m
+    biases = (graph.sites[k].bias for k, m in asked.items() if m.bias != "fixed")
+    moved = {bias[0] for bias in biases if bias is not None}
     skipped = {**dict(graph.skipped), **left}
+    for leaf in moved:
+        if graph.paths[leaf] in skipped:
+            skipped[graph.paths[leaf]] = "a bias: it moves, but is not pruned"
     order = [path for path in graph.paths if path in skipped]
-    return tuple(chosen), asked, tuple((path, skipped[path]) for path in order)
+    return asked, tuple((path, skipped[path]) for path in order)
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _deviation(
-    graph: Graph,
-    consts: Sequence[Array],
-    leaves: Sequence[Array],
-    batch: Sequence[Array],
-    before: Sequence[Array],
-) -> Array:
-    """Relative change of all floating outputs together, Frobenius."""
+def _run(
+    graph: Graph, consts: Sequence[Array], leaves: list[Array], batch: list[Array]
+) -> list[Array]:
     inputs = [*leaves, *batch]
-    after, _ = jaxprs.evaluate(graph.flat, consts, inputs, {}, _never)
+    return jaxprs.evaluate(graph.flat, consts, inputs, {}, _never)[0]
+
+
+@jax.jit
+def _deviation(before: Sequence[Array], after: Sequence[Array]) -> Array:
+    """Relative change of all floating outputs together, Frobenius."""
     off, size = jnp.zeros(()), jnp.zeros(())
     for new, old in zip(after, before, strict=True):
         if jnp.issubdtype(jnp.result_type(old), jnp.floating):
@@ -293,26 +355,6 @@ def _deviation(
 
 def _never(*_: Any) -> None:
     raise AssertionError("no operation was asked for")
-
-
-def _check_results(report: Report, on_failure: str, solver: ADMM) -> None:
-    failed = [site for site in report.sites if int(site.result) != codes.CONVERGED]
-    if not failed or on_failure == "keep":
-        return
-    lines = [
-        f"{site.path}: {site.message} (gap {float(site.gap):.1e}, violation "
-        f"{float(site.violation):.1e}, steps {int(site.steps)})"
-        for site in failed
-    ]
-    text = (
-        f"{len(failed)} of {len(report.sites)} layers did not reach tol={solver.tol:g}"
-        f" in {solver.max_steps} steps: " + "; ".join(lines) + ". Raise "
-        "solver=ADMM(max_steps=...) or tol, or take on_failure='keep' to leave such "
-        "layers as trained"
-    )
-    if on_failure == "raise":
-        raise SolveError(text)
-    warnings.warn(text, stacklevel=3)
 
 
 def _masks(graph: Graph, chosen: Sequence[int], new: Sequence[Array]) -> list[Array]:

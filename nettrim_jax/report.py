@@ -160,7 +160,9 @@ def _table(report: Report) -> str:
     total = ["", f"{report.size}", f"{int(report.nonzeros)}"]
     total += [f"{100 * float(report.sparsity):.1f}%"]
     lines.append(_line("all", width, total + [""] * 5))
-    lines.append(f"output moved by {float(report.deviation):.4f} of its norm on the batch")
+    lines.append(
+        f"output moved by {float(report.deviation):.4f} of its norm on the batch"
+    )
     lines += notes
     lines += [_fit(f"left alone: {path}: {reason}") for path, reason in report.skipped]
     return "\n".join(line.rstrip() for line in lines)

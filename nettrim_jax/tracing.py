@@ -20,6 +20,7 @@ from nettrim_jax.results import ApplyFnError, LayersError, ParamsError
 from nettrim_jax.typing import ApplyFn, Batch, Params, Path
 from nettrim_jax.uses import Seen, Use, Walk
 
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Site:
     """One problem: a stack of matrices of one leaf, and its uses.
@@ -52,6 +53,8 @@ class Graph:
     sites: tuple[Site, ...]
     skipped: tuple[tuple[Path, str], ...]
     paths: tuple[Path, ...]
+    upstream: dict[int, int]  # per slot, bits of the linear operations before it
+    data: frozenset[int]  # slots that depend on the batch
 
     def __hash__(self) -> int:
         return hash(self.flat.signature)
@@ -115,7 +118,15 @@ def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Graph:
     walk = Walk(flat, paths_of(params))
     sites = _Sites(walk, arrays)
     found = sites.find()
-    return Graph(flat, tuple(consts), found, sites.skipped(found), walk.paths)
+    return Graph(
+        flat=flat,
+        consts=tuple(consts),
+        sites=found,
+        skipped=sites.skipped(found),
+        paths=walk.paths,
+        upstream={slot: fact.upstream for slot, fact in walk.facts.items()},
+        data=frozenset(slot for slot, fact in walk.facts.items() if fact.data),
+    )
 
 
 def require_sites(graph: Graph) -> None:
@@ -196,13 +207,19 @@ class _Sites:
         use, index = seen.use, seen.index
         assert use is not None and index is not None
         bias = following.find_bias(
-            use.chain, use.folding, self.walk.facts, free, seen.loops, self.walk.flat.avals
+            use.chain,
+            use.folding,
+            self.walk.facts,
+            free,
+            seen.loops,
+            self.walk.flat.avals,
         )
         d_in, d_out = index.shape[-2:]
         moved = None
-        if bias is not None and bias.index.shape[: seen.loops] == index.shape[
-            : seen.loops
-        ]:
+        if (
+            bias is not None
+            and bias.index.shape[: seen.loops] == index.shape[: seen.loops]
+        ):
             moved = (bias.leaf, bias.index.reshape(-1, d_out))
             use = dataclasses.replace(
                 use, chain=dataclasses.replace(use.chain, bias=bias)
@@ -221,7 +238,9 @@ class _Sites:
         """A reason for every leaf of two or more dimensions that has no site."""
         taken = {site.leaf for site in sites}
         out = []
-        for leaf, (path, array) in enumerate(zip(self.walk.paths, self.arrays, strict=True)):
+        for leaf, (path, array) in enumerate(
+            zip(self.walk.paths, self.arrays, strict=True)
+        ):
             if leaf not in taken and len(array.shape) >= 2:
                 reasons = self.why_not.get(leaf, ["apply_fn does not use it"])
                 out.append((path, "; ".join(reasons)))

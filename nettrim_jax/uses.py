@@ -41,6 +41,8 @@ class Use:
       visit: the operation after which all of that is known.
       loops: lengths of the enclosing scans.
       lanes: for each of them, whether each step has a matrix of its own.
+      mark: its bit among all linear operations.
+      upstream: bits of those that it depends on, by its activations or ``t``.
     """
 
     op: Op
@@ -51,6 +53,8 @@ class Use:
     visit: int
     loops: tuple[int, ...]
     lanes: tuple[bool, ...]
+    mark: int
+    upstream: int
 
     @property
     def rows(self) -> int:
@@ -95,25 +99,25 @@ class Walk:
                 self.facts[slot] = Fact(varies, False, frozenset([i]), 0, origin)
             else:
                 self.facts[slot] = Fact(varies, data=True)
-        self.block(flat.block, (), True)
+        self._block(flat.block, (), True)
         for ref in flat.block.outputs:
-            self.note(ref, "returned by apply_fn")
+            self._note(ref, "returned by apply_fn")
 
-    def fact(self, ref: Ref) -> Fact:
+    def _fact(self, ref: Ref) -> Fact:
         return facts_.fact_of(ref, self.facts)
 
-    def note(self, ref: Ref, reason: str) -> None:
-        origin = self.fact(ref).origin
+    def _note(self, ref: Ref, reason: str) -> None:
+        origin = self._fact(ref).origin
         if origin is not None:
             self.seen.append(Seen(origin.leaf, reason))
 
-    def block(self, block: Block, loops: tuple[int, ...], known: bool) -> None:
+    def _block(self, block: Block, loops: tuple[int, ...], known: bool) -> None:
         pending = []
         for op in block.ops:
             if op.name in ("scan", "cond", "while") and op.blocks:
-                self.control[op.name](self, op, loops, known)
+                self._control[op.name](self, op, loops, known)
                 continue
-            inputs = [self.fact(ref) for ref in op.inputs]
+            inputs = [self._fact(ref) for ref in op.inputs]
             outputs = facts_.combine(op, inputs, self.flat, len(loops))
             if op.name in LINEAR and any(f.origin is not None for f in inputs):
                 self.marks[op.id] = 1 << len(self.marks)
@@ -124,13 +128,13 @@ class Walk:
                 pending.append(op)
             elif all(f.origin is None for f in outputs):
                 for ref, fact in zip(op.inputs, inputs, strict=True):
-                    self.note(ref, self.why(op, fact, inputs))
+                    self._note(ref, self._why(op, fact, inputs))
             self.facts.update(zip(op.outputs, outputs, strict=True))
         read_by = following.readers(block)
         for op in pending:
-            self.linear(block, read_by, op, loops, known)
+            self._linear(block, read_by, op, loops, known)
 
-    def why(self, op: Op, fact: Fact, inputs: list[Fact]) -> str:
+    def _why(self, op: Op, fact: Fact, inputs: list[Fact]) -> str:
         others = frozenset().union(*(f.leaves for f in inputs)) - fact.leaves
         if others and not any(f.data for f in inputs):
             names = ", ".join(self.paths[leaf] for leaf in sorted(others))
@@ -139,7 +143,7 @@ class Walk:
             f" (`{op.name}`)"
         )
 
-    def linear(
+    def _linear(
         self,
         block: Block,
         read_by: dict[int, list[Op]],
@@ -147,21 +151,21 @@ class Walk:
         loops: tuple[int, ...],
         known: bool,
     ) -> None:
-        sides = [i for i in (0, 1) if self.fact(op.inputs[i]).origin is not None]
+        sides = [i for i in (0, 1) if self._fact(op.inputs[i]).origin is not None]
         if len(sides) == 2:
             for ref in op.inputs:
-                self.note(ref, f"multiplied with another leaf (`{op.name}`)")
+                self._note(ref, f"multiplied with another leaf (`{op.name}`)")
             return
         side = sides[0]
-        origin = self.fact(op.inputs[side]).origin
+        origin = self._fact(op.inputs[side]).origin
         assert origin is not None
         if not known:
-            self.note(op.inputs[side], REASONS["while"])
+            self._note(op.inputs[side], REASONS["while"])
             return
         lhs, rhs = (self.flat.aval(ref) for ref in op.inputs[:2])
         folding = fold(op, side, lhs, rhs, self.flat.avals[op.outputs[0]])
         if isinstance(folding, str):
-            self.note(op.inputs[side], folding)
+            self._note(op.inputs[side], folding)
             return
         avals, facts = self.flat.avals, self.facts
         mark = self.marks[op.id]
@@ -169,18 +173,30 @@ class Walk:
         visit = chain.ops[-1].id if chain.ops else op.id
         index = folding.weight(origin.index, len(loops))
         lanes = tuple(size != 1 for size in index.shape[: len(loops)])
+        upstream = self._fact(op.inputs[1 - side]).upstream
+        for ref in (ref for step in chain.ops for ref in step.inputs):
+            upstream |= self._fact(ref).upstream
         use = Use(
-            op, folding, op.inputs[1 - side], op.inputs[side], chain, visit, loops, lanes
+            op=op,
+            folding=folding,
+            act=op.inputs[1 - side],
+            weight=op.inputs[side],
+            chain=chain,
+            visit=visit,
+            loops=loops,
+            lanes=lanes,
+            mark=mark,
+            upstream=upstream & ~mark,
         )
         self.seen.append(Seen(origin.leaf, None, use, index, len(loops)))
 
     # control flow: what goes in, what comes out
 
-    def scan(self, op: Op, loops: tuple[int, ...], known: bool) -> None:
+    def _scan(self, op: Op, loops: tuple[int, ...], known: bool) -> None:
         first, carried = op.params["num_consts"], op.params["num_carry"]
         body, length = op.blocks[0], op.params["length"]
-        inputs = [self.fact(ref) for ref in op.inputs]
-        everything = self.union(inputs)
+        inputs = [self._fact(ref) for ref in op.inputs]
+        everything = self._union(inputs)
         for i, (slot, fact) in enumerate(zip(body.inputs, inputs, strict=True)):
             constant = i < first or (
                 first <= i < first + carried and body.outputs[i - first] == slot
@@ -194,28 +210,28 @@ class Walk:
                     index = np.expand_dims(origin.index, len(loops))
                     origin = Origin(origin.leaf, index)
             elif i < first + carried:
-                self.note(op.inputs[i], "carried and changed by a scan")
+                self._note(op.inputs[i], "carried and changed by a scan")
                 origin = None
                 fact = dataclasses.replace(fact, data=everything.data)
             self.facts[slot] = dataclasses.replace(
                 fact, varies=varies, origin=origin, zero=fact.zero and constant
             )
-        self.block(body, (*loops, length), known)
-        self.outputs(op, body, everything)
+        self._block(body, (*loops, length), known)
+        self._outputs(op, body, everything)
 
-    def cond(self, op: Op, loops: tuple[int, ...], known: bool) -> None:
-        inputs = [self.fact(ref) for ref in op.inputs]
-        everything = self.union(inputs)
+    def _cond(self, op: Op, loops: tuple[int, ...], known: bool) -> None:
+        inputs = [self._fact(ref) for ref in op.inputs]
+        everything = self._union(inputs)
         for body in op.blocks:
             self.facts.update(zip(body.inputs, inputs[1:], strict=True))
-            self.block(body, loops, known)
+            self._block(body, loops, known)
         for body in op.blocks:
-            everything = self.outputs(op, body, everything)
+            everything = self._outputs(op, body, everything)
 
-    def while_(self, op: Op, loops: tuple[int, ...], known: bool) -> None:
+    def _while(self, op: Op, loops: tuple[int, ...], known: bool) -> None:
         n_cond, n_body = op.params["cond_nconsts"], op.params["body_nconsts"]
-        inputs = [self.fact(ref) for ref in op.inputs]
-        everything = self.union(inputs)
+        inputs = [self._fact(ref) for ref in op.inputs]
+        everything = self._union(inputs)
         carry = inputs[n_cond + n_body :]
         for body, consts in zip(
             op.blocks, (inputs[:n_cond], inputs[n_cond : n_cond + n_body]), strict=True
@@ -233,28 +249,28 @@ class Walk:
                         everything, varies=tuple(size > 1 for size in shape)
                     )
                 self.facts[slot] = fact
-            self.block(body, loops, False)
-        for i, fact in enumerate(carry):
+            self._block(body, loops, False)
+        for i in range(len(carry)):
             if op.blocks[1].outputs[i] != op.blocks[1].inputs[n_body + i]:
-                self.note(op.inputs[n_cond + n_body + i], "changed by a while loop")
-        self.outputs(op, op.blocks[1], everything)
+                self._note(op.inputs[n_cond + n_body + i], "changed by a while loop")
+        self._outputs(op, op.blocks[1], everything)
 
-    control = {"scan": scan, "cond": cond, "while": while_}
+    _control = {"scan": _scan, "cond": _cond, "while": _while}
 
-    def union(self, facts: list[Fact]) -> Fact:
+    def _union(self, facts: list[Fact]) -> Fact:
         upstream = 0
         for fact in facts:
             upstream |= fact.upstream
         leaves = frozenset().union(*(f.leaves for f in facts))
         return Fact((), any(f.data for f in facts), leaves, upstream)
 
-    def outputs(self, op: Op, body: Block, everything: Fact) -> Fact:
+    def _outputs(self, op: Op, body: Block, everything: Fact) -> Fact:
         """All outputs of a loop or branch depend on all that went in or ran."""
         for ref in body.outputs:
             if ref not in body.inputs:
-                self.note(ref, f"returned from inside a `{op.name}`")
-        inner = [self.fact(ref) for ref in body.outputs]
-        everything = self.union([everything, *inner])
+                self._note(ref, f"returned from inside a `{op.name}`")
+        inner = [self._fact(ref) for ref in body.outputs]
+        everything = self._union([everything, *inner])
         for slot in op.outputs:
             shape = self.flat.avals[slot].shape
             varies = tuple(size > 1 for size in shape)

@@ -1,0 +1,86 @@
+"""What is checked before a pruning starts and after it ends.
+
+Knows values and messages only.
+"""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from nettrim_jax import results as codes
+from nettrim_jax.admm import ADMM
+from nettrim_jax.programs import known
+from nettrim_jax.report import Report
+from nettrim_jax.results import MethodError, SolveError
+from nettrim_jax.tracing import is_array
+from nettrim_jax.typing import Array
+
+MODES = ("parallel", "cascade")
+ON_FAILURE = ("raise", "warn", "keep")
+
+
+def settings(
+    mode: str,
+    solver: ADMM | None,
+    rows: int,
+    held_out: float,
+    on_failure: str,
+    memory: int,
+) -> ADMM:
+    """The solver's settings; raises MethodError if anything is out of its range."""
+    solver = ADMM() if solver is None else solver
+    for name, value, good, wanted in (
+        ("mode", mode, mode in MODES, f"one of {MODES}"),
+        ("solver", solver, isinstance(solver, ADMM), "an ADMM(...)"),
+        ("rows", rows, isinstance(rows, int) and rows >= 1, "an integer of at least 1"),
+        ("held_out", held_out, 0 <= held_out < 1, "a share in [0, 1)"),
+        ("on_failure", on_failure, on_failure in ON_FAILURE, f"one of {ON_FAILURE}"),
+        ("memory", memory, memory > 0, "a positive number of bytes"),
+    ):
+        if not good:
+            raise MethodError(f"prune({name}={value!r}): expected {wanted}")
+    return solver
+
+
+def finite(name: str, tree: Any, error: type[Exception]) -> None:
+    """Raises ``error`` with the place of the first NaN or infinity, where known."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if not is_array(leaf) or not known(leaf):
+            continue
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        count = int(_not_finite(jnp.asarray(leaf)))
+        if count:
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise error(
+                f"{name}: {count} of {leaf.size} values of {where or 'the array'} are "
+                "NaN or infinite; expected finite numbers. Nothing was pruned"
+            )
+
+
+@jax.jit
+def _not_finite(array: Array) -> Array:
+    return jnp.sum(~jnp.isfinite(array))
+
+
+def converged(report: Report, on_failure: str, solver: ADMM) -> None:
+    """Raises or warns, as asked, if a layer's solve did not converge."""
+    failed = [site for site in report.sites if int(site.result) != codes.CONVERGED]
+    if not failed or on_failure == "keep":
+        return
+    lines = [
+        f"{site.path}: {site.message} (gap {float(site.gap):.1e}, violation "
+        f"{float(site.violation):.1e}, steps {int(site.steps)})"
+        for site in failed
+    ]
+    text = (
+        f"{len(failed)} of {len(report.sites)} layers did not reach tol={solver.tol:g}"
+        f" in {solver.max_steps} steps: " + "; ".join(lines) + ". Raise "
+        "solver=ADMM(max_steps=...) or tol, or take on_failure='keep' to leave such "
+        "layers as trained"
+    )
+    if on_failure == "raise":
+        raise SolveError(text)
+    warnings.warn(text, stacklevel=3)
