@@ -144,7 +144,7 @@ def advance(graph: Graph, block: Block, fixed: Env, env: Env) -> Env:
     del graph
     full = {**fixed, **env}
     jaxprs.run_block(block, full, {}, _nothing)
-    return {slot: full[slot] for slot in block.outputs}
+    return {slot: full[slot] for slot in block.outputs if isinstance(slot, int)}
 
 
 def _nothing(*_: object) -> None:
@@ -189,7 +189,8 @@ def capture(
 
 def outputs(graph: Graph, fixed: Mapping[int, Array], env: Env) -> list[Array]:
     """The network's outputs, once all has been run."""
+    known = {**fixed, **env}
     return [
-        ref.value if isinstance(ref, Literal) else {**fixed, **env}[ref]
+        ref.value if isinstance(ref, Literal) else known[ref]
         for ref in graph.flat.block.outputs
     ]

@@ -120,8 +120,8 @@ class _Builder:
 
     def bind_consts(self, env: dict[Any, Ref], jaxpr: Any, consts: Any) -> None:
         for var, value in zip(jaxpr.constvars, consts, strict=True):
-            env[var] = self.slot(var.aval)
-            self.consts[env[var]] = value
+            slot = env[var] = self.slot(var.aval)
+            self.consts[slot] = value
 
     def run(self, jaxpr: Any, env: dict[Any, Ref], ops: list[Op]) -> tuple[Ref, ...]:
         def read(atom: Any) -> Ref:

@@ -15,6 +15,7 @@ from nettrim_jax import masks, programs, results
 from nettrim_jax.activations import Activation
 from nettrim_jax.admm import Solution
 from nettrim_jax.linalg import matmul
+from nettrim_jax.masks import Entries
 from nettrim_jax.methods import Method
 from nettrim_jax.programs import Program
 from nettrim_jax.typing import Array
@@ -29,12 +30,10 @@ class Measured(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a site's weights and its bias stand."""
+    """Where a site's weights stand, and its bias if that may move."""
 
-    leaf: Array
-    index: Array  # [b, d_in, d_out]
-    bias: Array | None
-    bias_index: Array | None  # [b, d_out]
+    weights: Entries  # [b, d_in, d_out]
+    bias: Entries | None  # [b, d_out]
 
 
 def held_out_rows(n: int, share: float) -> int:
@@ -56,8 +55,10 @@ def program(
 
     With it comes each lane's relative budget, ``[b]``.
     """
-    if bias == "penalized":  # all of it is to be found, so none of it stays in t
-        own = masks.read(place.bias, place.bias_index).astype(seen.t.dtype)
+    if (
+        bias == "penalized" and place.bias is not None
+    ):  # all of it is to be found, so none of it stays in t
+        own = masks.read(place.bias).astype(seen.t.dtype)
         seen = seen._replace(t=seen.t - (own * seen.gain)[:, None, :])
     rows = {name: getattr(seen, name) for name in ("X", "t", "P", "P0", "valid")}
     seen = seen._replace(**jax.tree.map(lambda a: a[:, held:], rows))
@@ -80,17 +81,17 @@ def write(
     """
     use = (solution.result == results.CONVERGED) | (not keep)
     W = _divide(solution.W, seen.scale[:, None, :])
-    old = masks.read(place.leaf, place.index).astype(W.dtype)
-    leaf = masks.write(place.leaf, place.index, jnp.where(use[:, None, None], W, old))
-    if bias == "fixed":
-        return leaf, place.bias
-    old = masks.read(place.bias, place.bias_index)
+    old = masks.read(place.weights).astype(W.dtype)
+    leaf = masks.write(place.weights, jnp.where(use[:, None, None], W, old))
+    if place.bias is None:
+        return leaf, None
+    old = masks.read(place.bias)
     move = _divide(solution.bias, seen.gain)
     new = move if bias == "penalized" else old.astype(move.dtype) + move
     # a unit that the bias cannot reach keeps it
     use = use[:, None] & (seen.gain != 0)
     new = jnp.where(use, new.astype(old.dtype), old)
-    return leaf, masks.write(place.bias, place.bias_index, new)
+    return leaf, masks.write(place.bias, new)
 
 
 @functools.partial(jax.jit, static_argnames=("relu", "held"))
@@ -103,13 +104,11 @@ def measure(
     held: int,
 ) -> Measured:
     """Counts and errors of new leaves, as they are stored, against the trained."""
-    W = masks.read(leaf, place.index)
+    W = masks.read(place.weights._replace(leaf=leaf))
     answer = matmul(seen.X, W.astype(seen.X.dtype) * seen.scale[:, None, :]) + seen.t
-    if place.bias is not None:
-        new, old = (
-            masks.read(a, place.bias_index).astype(seen.X.dtype)
-            for a in (bias, place.bias)
-        )
+    if place.bias is not None and bias is not None:
+        both = place.bias._replace(leaf=bias), place.bias
+        new, old = (masks.read(entries).astype(seen.X.dtype) for entries in both)
         answer = answer + ((new - old) * seen.gain)[:, None, :]
     want = seen.P
     if relu:

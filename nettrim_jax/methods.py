@@ -95,14 +95,15 @@ class NetTrim:
                 f"{list(np.shape(self.epsilon))}; give layers numbers of their own by "
                 "a dict from regular expressions to methods"
             )
-        if known(self.epsilon) and not 0 <= float(self.epsilon) < float("inf"):
+        epsilon, gamma = self.epsilon, self.gamma
+        if known(epsilon) and not (np.isfinite(epsilon) and np.asarray(epsilon) >= 0):
             raise MethodError(
-                f"NetTrim(epsilon={float(self.epsilon):g}): expected a finite number "
+                f"NetTrim(epsilon={epsilon}): expected a finite number "
                 "of at least 0, relative to the norm of the layer's response"
             )
-        if known(self.gamma) and not 1 <= float(self.gamma) < float("inf"):
+        if known(gamma) and not (np.isfinite(gamma) and np.asarray(gamma) >= 1):
             raise MethodError(
-                f"NetTrim(gamma={float(self.gamma):g}): expected a finite number of at "
+                f"NetTrim(gamma={gamma}): expected a finite number of at "
                 "least 1, or the trained weights would not meet the budget"
             )
 
@@ -133,7 +134,7 @@ class NetTrim:
             Y = jnp.where(valid, jnp.maximum(seen.P, 0) if relu else seen.P, 0)
             norm = jnp.sqrt(jnp.sum(Y**2))
             budget, V = epsilon * norm, jnp.zeros((1, 1), Y.dtype)
-            if fed:
+            if fed and seen.P0 is not None:
                 on = valid & (Y > 0) if relu else valid
                 off = jnp.sqrt(jnp.sum(jnp.where(on, seen.P0 - Y, 0) ** 2))
                 budget, V = jnp.sqrt(gamma) * off, jnp.maximum(seen.P0, 0)

@@ -7,8 +7,10 @@ Knows penalties and responses; knows no solver and no model.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
@@ -202,12 +204,12 @@ def _program(
             "solve one program for each epsilon with jax.vmap"
         )
     t, V = _broadcast("t", t, dtype, shape), _broadcast("V", V, dtype, shape)
-    penalty = L1() if penalty is None else penalty
-    if not isinstance(penalty, Penalty):
+    given: Any = L1() if penalty is None else penalty
+    if not isinstance(given, Penalty):
         raise ProgramError(
-            f"program: expected a penalty such as L1(), got {type(penalty).__name__}"
+            f"program: expected a penalty such as L1(), got {type(given).__name__}"
         )
-    penalty = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), penalty)
+    chosen: Penalty = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), given)
     for name, array in {"X": X, "Y": Y, "t": t, "epsilon": epsilon}.items():
         if known(array) and not np.isfinite(array).all():
             raise ProgramError(f"program: {name} holds NaN or infinity; remove it")
@@ -218,7 +220,7 @@ def _program(
     if bias == "penalized":
         X = jnp.concatenate([X, jnp.ones((X.shape[0], 1), dtype)], axis=1)
     on = Y > 0 if relu else jnp.ones(shape, bool)
-    return Program(X, t, penalty, Match(Y, on, V, epsilon), bias)
+    return Program(X, t, chosen, Match(Y, on, V, epsilon), bias)
 
 
 def _broadcast(name: str, array: ArrayLike, dtype: DTypeLike, shape: tuple) -> Array:

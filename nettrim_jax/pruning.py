@@ -18,6 +18,7 @@ from nettrim_jax import progress as bars
 from nettrim_jax.activations import Activation, capture
 from nettrim_jax.admm import ADMM, Solution
 from nettrim_jax.layers import Place
+from nettrim_jax.masks import Entries
 from nettrim_jax.methods import Method, NetTrim
 from nettrim_jax.programs import Program, known
 from nettrim_jax.progress import Progress
@@ -247,11 +248,11 @@ class _Job(NamedTuple):
         return self.method.bias if self.site.bias is not None else "fixed"
 
     def place(self, leaves: Sequence[Array]) -> Place:
-        leaf, index = leaves[self.site.leaf], jnp.asarray(self.site.index)
+        weights = Entries(leaves[self.site.leaf], jnp.asarray(self.site.index))
         if self.bias == "fixed" or self.site.bias is None:
-            return Place(leaf, index, None, None)
-        bias, bias_index = self.site.bias
-        return Place(leaf, index, leaves[bias], jnp.asarray(bias_index))
+            return Place(weights, None)
+        leaf, index = self.site.bias
+        return Place(weights, Entries(leaves[leaf], jnp.asarray(index)))
 
 
 def _solve(

@@ -5,6 +5,8 @@ and ``vmap``. Knows numbers only.
 """
 
 import dataclasses
+import functools
+import operator
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,7 @@ from jax.tree_util import register_dataclass
 from nettrim_jax import results
 from nettrim_jax.typing import Array, Path
 
-
-def _static() -> Any:
-    return dataclasses.field(metadata={"static": True})
+STATIC = {"static": True}
 
 
 @register_dataclass
@@ -41,11 +41,11 @@ class SiteReport:
       violation: the worst lane's relative violation.
     """
 
-    path: Path = _static()
-    kind: str = _static()
-    response: str = _static()
-    shape: tuple[int, int, int, int] = _static()
-    size: int = _static()
+    path: Path = dataclasses.field(metadata=STATIC)
+    kind: str = dataclasses.field(metadata=STATIC)
+    response: str = dataclasses.field(metadata=STATIC)
+    shape: tuple[int, int, int, int] = dataclasses.field(metadata=STATIC)
+    size: int = dataclasses.field(metadata=STATIC)
     nonzeros: Array
     epsilon: Array
     error: Array
@@ -78,7 +78,7 @@ class Report:
     """
 
     sites: tuple[SiteReport, ...]
-    skipped: tuple[tuple[Path, str], ...] = _static()
+    skipped: tuple[tuple[Path, str], ...] = dataclasses.field(metadata=STATIC)
     deviation: Array
 
     @property
@@ -89,7 +89,7 @@ class Report:
     @property
     def nonzeros(self) -> Array:
         """How many of them are left."""
-        return sum((site.nonzeros for site in self.sites), np.zeros((), np.int32))
+        return functools.reduce(operator.add, (site.nonzeros for site in self.sites))
 
     @property
     def sparsity(self) -> Array:
