@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from nettrim_jax import linalg, programs, results
 from nettrim_jax.linalg import Graph
 from nettrim_jax.programs import Program
-from nettrim_jax.results import MethodError
+from nettrim_jax.results import MethodError, ProgramError
 from nettrim_jax.typing import Array
 
 
@@ -33,8 +33,8 @@ class ADMM:
     """How to solve: every setting of the solver and its default.
 
     Attributes:
-      tol: largest relative duality gap and largest relative violation at which a
-        solve counts as converged. In float32 at least 1e-6; on layers with
+      tol: largest relative gap and largest relative violation at which a solve
+        counts as converged. In float32 at least 1e-6; on layers with
         millions of responses rounding holds the gap near 1e-4.
       max_steps: most steps, in multiples of ``check_every``.
       relaxation: over-relaxation, in (0, 2).
@@ -62,6 +62,13 @@ class ADMM:
     patience: float = 1.5
 
     def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            whole = name in ("max_steps", "check_every")
+            if not isinstance(value, int if whole else int | float):
+                raise MethodError(
+                    f"ADMM({name}={value!r}): expected "
+                    + ("an integer" if whole else "a number")
+                )
         for name, good, wanted in (
             ("tol", self.tol > 0, "a positive number"),
             ("max_steps", self.max_steps >= 1, "at least 1"),
@@ -106,7 +113,7 @@ class Stats(NamedTuple):
 class Certificate(NamedTuple):
     """Proof of the answer's quality, in the units said; arrays without lanes."""
 
-    gap: Array  # [], |objective - lower_bound| / objective
+    gap: Array  # [], max(|objective - lower_bound|, ||L|| distance) / objective
     lower_bound: Array  # [], no feasible weights have a smaller penalty
     violation: Array  # [], distance of the response to its set / ||Y_Omega||_F
 
@@ -167,7 +174,6 @@ def step(
     return State(W, b, Z, W_hat - W, Z_hat - Z, rho), Halves(W_half, Z_half, dual)
 
 
-@functools.partial(jax.jit, static_argnames="config")
 def solve(program: Program, config: ADMM | None = None) -> Solution:
     r"""Solves one program; stack programs with ``jax.vmap``.
 
@@ -196,7 +202,11 @@ def solve(program: Program, config: ADMM | None = None) -> Solution:
       >>> [round(float(w), 1) for w in solution.W[:, 0]]
       [1.9, 0.9, 0.0]
     """
-    config = _checked(config, program)
+    return _solve(program, _checked(config, program))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _solve(program: Program, config: ADMM) -> Solution:
     graph = linalg.graph(program.X, program.bias == "free")
     program = dataclasses.replace(program, X=graph.X)
 
@@ -209,7 +219,9 @@ def solve(program: Program, config: ADMM | None = None) -> Solution:
         return _advance(program, graph, config, loop)
 
     loop = jax.lax.while_loop(running, body, _start(program, graph))
-    W, b = loop.W, loop.b - linalg.matmul(graph.mean, loop.W)
+    # a stale answer would look like a good one
+    W = jnp.where(loop.result == results.NAN, jnp.nan, loop.W)
+    b = loop.b - linalg.matmul(graph.mean, W)
     if program.bias == "penalized":
         W, b = W[:-1], W[-1]
     return Solution(W, b, loop.result, loop.stats, loop.certificate)
@@ -223,10 +235,12 @@ def _start(program: Program, graph: Graph) -> _Loop:
         state=state,
         W=state.W,
         b=state.b,
-        result=jnp.asarray(results.MAX_STEPS, jnp.int32),
+        result=jnp.where(
+            programs.finite(program), results.MAX_STEPS, results.NAN
+        ).astype(jnp.int32),
         stats=Stats(jnp.zeros((), jnp.int32), zero, state.rho),
         # the dual point zero already bounds any penalty that is a norm
-        certificate=Certificate(inf, programs.dual_bound(program, state.U_Z), inf),
+        certificate=Certificate(inf, programs.dual_bound(program, state.U_Z)[0], inf),
         next_change=zero,
     )
 
@@ -243,14 +257,18 @@ def _advance(program: Program, graph: Graph, config: ADMM, loop: _Loop) -> _Loop
     state, halves = step(program, graph, before, relaxation)
 
     value = programs.objective(program, halves.W)
-    bound = jnp.maximum(
-        loop.certificate.lower_bound, programs.dual_bound(program, halves.dual)
-    )
-    tiny = jnp.finfo(value.dtype).tiny
+    new_bound, multiplier = programs.dual_bound(program, halves.dual)
+    bound = jnp.maximum(loop.certificate.lower_bound, new_bound)
+    distance = programs.distance(program, halves.W, state.b)
+    scale, info = program.response.scale(), jnp.finfo(value.dtype)
+    # weights that miss the set, by more than rounding, may be cheaper by this much
+    missed = jnp.where(distance > 8 * info.eps * scale, distance, 0)
+    price = jnp.sqrt(jnp.sum(multiplier**2)) * missed
+    off = jnp.maximum(jnp.abs(value - bound), price)
     certificate = Certificate(
-        gap=jnp.abs(value - bound) / jnp.maximum(jnp.abs(value), tiny),
+        gap=off / jnp.maximum(jnp.abs(value), info.tiny),
         lower_bound=bound,
-        violation=programs.violation(program, halves.W, state.b),
+        violation=distance / scale,
     )
     done = (certificate.gap <= config.tol) & (certificate.violation <= config.tol)
     lost = ~jnp.isfinite(value + bound + certificate.violation)
@@ -303,6 +321,11 @@ def _balance(
 
 def _checked(config: ADMM | None, program: Program) -> ADMM:
     config = ADMM() if config is None else config
+    if not isinstance(program, Program):
+        raise ProgramError(
+            f"solve: expected a program, got {type(program).__name__}; make one with "
+            "nettrim_jax.relu_program(X, Y, epsilon) or linear_program"
+        )
     if not isinstance(config, ADMM):
         raise MethodError(
             f"solver: expected an ADMM(...), got {type(config).__name__}; "

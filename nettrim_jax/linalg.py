@@ -61,7 +61,7 @@ def graph(X: Array, free_bias: bool) -> Graph:
     norm2 = jnp.sum(centred**2, axis=0)
     # a constant column, centred, is rounding noise: the bias does its work
     noise = n * (4 * jnp.finfo(X.dtype).eps * jnp.max(jnp.abs(X), axis=0)) ** 2
-    live = norm2 > noise
+    live = ~(norm2 <= noise)  # what is not finite is no noise
     centred = jnp.where(live[None, :], centred, 0)
     metric = jnp.where(live, norm2, 1)
     sigma2 = min(n, d_in) / jnp.maximum(jnp.sum(live), 1).astype(X.dtype)

@@ -29,7 +29,7 @@ class L1:
     The penalty of Net-Trim (Aghasi et al., 2017, eq. 2).
 
     Attributes:
-      weight: non-negative; one number, or an array that broadcasts to
+      weight: positive; one number, or an array that broadcasts to
         ``[d_in, d_out]`` (``[d_in, 1]`` weighs inputs, ``[1, d_out]`` units).
 
     Example:
@@ -53,7 +53,6 @@ class L1:
         """Shrinkage per column until ``|A| <= weight``; ``g*`` is zero there."""
         weight = self._weight(A)
         over = jnp.abs(A) > weight
-        # a weight of zero leaves no room at all: such a column's dual must vanish
         ratio = jnp.where(over, weight / jnp.where(over, jnp.abs(A), 1), 1)
         return jnp.min(ratio, axis=0, initial=1), jnp.zeros((), A.dtype)
 

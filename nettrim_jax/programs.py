@@ -143,13 +143,19 @@ def objective(program: Program, W: Array) -> Array:
     return program.penalty.value(W)
 
 
-def violation(program: Program, W: Array, b: Array) -> Array:
-    """Distance of ``Z`` to the response's set over the norm of ``Y``, a scalar."""
-    return program.response.violation(response_of(program, W, b))
+def distance(program: Program, W: Array, b: Array) -> Array:
+    """Distance of ``Z`` to what the response requires, Frobenius, a scalar."""
+    return program.response.distance(response_of(program, W, b))
 
 
-def dual_bound(program: Program, L: Array) -> Array:
-    r"""A lower bound on the optimum from any ``L``, ``[n, d_out]``.
+def finite(program: Program) -> Array:
+    """Whether all data of the program is numbers."""
+    numbers = jnp.all(jnp.isfinite(program.X)) & jnp.all(jnp.isfinite(program.t))
+    return numbers & program.response.finite()
+
+
+def dual_bound(program: Program, L: Array) -> tuple[Array, Array]:
+    r"""A lower bound on the optimum from any ``L``, ``[n, d_out]``, and its multiplier.
 
     .. math::
         D(\Lambda) = \langle \Lambda, t \rangle - f^*(\Lambda) - g^*(-X^T \Lambda)
@@ -161,7 +167,8 @@ def dual_bound(program: Program, L: Array) -> Array:
     """
     L = program.response.dual(L, program.bias == "free")
     shrink, conjugate = program.penalty.conjugate(matmul(program.X.T, L))
-    return program.response.bound(L * shrink[None, :], program.t) - conjugate
+    L = L * shrink[None, :]
+    return program.response.bound(L, program.t) - conjugate, L
 
 
 def reweighted(program: Program, W: Array, b: Array) -> Program:
@@ -183,7 +190,7 @@ def _program(
     bias: str,
 ) -> Program:
     X, Y = jnp.asarray(X), jnp.asarray(Y)
-    if X.ndim != 2 or Y.ndim != 2 or X.shape[0] != Y.shape[0] or 0 in X.shape:
+    if X.ndim != 2 or Y.ndim != 2 or X.shape[0] != Y.shape[0] or 0 in X.shape + Y.shape:
         raise ProgramError(
             "program: expected X [n, d_in] and Y [n, d_out] with the same n rows, "
             f"got X {list(X.shape)} and Y {list(Y.shape)}; rows are samples, one "
@@ -194,9 +201,11 @@ def _program(
             f"program: expected X of dtype float32 or float64, got {X.dtype}; "
             "cast it with X.astype(jnp.float32)"
         )
+    if jnp.issubdtype(Y.dtype, jnp.complexfloating):
+        raise ProgramError(f"program: expected a real Y, got {Y.dtype}")
     if bias not in BIASES:
         raise ProgramError(f"program: bias={bias!r}; expected one of {BIASES}")
-    dtype, shape = X.dtype, Y.shape
+    dtype, shape, d_in, d_out = X.dtype, Y.shape, X.shape[1], Y.shape[1]
     Y, epsilon = Y.astype(dtype), jnp.asarray(epsilon, dtype)
     if epsilon.shape != ():
         raise ProgramError(
@@ -210,6 +219,9 @@ def _program(
             f"program: expected a penalty such as L1(), got {type(given).__name__}"
         )
     chosen: Penalty = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), given)
+    _check_weights(chosen, (d_in + (bias == "penalized"), d_out))
+    if known(V) and not (V > -jnp.inf).all():
+        raise ProgramError("program: V holds NaN or minus infinity; no Z is below that")
     for name, array in {"X": X, "Y": Y, "t": t, "epsilon": epsilon}.items():
         if known(array) and not np.isfinite(array).all():
             raise ProgramError(f"program: {name} holds NaN or infinity; remove it")
@@ -221,6 +233,24 @@ def _program(
         X = jnp.concatenate([X, jnp.ones((X.shape[0], 1), dtype)], axis=1)
     on = Y > 0 if relu else jnp.ones(shape, bool)
     return Program(X, t, chosen, Match(Y, on, V, epsilon), bias)
+
+
+def _check_weights(penalty: Penalty, shape: tuple[int, int]) -> None:
+    for weight in jax.tree.leaves(penalty):
+        try:
+            fits = np.broadcast_shapes(weight.shape, shape) == shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ProgramError(
+                f"program: expected penalty weights that broadcast to W {list(shape)}, "
+                f"got {list(weight.shape)}"
+            )
+        if known(weight) and not (np.isfinite(weight) & (weight > 0)).all():
+            raise ProgramError(
+                "program: expected positive, finite penalty weights; a weight that is "
+                "free to move is a bias, see bias='free'"
+            )
 
 
 def _broadcast(name: str, array: ArrayLike, dtype: DTypeLike, shape: tuple) -> Array:

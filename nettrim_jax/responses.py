@@ -3,8 +3,8 @@
 A response is a frozen record of its own data with pure methods:
 
 - ``prox(Z)``: the nearest point that meets the requirement;
-- ``violation(Z)``: by how much ``Z`` fails it, relative to the trained response;
-- ``dual(L, t, free_bias)``: the nearest useful dual, that is with ``f*`` finite
+- ``distance(Z)``: from ``Z`` to what meets it; ``scale()``: what that is relative to;
+- ``dual(L, free_bias)``: the nearest useful dual, that is with ``f*`` finite
   and, for a free bias, with columns that sum to zero;
 - ``bound(L, t)``: ``<L, t> - f*(L)``.
 
@@ -52,9 +52,14 @@ class Match:
             self.on, self.Y + _ball(R, self.epsilon), jnp.minimum(Z, self.V)
         )
 
-    def violation(self, Z: Array) -> Array:
-        """Distance to the set over the norm of the trained response, a scalar."""
-        return _norm(Z - self.prox(Z)) / self.scale()
+    def distance(self, Z: Array) -> Array:
+        """Distance to the set (Frobenius), a scalar."""
+        return _norm(Z - self.prox(Z))
+
+    def finite(self) -> Array:
+        """Whether the data is numbers; a limit may be infinite."""
+        numbers = jnp.all(jnp.isfinite(self.Y)) & jnp.isfinite(self.epsilon)
+        return numbers & jnp.all(self.V > -jnp.inf)
 
     def scale(self) -> Array:
         """Norm of the trained response where it is on; one if that is zero."""
