@@ -20,9 +20,6 @@ import nettrim_jax as nt
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-# layers that many others build on get less: an early error is seen by all
-EPSILON = {"Dense_0": 0.15, "Dense_1": 0.08, "Dense_2": 0.03}
-
 
 class MLP(nn.Module):
     """64-300-100-10 with ReLU."""
@@ -122,10 +119,8 @@ def main():
         answer = jnp.argmax(model.apply(params, x_held_out), axis=1)
         return 100 * float(jnp.mean(answer == y_held_out))
 
-    method = {
-        layer: nt.NetTrim(epsilon=eps, rounds=3) for layer, eps in EPSILON.items()
-    }
-    pruned = nt.prune(params, model.apply, x, method=method, held_out=0.05)
+    method = nt.NetTrim(epsilon=0.13, gamma=1.2, rounds=5)
+    pruned = nt.prune(params, model.apply, x, method=method, mode="cascade", held_out=0)
     print(pruned.report)
     print()
     rival = accuracy(magnitude(params, pruned.mask))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from nettrim_jax import following, jaxprs
 from nettrim_jax.jaxprs import Op, Ref
+from nettrim_jax.linalg import wide
 from nettrim_jax.results import BatchError
 from nettrim_jax.tracing import Graph, Site
 from nettrim_jax.typing import Array
@@ -136,9 +137,8 @@ def _see(
     priority, pick = jax.lax.top_k(priority, quota)
 
     Z = read(chain.start)
-    dtype = jnp.promote_types(
-        jnp.promote_types(Z.dtype, read(use.act).dtype), "float32"
-    )
+    A = read(use.act)
+    dtype = wide(Z.dtype, A.dtype)
     t, pull = jax.vjp(
         lambda z: following.run(chain.ops, chain.start, z, read), jnp.zeros_like(Z)
     )
@@ -161,7 +161,7 @@ def _see(
         )
         gain = per_unit(pull_tail(jnp.ones_like(t_tail))[0])
     P = back(read(chain.end))
-    X = folding.inputs(read(use.act), pick).astype(dtype)
+    X = folding.inputs(A, pick).astype(dtype)
     priority = jnp.broadcast_to(priority, (folding.lanes, quota))
     return _Seen(_Rows(X, back(t), P, priority), scale, gain)
 

@@ -41,6 +41,8 @@ class ADMM:
       check_every: steps between two looks at the certificate and the step size.
       imbalance: the step size changes when the relative primal and dual residuals
         differ by more than this factor.
+      feasibility: weight of the primal residual in that comparison: what is priced
+        into the gap is the violation, which it brings down.
       patience: after a change of the step size the next one waits until the number
         of steps has grown by this factor, so that changes end (without it some
         programs cycle for ever).
@@ -58,7 +60,8 @@ class ADMM:
     max_steps: int = 10000
     relaxation: float = 1.7
     check_every: int = 10
-    imbalance: float = 2.0
+    imbalance: float = 1.5
+    feasibility: float = 2.5
     patience: float = 1.5
 
     def __post_init__(self):
@@ -75,6 +78,7 @@ class ADMM:
             ("relaxation", 0 < self.relaxation < 2, "between 0 and 2"),
             ("check_every", self.check_every >= 1, "at least 1"),
             ("imbalance", self.imbalance > 1, "above 1"),
+            ("feasibility", self.feasibility > 0, "a positive number"),
             ("patience", self.patience >= 1, "at least 1"),
         ):
             if not good:
@@ -308,7 +312,7 @@ def _balance(
     size = jnp.maximum(norm(halves.W, halves.Z - t), norm(before.W, before.Z - t))
     primal = norm(halves.W - before.W, halves.Z - before.Z) / size
     dual = norm(after.W - before.W, after.Z - before.Z) / norm(after.U_W, after.U_Z)
-    ratio = primal / dual
+    ratio = config.feasibility * primal / dual
     off = jnp.maximum(ratio, 1 / ratio) > config.imbalance
     steps = steps.astype(ratio.dtype)
     change = off & jnp.isfinite(ratio) & (ratio > 0) & (steps >= next_change)

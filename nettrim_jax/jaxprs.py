@@ -256,6 +256,14 @@ def slots_read(op: Op) -> set[int]:
     return read
 
 
+def scan_counts(op: Op) -> tuple[int, int]:
+    """How many operands of a ``scan`` are constants, and how many are carried."""
+    if "num_consts" in op.params:
+        return op.params["num_consts"], op.params["num_carry"]
+    consts, carry, _ = op.params["ft_in"].unpack()  # since jax 0.12
+    return len(consts), len(carry)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Run:
     visits: Mapping[int, Any]
@@ -290,7 +298,7 @@ class _Run:
         return self.block(block, inner, steps)
 
     def scan(self, op: Op, args: list[Any], env: dict[int, Any], steps: Any) -> Any:
-        first, carried = op.params["num_consts"], op.params["num_carry"]
+        first, carried = scan_counts(op)
         length = op.params["length"]
         consts, carry = args[:first], args[first : first + carried]
 

@@ -13,7 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax import batching, cascade, checks, jaxprs, layers, masks, methods
+from nettrim_jax import (
+    batching,
+    cascade,
+    checks,
+    jaxprs,
+    layers,
+    linalg,
+    masks,
+    methods,
+)
 from nettrim_jax import progress as bars
 from nettrim_jax.activations import Activation, capture
 from nettrim_jax.admm import ADMM, Solution
@@ -347,8 +356,8 @@ def _deviation(before: Sequence[Array], after: Sequence[Array]) -> Array:
     off, size = jnp.zeros(()), jnp.zeros(())
     for new, old in zip(after, before, strict=True):
         if jnp.issubdtype(jnp.result_type(old), jnp.floating):
-            wide = jnp.promote_types(jnp.result_type(old), "float32")
-            new, old = jnp.asarray(new, wide), jnp.asarray(old, wide)
+            dtype = linalg.wide(jnp.result_type(old))
+            new, old = jnp.asarray(new, dtype), jnp.asarray(old, dtype)
             off = off + jnp.sum((new - old) ** 2).astype(off.dtype)
             size = size + jnp.sum(old**2).astype(size.dtype)
     return jnp.sqrt(jnp.where(off == 0, 0, off / size))

@@ -16,7 +16,7 @@ from nettrim_jax import following
 from nettrim_jax.facts import Fact, Origin
 from nettrim_jax.folding import Folding, fold
 from nettrim_jax.following import Chain
-from nettrim_jax.jaxprs import Block, Flat, Op, Ref
+from nettrim_jax.jaxprs import Block, Flat, Op, Ref, scan_counts
 from nettrim_jax.typing import Path
 
 LINEAR = ("dot_general", "conv_general_dilated")
@@ -193,7 +193,7 @@ class Walk:
     # control flow: what goes in, what comes out
 
     def _scan(self, op: Op, loops: tuple[int, ...], known: bool) -> None:
-        first, carried = op.params["num_consts"], op.params["num_carry"]
+        first, carried = scan_counts(op)
         body, length = op.blocks[0], op.params["length"]
         inputs = [self._fact(ref) for ref in op.inputs]
         everything = self._union(inputs)
