@@ -57,7 +57,7 @@ class ADMM:
     """
 
     tol: float = 1e-3
-    max_steps: int = 10000
+    max_steps: int = 20000
     relaxation: float = 1.7
     check_every: int = 10
     imbalance: float = 1.5
@@ -212,6 +212,7 @@ def solve(program: Program, config: ADMM | None = None) -> Solution:
 @functools.partial(jax.jit, static_argnames="config")
 def _solve(program: Program, config: ADMM) -> Solution:
     graph = linalg.graph(program.X, program.bias == "free")
+    usable = programs.finite(program)
     program = dataclasses.replace(program, X=graph.X)
 
     def running(loop: _Loop) -> Array:
@@ -222,7 +223,7 @@ def _solve(program: Program, config: ADMM) -> Solution:
     def body(loop: _Loop) -> _Loop:
         return _advance(program, graph, config, loop)
 
-    loop = jax.lax.while_loop(running, body, _start(program, graph))
+    loop = jax.lax.while_loop(running, body, _start(program, graph, usable))
     # a stale answer would look like a good one
     W = jnp.where(loop.result == results.NAN, jnp.nan, loop.W)
     b = loop.b - linalg.matmul(graph.mean, W)
@@ -231,7 +232,7 @@ def _solve(program: Program, config: ADMM) -> Solution:
     return Solution(W, b, loop.result, loop.stats, loop.certificate)
 
 
-def _start(program: Program, graph: Graph) -> _Loop:
+def _start(program: Program, graph: Graph, usable: Array) -> _Loop:
     state = init(program, graph)
     zero = jnp.zeros((), program.X.dtype)
     inf = jnp.full((), jnp.inf, program.X.dtype)
@@ -239,9 +240,7 @@ def _start(program: Program, graph: Graph) -> _Loop:
         state=state,
         W=state.W,
         b=state.b,
-        result=jnp.where(
-            programs.finite(program), results.MAX_STEPS, results.NAN
-        ).astype(jnp.int32),
+        result=jnp.where(usable, results.MAX_STEPS, results.NAN).astype(jnp.int32),
         stats=Stats(jnp.zeros((), jnp.int32), zero, state.rho),
         # the dual point zero already bounds any penalty that is a norm
         certificate=Certificate(inf, programs.dual_bound(program, state.U_Z)[0], inf),

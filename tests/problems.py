@@ -1,4 +1,4 @@
-"""Generated programs of every shape that a layer can take, and real layers cut small."""
+"""Generated programs of every shape that a layer takes, and real layers cut small."""
 
 import dataclasses
 import os

@@ -1,0 +1,23 @@
+"""One strict process: CPU, float64 allowed, no silent promotion of dtype or rank."""
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def rng():
+    """NumPy's generator, the same for every test."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def getkey():
+    """A function that returns a new key at each call, the same for every test."""
+    keys = iter(jax.random.split(jax.random.key(0), 100))
+    return lambda: next(keys)
