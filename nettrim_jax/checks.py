@@ -13,7 +13,7 @@ from nettrim_jax import results as codes
 from nettrim_jax.admm import ADMM
 from nettrim_jax.programs import known
 from nettrim_jax.report import Report
-from nettrim_jax.results import MethodError, SolveError
+from nettrim_jax.results import BatchError, MethodError, SolveError
 from nettrim_jax.tracing import is_array
 from nettrim_jax.typing import Array
 
@@ -35,13 +35,39 @@ def settings(
         ("mode", mode, mode in MODES, f"one of {MODES}"),
         ("solver", solver, isinstance(solver, ADMM), "an ADMM(...)"),
         ("rows", rows, isinstance(rows, int) and rows >= 1, "an integer of at least 1"),
-        ("held_out", held_out, 0 <= held_out < 1, "a share in [0, 1)"),
+        (
+            "held_out",
+            held_out,
+            _number(held_out) and 0 <= held_out < 1,
+            "a share in [0, 1)",
+        ),
         ("on_failure", on_failure, on_failure in ON_FAILURE, f"one of {ON_FAILURE}"),
-        ("memory", memory, memory > 0, "a positive number of bytes"),
+        (
+            "memory",
+            memory,
+            _number(memory) and memory > 0,
+            "a positive number of bytes",
+        ),
     ):
         if not good:
             raise MethodError(f"prune({name}={value!r}): expected {wanted}")
     return solver
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def counted(weights: Array | None) -> None:
+    """Raises BatchError if every row has weight zero, where that is known."""
+    if weights is not None and known(weights):
+        with jax.ensure_compile_time_eval():
+            some = bool(jnp.any(weights > 0))
+        if not some:
+            raise BatchError(
+                "weights: leave no row, all are zero; expected a positive number for "
+                "each row that counts"
+            )
 
 
 def finite(name: str, tree: Any, error: type[Exception]) -> None:
@@ -51,7 +77,8 @@ def finite(name: str, tree: Any, error: type[Exception]) -> None:
             continue
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
-        count = int(_not_finite(jnp.asarray(leaf)))
+        with jax.ensure_compile_time_eval():  # the values are known within jit, too
+            count = int(_not_finite(jnp.asarray(leaf)))
         if count:
             where = jax.tree_util.keystr(path, simple=True, separator="/")
             raise error(

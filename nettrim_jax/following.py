@@ -227,6 +227,8 @@ def _per_unit(
 ) -> np.ndarray | None:
     """``[*loops, b, d_out]`` if every unit of every lane has an entry of its own."""
     head = index.shape[:loops]
+    if 0 in shape:
+        return None
     wide = np.broadcast_to(index, head + shape)
     for axis, label in enumerate(folding.labels):
         if label == "row":

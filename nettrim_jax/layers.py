@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nettrim_jax import masks, programs, results
 from nettrim_jax.activations import Activation
@@ -36,6 +37,16 @@ class Place(NamedTuple):
     bias: Entries | None  # [b, d_out]
 
 
+def split(n: int, held: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows are held out, and the others.
+
+    Rows come in random order, those that do not count last, so every so-manieth
+    takes the same share of those that do.
+    """
+    out = np.arange(held) * n // max(held, 1) + (n // max(held, 1)) // 2
+    return out, np.setdiff1d(np.arange(n), out)
+
+
 def held_out_rows(n: int, share: float) -> int:
     """How many of ``n`` rows no solver sees; at least one is left for it."""
     return min(round(share * n), n - 1)
@@ -51,7 +62,7 @@ def program(
     held: int,
     fed: bool,
 ) -> tuple[Program, Array]:
-    """The site's program on all rows but the first ``held``, which come at random.
+    """The site's program on all rows but those held out.
 
     With it comes each lane's relative budget, ``[b]``.
     """
@@ -60,8 +71,9 @@ def program(
     ):  # all of it is to be found, so none of it stays in t
         own = masks.read(place.bias).astype(seen.t.dtype)
         seen = seen._replace(t=seen.t - (own * seen.gain)[:, None, :])
+    _, rest = split(seen.X.shape[1], held)
     rows = {name: getattr(seen, name) for name in ("X", "t", "P", "P0", "valid")}
-    seen = seen._replace(**jax.tree.map(lambda a: a[:, held:], rows))
+    seen = seen._replace(**jax.tree.map(lambda a: a[:, rest], rows))
     return method.program(seen, relu, bias, fed)
 
 
@@ -79,7 +91,9 @@ def write(
 
     ``keep`` leaves lanes whose solve did not converge as they were.
     """
+    # without a row that counts nothing is known of the weights: they stay
     use = (solution.result == results.CONVERGED) | (not keep)
+    use = use & jnp.any(seen.valid, axis=1)
     W = _divide(solution.W, seen.scale[:, None, :])
     old = masks.read(place.weights).astype(W.dtype)
     leaf = masks.write(place.weights, jnp.where(use[:, None, None], W, old))
@@ -117,13 +131,14 @@ def measure(
     off2 = jnp.sum(jnp.where(counts, (answer - want) ** 2, 0), axis=(0, 2))
     want2 = jnp.sum(jnp.where(counts, want**2, 0), axis=(0, 2))
 
-    def relative(rows: slice) -> Array:
+    def relative(rows: np.ndarray) -> Array:
         total, size = jnp.sum(off2[rows]), jnp.sum(want2[rows])
         return jnp.sqrt(jnp.where(total == 0, 0, total / size))
 
-    held_out = relative(slice(None, held)) if held else jnp.full((), jnp.nan)
+    out, rest = split(seen.X.shape[1], held)
+    held_out = relative(out) if held else jnp.full((), jnp.nan)
     count = jnp.sum(W != 0, dtype=jnp.int32)
-    return Measured(count, relative(slice(held, None)), held_out)
+    return Measured(count, relative(rest), held_out)
 
 
 def _divide(a: Array, b: Array) -> Array:

@@ -72,14 +72,9 @@ class NetTrim:
 
     def __post_init__(self):
         # also runs whenever JAX rebuilds the record, then with anything as a leaf
-        if isinstance(self.epsilon, str):
-            raise MethodError(
-                f"NetTrim(epsilon={self.epsilon!r}): expected a number such as 0.1"
-            )
-        if isinstance(self.epsilon, int | float) and isinstance(
-            self.gamma, int | float
-        ):
-            self.check()
+        plain = int | float | str
+        if isinstance(self.epsilon, plain) and isinstance(self.gamma, plain):
+            self._check_numbers()
         if self.bias not in BIASES:
             raise MethodError(f"NetTrim(bias={self.bias!r}): expected one of {BIASES}")
         if not isinstance(self.rounds, int) or self.rounds < 1:
@@ -88,7 +83,22 @@ class NetTrim:
             )
 
     def check(self) -> None:
-        """Raises MethodError if ``epsilon`` is no finite number of at least zero."""
+        """Raises MethodError if what was asked for is not what it should be."""
+        if not isinstance(self.penalty, Penalty):
+            raise MethodError(
+                "NetTrim(penalty): expected a penalty such as L1(), got "
+                f"{self.penalty!r}"
+            )
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name, value in (("epsilon", self.epsilon), ("gamma", self.gamma)):
+            if isinstance(value, list | tuple):
+                continue  # said below, with its shape
+            if not isinstance(value, int | float) and not hasattr(value, "dtype"):
+                raise MethodError(
+                    f"NetTrim({name}={value!r}): expected a number such as 0.1"
+                )
         if np.shape(self.epsilon) != ():
             raise MethodError(
                 f"NetTrim(epsilon): expected one number, got shape "
@@ -141,7 +151,8 @@ class NetTrim:
             size = jnp.abs(seen.scale)[None, :]
             penalty = self.penalty.scaled(1 / jnp.where(size > 0, size, 1))
             X = jnp.where(valid, seen.X, 0)
-            program = make(X, Y, budget, t=seen.t, penalty=penalty, bias=bias)
+            t = jnp.where(valid, seen.t, 0)
+            program = make(X, Y, budget, t=t, penalty=penalty, bias=bias)
             # a row that does not count is off, and free
             V = jnp.where(valid, V, jnp.inf)
             response = Match(Y, program.response.on & valid, V, budget)

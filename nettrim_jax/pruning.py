@@ -129,7 +129,8 @@ def prune(
     show = bars.start(progress, len(asked), traced)
 
     key = jax.random.key(key) if isinstance(key, int | np.integer) else key
-    weights = None if weights is None else jnp.asarray(weights)
+    weights = None if weights is None else jnp.asarray(weights, jnp.float32)
+    checks.counted(weights)
     stream = _Stream(graph, rows, key, weights, old, inputs)
     settings = _Settings(solver, held_out, on_failure == "keep", memory, show)
 
@@ -272,7 +273,7 @@ def _solve(
     solutions = batching.solve_all(
         stacks, solver, memory, lambda solved: settings.show(solved, "solving")
     )
-    for again in range(1, max(job.method.rounds for job in jobs)):
+    for again in range(1, max((job.method.rounds for job in jobs), default=1)):
         mine = [i for i, job in enumerate(jobs) if job.method.rounds > again]
         stacks = [
             layers.reweight(stack, solutions[i]) if i in mine else stack

@@ -9,6 +9,7 @@ import functools
 import operator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
@@ -89,7 +90,11 @@ class Report:
     @property
     def nonzeros(self) -> Array:
         """How many of them are left."""
-        return functools.reduce(operator.add, (site.nonzeros for site in self.sites))
+        return functools.reduce(
+            operator.add,
+            (site.nonzeros for site in self.sites),
+            jnp.zeros((), jnp.int32),
+        )
 
     @property
     def sparsity(self) -> Array:

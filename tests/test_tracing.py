@@ -206,9 +206,15 @@ def moves(rng, shape):
             shape = (2, shape[0] // 2, *shape[1:])
             out.append(lambda xp, a, shape=shape: xp.reshape(a, shape))
         elif kind == "slice" and shape[-1] > 2:
-            cut = slice(1, None, int(rng.integers(1, 3)))
-            out.append(lambda xp, a, cut=cut: a[..., cut])
-            shape = (*shape[:-1], len(range(shape[-1])[cut]))
+            stop, step = shape[-1], int(rng.integers(1, 3))
+            cut = functools.partial(jax.lax.slice_in_dim, axis=len(shape) - 1)
+            cut = functools.partial(cut, start_index=1, limit_index=stop, stride=step)
+            out.append(  # a[..., 1::2] is a gather in older versions of JAX
+                lambda xp, a, cut=cut, step=step: (
+                    a[..., 1::step] if xp is np else cut(a)
+                )
+            )
+            shape = (*shape[:-1], len(range(1, stop, step)))
         elif kind == "flip":
             out.append(lambda xp, a: xp.flip(a, 0))
         elif kind == "split" and shape[0] % 2 == 0:
