@@ -155,11 +155,13 @@ def _see(
     if chain.scales:
         scale = per_unit(pull(jnp.ones_like(t))[0])
     if chain.bias is not None and chain.scales:
-        tail, start = chain.bias.tail, chain.bias.start
-        t_tail, pull_tail = jax.vjp(
-            lambda z: following.run(tail, start, z, read), jnp.zeros_like(Z)
+        bias = chain.bias
+        tail, pull = jax.vjp(
+            lambda z: following.run(bias.tail, bias.start, z, read),
+            jnp.zeros_like(read(bias.start)),
         )
-        gain = per_unit(pull_tail(jnp.ones_like(t_tail))[0])
+        grown = pull(jnp.ones_like(tail))[0]
+        gain = per_unit(following.pull_back(bias.head, Z, grown))
     P = back(read(chain.end))
     X = folding.inputs(A, pick).astype(dtype)
     priority = jnp.broadcast_to(priority, (folding.lanes, quota))

@@ -23,6 +23,7 @@ from nettrim_jax.jaxprs import Block, Literal, Op, Ref, apply
 from nettrim_jax.typing import Array
 
 ARITHMETIC = ("add", "add_any", "sub", "mul", "div", "neg")
+SCALING = ("mul", "div", "neg", "sub")  # "sub": the result may be subtracted
 # comparison -> does it hold where the value is above zero?
 COMPARISONS = {"gt": True, "ge": True, "lt": False, "le": False}
 
@@ -33,6 +34,7 @@ class Bias:
 
     leaf: int
     index: np.ndarray  # [*loops, b, d_out], entries of the leaf
+    head: tuple[Op, ...]  # from the result to the sum
     tail: tuple[Op, ...]  # from the sum on
     start: int  # slot of the sum
 
@@ -56,6 +58,11 @@ class Chain:
     response: str
     scales: bool
     bias: Bias | None
+
+
+def whole(chain: Chain) -> Chain:
+    """The chain that keeps the operation's own result."""
+    return Chain((), chain.start, chain.start, "linear", False, None)
 
 
 def readers(block: Block) -> dict[int, list[Op]]:
@@ -99,7 +106,7 @@ def follow(
             break
         next_ops = read_by.get(slot, [])
         if _is_relu(slot, next_ops, facts, read_by):
-            scales = any(o.name in ("mul", "div", "neg") for o in ops)
+            scales = any(o.name in SCALING for o in ops)
             return Chain(tuple(ops), op.outputs[0], slot, "relu", scales, None)
         if len(next_ops) != 1:
             break
@@ -114,7 +121,7 @@ def follow(
         if not from_data and plain == len(ops) - 1:
             plain = len(ops)
     ops = ops[:plain]
-    scales = any(o.name in ("mul", "div", "neg") for o in ops)
+    scales = any(o.name in SCALING for o in ops)
     return Chain(tuple(ops), op.outputs[0], end[plain], "linear", scales, None)
 
 
@@ -207,17 +214,22 @@ def find_bias(
 ) -> Bias | None:
     """The first leaf among ``free`` that is added per unit, in the result's layout."""
     slot, shape = chain.start, avals[chain.start].shape
+    order = tuple(range(len(shape)))  # which axis of the result each axis is by now
     for i, op in enumerate(chain.ops):
-        if avals[op.outputs[0]].shape != shape or op.name in ("transpose", "reshape"):
+        if op.name == "transpose":
+            order = tuple(order[p] for p in op.params["permutation"])
+        elif op.name not in (*ARITHMETIC, *indexing.SAME):
             return None
         if op.name in ("add", "add_any"):
             other = op.inputs[1] if op.inputs[0] == slot else op.inputs[0]
             origin = None if isinstance(other, Literal) else facts[other].origin
             if origin is not None and origin.leaf in free:
-                index = _per_unit(origin.index, folding, shape, loops)
+                back = tuple(loops + order.index(a) for a in range(len(order)))
+                index = origin.index.transpose((*range(loops), *back))
+                index = _per_unit(index, folding, shape, loops)
                 if index is not None:
-                    tail = chain.ops[i + 1 :]
-                    return Bias(origin.leaf, index, tail, op.outputs[0])
+                    head, tail = chain.ops[: i + 1], chain.ops[i + 1 :]
+                    return Bias(origin.leaf, index, head, tail, op.outputs[0])
         slot = op.outputs[0]
     return None
 

@@ -12,6 +12,7 @@ operations do not see. Knows arrays only.
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 SAME = frozenset(
@@ -37,11 +38,16 @@ def move(
     shape = index.shape[loops:]
     head = index.shape[:loops]
     skip = tuple(range(loops))
+    if name == "convert_element_type":  # to integers it rounds
+        floating = jnp.issubdtype(params["new_dtype"], jnp.floating)
+        return [index] if floating else None
     if name in SAME:
         return [index]
     if name == "transpose":
         return [index.transpose(skip + tuple(loops + p for p in params["permutation"]))]
-    if name == "reshape" and params.get("dimensions") is None:
+    if name == "reshape":
+        order = params.get("dimensions") or range(len(shape))
+        index = index.transpose(skip + tuple(loops + d for d in order))
         return [index.reshape(head + tuple(params["new_sizes"]))]
     if name == "squeeze":
         dims = {d % len(shape) for d in params["dimensions"]}

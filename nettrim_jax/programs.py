@@ -127,8 +127,9 @@ def linear_program(
       >>> import jax.numpy as jnp
       >>> import nettrim_jax as nt
       >>> program = nt.linear_program(jnp.eye(2), jnp.array([[3.0], [0.1]]), 0.5)
-      >>> nt.solve(program, nt.ADMM(tol=1e-5)).W.round(2).tolist()
-      [[2.509999990463257], [0.0]]
+      >>> solution = nt.solve(program, nt.ADMM(tol=1e-5))
+      >>> [round(float(w), 2) for w in solution.W[:, 0]]
+      [2.51, 0.0]
     """
     return _program(False, X, Y, epsilon, t, 0.0, penalty, bias)
 

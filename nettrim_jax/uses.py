@@ -176,6 +176,12 @@ class Walk:
         upstream = self._fact(op.inputs[1 - side]).upstream
         for ref in (ref for step in chain.ops for ref in step.inputs):
             upstream |= self._fact(ref).upstream
+        if chain.scales and any(
+            n > 1 for n, own in zip(loops, lanes, strict=True) if not own
+        ):
+            # one matrix for all steps, whose scales may differ
+            chain = following.whole(chain)
+            visit = op.id
         use = Use(
             op=op,
             folding=folding,
