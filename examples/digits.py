@@ -120,7 +120,15 @@ def main():
         return 100 * float(jnp.mean(answer == y_held_out))
 
     method = nt.NetTrim(epsilon=0.13, gamma=1.2, rounds=5)
-    pruned = nt.prune(params, model.apply, x, method=method, mode="cascade", held_out=0)
+    pruned = nt.prune(
+        params,
+        model.apply,
+        x,
+        method=method,
+        mode="cascade",
+        solver=nt.ADMM(tol=5e-3),
+        held_out=0,
+    )
     print(pruned.report)
     print()
     rival = accuracy(magnitude(params, pruned.mask))
