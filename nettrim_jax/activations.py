@@ -18,10 +18,9 @@ import jax.numpy as jnp
 
 from nettrim_jax import following, jaxprs
 from nettrim_jax.jaxprs import Op, Ref
-from nettrim_jax.linalg import wide
 from nettrim_jax.results import BatchError
 from nettrim_jax.tracing import Graph, Site
-from nettrim_jax.typing import Array
+from nettrim_jax.typing import Array, wide
 from nettrim_jax.uses import Use
 
 

@@ -267,10 +267,11 @@ def _advance(program: Program, graph: Graph, config: ADMM, loop: _Loop) -> _Loop
     # weights that miss the set, by more than rounding, may be cheaper by this much
     missed = jnp.where(distance > 8 * info.eps * scale, distance, 0)
     price = jnp.sqrt(jnp.sum(multiplier**2)) * missed
-    # the bound is a difference of sums of this size, which is all that rounding leaves
+    off = jnp.maximum(jnp.abs(value - bound), price)
+    # both zero to within the rounding of the sums that the bound is a difference of
     size = jnp.sqrt(jnp.sum(multiplier**2)) * (scale + program.response.epsilon)
-    off = jnp.maximum(jnp.abs(value - bound) - 8 * info.eps * size, 0)
-    off = jnp.maximum(off, price)
+    nothing = jnp.maximum(jnp.abs(value), jnp.abs(bound)) <= 8 * info.eps * size
+    off = jnp.where(nothing, 0, off)
     certificate = Certificate(
         gap=off / jnp.maximum(jnp.abs(value), info.tiny),
         lower_bound=bound,

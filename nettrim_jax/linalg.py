@@ -14,16 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax.typing import Array, DTypeLike
+from nettrim_jax.typing import Array
 
 HIGHEST = jax.lax.Precision.HIGHEST
-
-
-def wide(*dtypes: DTypeLike) -> DTypeLike:
-    """The dtype to compute in: float32, or float64 if any of them is."""
-    # bfloat16 beside float32 is an error under strict promotion, and meant here
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*dtypes, jnp.float32)
 
 
 def matmul(a: Array, b: Array) -> Array:

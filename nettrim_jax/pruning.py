@@ -19,7 +19,6 @@ from nettrim_jax import (
     checks,
     jaxprs,
     layers,
-    linalg,
     masks,
     methods,
 )
@@ -34,7 +33,7 @@ from nettrim_jax.progress import Progress
 from nettrim_jax.report import Report, SiteReport
 from nettrim_jax.results import BatchError, ParamsError
 from nettrim_jax.tracing import Graph, Site, is_array, require_sites, trace
-from nettrim_jax.typing import ApplyFn, Array, ArrayLike, Batch, Params, Path
+from nettrim_jax.typing import ApplyFn, Array, ArrayLike, Batch, Params, Path, wide
 
 
 class Pruned(NamedTuple):
@@ -357,7 +356,7 @@ def _deviation(before: Sequence[Array], after: Sequence[Array]) -> Array:
     off, size = jnp.zeros(()), jnp.zeros(())
     for new, old in zip(after, before, strict=True):
         if jnp.issubdtype(jnp.result_type(old), jnp.floating):
-            dtype = linalg.wide(jnp.result_type(old))
+            dtype = wide(jnp.result_type(old))
             new, old = jnp.asarray(new, dtype), jnp.asarray(old, dtype)
             off = off + jnp.sum((new - old) ** 2).astype(off.dtype)
             size = size + jnp.sum(old**2).astype(size.dtype)

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jax.typing
 
 Array = jax.Array
@@ -37,3 +38,10 @@ Params = Any  # a pytree of arrays, in whatever container the user's framework h
 Batch = Any  # whatever apply_fn takes as its second argument
 ApplyFn = Callable[[Params, Batch], Any]
 Path = str  # "params/Dense_0/kernel"
+
+
+def wide(*dtypes: DTypeLike) -> DTypeLike:
+    """The dtype to compute in: float32, or float64 if any of them is."""
+    # bfloat16 beside float32 is an error under strict promotion, and meant here
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*dtypes, jnp.float32)
