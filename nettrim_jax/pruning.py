@@ -136,7 +136,8 @@ def prune(
     run = _cascade if mode == "cascade" else _parallel
     new, entries, deviation = run(stream, asked, settings)
     report = Report(tuple(entries[k] for k in asked), skipped, deviation)
-    if not traced:
+    # epsilon, key or weights may be traced where params and batch are not
+    if all(known(site.result) for site in report.sites):
         checks.converged(report, on_failure, solver)
     kept = _masks(graph, tuple(asked), new)
     return Pruned(_fill(tree, everything, new), _fill(tree, everything, kept), report)
