@@ -3,9 +3,10 @@ r"""ADMM on the graph form of a program: the only loop of the library.
 .. math::
     \min_{W, b, Z} \; g(W) + f(Z) \quad\text{s.t.}\quad Z = X W + b + t
 
-Each step is a prox of ``g`` and one of ``f``, side by side, then the projection of
-both on the graph. The loop stops on the certificate alone: a dual bound and the
-violation of the very weights that it returns.
+The loop works on the transposes, one unit per row. Each step is a prox of ``g`` and
+one of ``f``, side by side, then the projection of both on the graph. The loop stops on
+the certificate alone: a dual bound and the violation of the very weights that it
+returns.
 
 Everything is a pure function of one program; ``jax.vmap`` stacks programs. Knows
 programs and the graph; knows no model.
@@ -16,6 +17,7 @@ splitting for distributed optimization", for the graph form.
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -88,22 +90,25 @@ class ADMM:
 
 
 class State(NamedTuple):
-    """What the next step needs: a point of the graph, its duals, the step size."""
+    """What a step maps to the next one: a point, and its projection on the graph.
 
-    W: Array  # [d_in, d_out]
+    The first less the second is the scaled dual. Responses are less ``t``.
+    """
+
+    W_hat: Array  # [d_out, d_in]
+    R_hat: Array  # [d_out, n]
+    W: Array  # [d_out, d_in]
     b: Array  # [d_out], beside the centred columns of the graph
-    Z: Array  # [n, d_out]
-    U_W: Array  # [d_in, d_out], scaled dual of the weight block
-    U_Z: Array  # [n, d_out], scaled dual of the response block
+    R: Array  # [d_out, n], W X^T + b
     rho: Array  # []
 
 
 class Halves(NamedTuple):
     """What the two proxes answered within a step, before the projection."""
 
-    W: Array  # [d_in, d_out], exact zeros
-    Z: Array  # [n, d_out], meets the response's requirement
-    dual: Array  # [n, d_out], a subgradient of f at Z
+    W: Array  # [d_out, d_in], exact zeros
+    R: Array  # [d_out, n], less t; meets the response's requirement
+    dual: Array  # [d_out, n], a subgradient of f there
 
 
 class Stats(NamedTuple):
@@ -134,7 +139,7 @@ class Solution(NamedTuple):
 
 class _Loop(NamedTuple):
     state: State
-    W: Array  # [d_in, d_out], the answer so far
+    W: Array  # [d_out, d_in], the answer so far
     b: Array  # [d_out]
     result: Array  # []
     stats: Stats
@@ -142,40 +147,40 @@ class _Loop(NamedTuple):
     next_change: Array  # [], steps before which rho stays
 
 
-def init(program: Program, graph: Graph) -> State:
+def init(program: Program, graph: Graph, scale: Array) -> State:
     """The start: zero weights, and a step size of the order of what is sought."""
-    (n, d_in), d_out = program.X.shape, program.response.Y.shape[1]
+    (n, d_in), d_out = program.X.shape, program.response.Y.shape[0]
     dtype = program.X.dtype
-    W, Z = jnp.zeros((d_in, d_out), dtype), jnp.zeros((n, d_out), dtype)
-    typical = jnp.mean(1 / jnp.sqrt(graph.metric)) * jnp.sqrt(
-        jnp.asarray(d_in * d_out, dtype)
-    )
-    rho = typical / program.response.scale()
-    return State(W, jnp.zeros((d_out,), dtype), Z + program.t, W, Z, rho)
+    W, R = jnp.zeros((d_out, d_in), dtype), jnp.zeros((d_out, n), dtype)
+    typical = jnp.mean(1 / jnp.sqrt(graph.metric)) * math.sqrt(d_in * d_out)
+    return State(W, R, W, jnp.zeros((d_out,), dtype), R, typical / scale)
 
 
 def step(
     program: Program, graph: Graph, state: State, relaxation: float
 ) -> tuple[State, Halves]:
-    r"""One step.
+    r"""One step, with :math:`R = Z - t`.
 
     .. math::
-        W^{1/2} &= \mathrm{prox}_{g/\rho}(W - U_W), \quad
-        Z^{1/2} = \mathrm{prox}_{f/\rho}(Z - U_Z) \\
-        \hat W &= \alpha W^{1/2} + (1 - \alpha) W + U_W, \quad \hat Z \;\text{alike} \\
-        (W, b, Z) &\leftarrow \Pi_{\text{graph}}(\hat W, \hat Z), \quad
-        U_W \leftarrow \hat W - W, \quad U_Z \leftarrow \hat Z - Z
+        W^{1/2} &= \mathrm{prox}_{g/\rho}(2 W - \hat W), \quad
+        R^{1/2} = \mathrm{prox}_{f/\rho}(2 R - \hat R + t) - t \\
+        \hat W &\leftarrow \hat W + \alpha (W^{1/2} - W), \quad
+        \hat R \leftarrow \hat R + \alpha (R^{1/2} - R) \\
+        (W, b, R) &\leftarrow \Pi_{\text{graph}}(\hat W, \hat R)
 
-    in the metric of the graph.
+    in the metric of the graph. This is ADMM with the scaled duals
+    :math:`\hat W - W` and :math:`\hat R - R`, written as Douglas and Rachford's
+    iteration (Eckstein and Bertsekas, 1992): one point, one map.
     """
-    W, _, Z, U_W, U_Z, rho = state
-    W_half = program.penalty.prox(W - U_W, 1 / (rho * graph.metric[:, None]))
-    Z_half = program.response.prox(Z - U_Z)
-    dual = rho * graph.sigma2 * (Z - U_Z - Z_half)
-    W_hat = relaxation * W_half + (1 - relaxation) * W + U_W
-    Z_hat = relaxation * Z_half + (1 - relaxation) * Z + U_Z
-    W, b, Z = linalg.project(graph, W_hat, Z_hat, program.t, program.bias == "free")
-    return State(W, b, Z, W_hat - W, Z_hat - Z, rho), Halves(W_half, Z_half, dual)
+    W_hat, R_hat, W, _, R, rho = state
+    W_half = program.penalty.prox(2 * W - W_hat, 1 / (rho * graph.metric[None, :]))
+    asked = 2 * R - R_hat
+    R_half = program.response.prox(asked + program.t) - program.t
+    W_hat = W_hat + relaxation * (W_half - W)
+    R_hat = R_hat + relaxation * (R_half - R)
+    W, b, R = linalg.project(graph, W_hat, R_hat, program.bias == "free")
+    dual = rho * graph.sigma2 * (asked - R_half)
+    return State(W_hat, R_hat, W, b, R, rho), Halves(W_half, R_half, dual)
 
 
 def solve(program: Program, config: ADMM | None = None) -> Solution:
@@ -214,6 +219,7 @@ def _solve(program: Program, config: ADMM) -> Solution:
     graph = linalg.graph(program.X, program.bias == "free")
     usable = programs.finite(program)
     program = dataclasses.replace(program, X=graph.X)
+    scale = program.response.scale()
 
     def running(loop: _Loop) -> Array:
         return (loop.result == results.MAX_STEPS) & (
@@ -221,34 +227,36 @@ def _solve(program: Program, config: ADMM) -> Solution:
         )
 
     def body(loop: _Loop) -> _Loop:
-        return _advance(program, graph, config, loop)
+        return _advance(program, graph, scale, config, loop)
 
-    loop = jax.lax.while_loop(running, body, _start(program, graph, usable))
+    start = _start(program, init(program, graph, scale), usable)
+    loop = jax.lax.while_loop(running, body, start)
     # a stale answer would look like a good one
-    W = jnp.where(loop.result == results.NAN, jnp.nan, loop.W)
+    W = jnp.where(loop.result == results.NAN, jnp.nan, loop.W.T)
     b = loop.b - linalg.matmul(graph.mean, W)
     if program.bias == "penalized":
         W, b = W[:-1], W[-1]
     return Solution(W, b, loop.result, loop.stats, loop.certificate)
 
 
-def _start(program: Program, graph: Graph, usable: Array) -> _Loop:
-    state = init(program, graph)
-    zero = jnp.zeros((), program.X.dtype)
-    inf = jnp.full((), jnp.inf, program.X.dtype)
+def _start(program: Program, state: State, usable: Array) -> _Loop:
+    zero = jnp.zeros((), state.rho.dtype)
+    inf = jnp.full((), jnp.inf, state.rho.dtype)
     return _Loop(
         state=state,
         W=state.W,
         b=state.b,
         result=jnp.where(usable, results.MAX_STEPS, results.NAN).astype(jnp.int32),
         stats=Stats(jnp.zeros((), jnp.int32), zero, state.rho),
-        # the dual point zero already bounds any penalty that is a norm
-        certificate=Certificate(inf, programs.dual_bound(program, state.U_Z)[0], inf),
+        # from the dual point zero: no penalty is below its least
+        certificate=Certificate(inf, -program.penalty.conjugate(state.W)[1], inf),
         next_change=zero,
     )
 
 
-def _advance(program: Program, graph: Graph, config: ADMM, loop: _Loop) -> _Loop:
+def _advance(
+    program: Program, graph: Graph, scale: Array, config: ADMM, loop: _Loop
+) -> _Loop:
     """``check_every`` steps, then the certificate, then the step size."""
     relaxation = config.relaxation
     before = jax.lax.fori_loop(
@@ -258,40 +266,48 @@ def _advance(program: Program, graph: Graph, config: ADMM, loop: _Loop) -> _Loop
         loop.state,
     )
     state, halves = step(program, graph, before, relaxation)
-
-    value = programs.objective(program, halves.W)
-    new_bound, multiplier = programs.dual_bound(program, halves.dual)
-    bound = jnp.maximum(loop.certificate.lower_bound, new_bound)
-    distance = programs.distance(program, halves.W, state.b)
-    scale, info = program.response.scale(), jnp.finfo(value.dtype)
-    # weights that miss the set, by more than rounding, may be cheaper by this much
-    missed = jnp.where(distance > 8 * info.eps * scale, distance, 0)
-    price = jnp.sqrt(jnp.sum(multiplier**2)) * missed
-    off = jnp.maximum(jnp.abs(value - bound), price)
-    # both zero to within the rounding of the sums that the bound is a difference of
-    size = jnp.sqrt(jnp.sum(multiplier**2)) * (scale + program.response.epsilon)
-    nothing = jnp.maximum(jnp.abs(value), jnp.abs(bound)) <= 8 * info.eps * size
-    off = jnp.where(nothing, 0, off)
-    certificate = Certificate(
-        gap=off / jnp.maximum(jnp.abs(value), info.tiny),
-        lower_bound=bound,
-        violation=distance / scale,
+    certificate, value = _certify(
+        program, scale, halves, state.b, loop.certificate.lower_bound
     )
     done = (certificate.gap <= config.tol) & (certificate.violation <= config.tol)
-    lost = ~jnp.isfinite(value + bound + certificate.violation)
+    lost = ~jnp.isfinite(value + certificate.lower_bound + certificate.violation)
     result = jnp.where(done, results.CONVERGED, results.MAX_STEPS)
     result = jnp.where(lost, results.NAN, result).astype(jnp.int32)
 
     steps = loop.stats.steps + config.check_every
-    state, next_change = _balance(
-        program, graph, config, before, halves, state, steps, loop.next_change
+    state, next_change = jax.lax.cond(
+        steps.astype(value.dtype) >= loop.next_change,
+        lambda: _balance(graph, config, before, halves, state, steps, loop.next_change),
+        lambda: (state, loop.next_change),
     )
     stats = Stats(steps, value, state.rho)
     return _Loop(state, halves.W, state.b, result, stats, certificate, next_change)
 
 
+def _certify(
+    program: Program, scale: Array, halves: Halves, b: Array, known: Array
+) -> tuple[Certificate, Array]:
+    """The certificate of ``(halves.W, b)`` and its objective; ``known``: a bound."""
+    value = programs.objective(program, halves.W)
+    bound, multiplier = programs.dual_bound(program, halves.dual)
+    bound = jnp.maximum(known, bound)
+    distance = programs.distance(program, halves.W, b)
+    norm, info = jnp.sqrt(jnp.sum(multiplier**2)), jnp.finfo(value.dtype)
+    # weights that miss the set, by more than rounding, may be cheaper by this much
+    price = norm * jnp.where(distance > 8 * info.eps * scale, distance, 0)
+    off = jnp.maximum(jnp.abs(value - bound), price)
+    # both zero to within the rounding of the sums that the bound is a difference of
+    size = norm * (scale + program.response.epsilon)
+    nothing = jnp.maximum(jnp.abs(value), jnp.abs(bound)) <= 8 * info.eps * size
+    off = jnp.where(nothing, 0, off)
+    return Certificate(
+        gap=off / jnp.maximum(jnp.abs(value), info.tiny),
+        lower_bound=bound,
+        violation=distance / scale,
+    ), value
+
+
 def _balance(
-    program: Program,
     graph: Graph,
     config: ADMM,
     before: State,
@@ -305,24 +321,25 @@ def _balance(
     rho is shared by both blocks, so the factor of the graph stays as it is.
     (Boyd et al., 2011, sec. 3.4.1; relative residuals as in Wohlberg, 2017.)
     """
-    t = program.t
 
-    def norm(W: Array, Z: Array) -> Array:
+    def norm(W: Array, R: Array) -> Array:
         return jnp.sqrt(
-            jnp.sum(graph.metric[:, None] * W**2) + graph.sigma2 * jnp.sum(Z**2)
+            jnp.sum(graph.metric[None, :] * W**2) + graph.sigma2 * jnp.sum(R**2)
         )
 
-    size = jnp.maximum(norm(halves.W, halves.Z - t), norm(before.W, before.Z - t))
-    primal = norm(halves.W - before.W, halves.Z - before.Z) / size
-    dual = norm(after.W - before.W, after.Z - before.Z) / norm(after.U_W, after.U_Z)
+    U_W, U_R = after.W_hat - after.W, after.R_hat - after.R
+    size = jnp.maximum(norm(halves.W, halves.R), norm(before.W, before.R))
+    primal = norm(halves.W - before.W, halves.R - before.R) / size
+    dual = norm(after.W - before.W, after.R - before.R) / norm(U_W, U_R)
     ratio = config.feasibility * primal / dual
     off = jnp.maximum(ratio, 1 / ratio) > config.imbalance
-    steps = steps.astype(ratio.dtype)
-    change = off & jnp.isfinite(ratio) & (ratio > 0) & (steps >= next_change)
+    change = off & jnp.isfinite(ratio) & (ratio > 0)
     factor = jnp.clip(jnp.sqrt(jnp.where(change, ratio, 1)), 0.2, 5.0)
-    later = jnp.where(change, config.patience * steps, next_change)
+    later = jnp.where(change, config.patience * steps.astype(ratio.dtype), next_change)
     return after._replace(
-        rho=after.rho * factor, U_W=after.U_W / factor, U_Z=after.U_Z / factor
+        W_hat=after.W + U_W / factor,
+        R_hat=after.R + U_R / factor,
+        rho=after.rho * factor,
     ), later
 
 

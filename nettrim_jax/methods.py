@@ -155,7 +155,8 @@ class NetTrim:
             program = make(X, Y, budget, t=t, penalty=penalty, bias=bias)
             # a row that does not count is off, and free
             V = jnp.where(valid, V, jnp.inf)
-            response = Match(Y, program.response.on & valid, V, budget)
+            on = program.response.on & valid.T
+            response = Match(Y.T, on, V.T, budget)
             program = dataclasses.replace(program, response=response)
             return program, jnp.where(norm > 0, budget / norm, 0)
 

@@ -1,13 +1,15 @@
 """Penalties on the weights, the ``g`` of ``min g(W) + f(Z)``, known by their prox.
 
-A penalty is a frozen record of its own data with three pure methods:
+A penalty is a frozen record of its own data. Users give it for ``W`` as a layer has
+it, ``[d_in, d_out]``; ``T`` is the same penalty with one unit per row, ``[d_out,
+d_in]``, which is how programs hold it. It has three pure methods:
 
 - ``value(W)``;
 - ``prox(W, step)``, the minimiser of ``g(V) + sum (V - W)^2 / (2 step)``, with
-  one positive step per row of ``W``, ``[d_in, 1]``;
-- ``conjugate(A)``, which shrinks the columns of ``A`` until ``g*`` is finite there
-  and returns the shrinkage, ``[d_out]``, and ``g*`` at the shrunk matrix, so
-  that any dual is turned into a bound.
+  positive steps that broadcast to ``W``;
+- ``conjugate(A)``, with one unit per row, which shrinks the rows of ``A`` until
+  ``g*`` is finite there and returns the shrinkage, ``[d_out]``, and ``g*`` at the
+  shrunk matrix, so that any dual is turned into a bound.
 
 Knows nothing of responses, programs or solvers.
 """
@@ -41,8 +43,14 @@ class L1:
 
     weight: ArrayLike = 1.0
 
+    @property
+    def T(self) -> "L1":
+        """The same penalty for one unit per row."""
+        weight = jnp.asarray(self.weight)
+        return L1(weight[:, None] if weight.ndim == 1 else weight.T)
+
     def value(self, W: Array) -> Array:
-        """The penalty of ``W`` (``[d_in, d_out]``), a scalar."""
+        """The penalty of ``W``, a scalar."""
         return jnp.sum(self._weight(W) * jnp.abs(W))
 
     def prox(self, W: Array, step: Array) -> Array:
@@ -50,11 +58,11 @@ class L1:
         return jaxopt_prox.prox_lasso(W, self._weight(W) * step)
 
     def conjugate(self, A: Array) -> tuple[Array, Array]:
-        """Shrinkage per column until ``|A| <= weight``; ``g*`` is zero there."""
+        """Shrinkage per row until ``|A| <= weight``; ``g*`` is zero there."""
         weight = self._weight(A)
         over = jnp.abs(A) > weight
         ratio = jnp.where(over, weight / jnp.where(over, jnp.abs(A), 1), 1)
-        return jnp.min(ratio, axis=0, initial=1), jnp.zeros((), A.dtype)
+        return jnp.min(ratio, axis=1, initial=1), jnp.zeros((), A.dtype)
 
     def scaled(self, factor: Array) -> "L1":
         """The same penalty with its weight multiplied by ``factor``."""

@@ -3,6 +3,10 @@ r"""The convex program of one layer: data, penalty, response; its value and boun
 .. math::
     \min_{W, b} \; g(W) + f(Z) \quad\text{s.t.}\quad Z = X W + b + t
 
+A program is made from arrays as a layer has them, one unit per column. It holds their
+transposes, one unit per row, and so do the functions below (see ``linalg`` for why):
+:math:`Z^T = W^T X^T + b^T + t^T`.
+
 Knows penalties and responses; knows no solver and no model.
 """
 
@@ -33,8 +37,8 @@ class Program:
 
     Attributes:
       X: inputs, ``[n, d_in]``; a penalised bias is a last column of ones.
-      t: what is added to ``X W``, ``[n, d_out]`` or ``[1, 1]``.
-      penalty: the ``g``.
+      t: what is added to ``W X^T``, ``[d_out, n]`` or ``[1, 1]``.
+      penalty: the ``g``, of ``W`` ``[d_out, d_in]``.
       response: the ``f``.
       bias: ``"fixed"``, ``"free"`` or ``"penalized"``, see :func:`relu_program`.
     """
@@ -135,8 +139,8 @@ def linear_program(
 
 
 def response_of(program: Program, W: Array, b: Array) -> Array:
-    """``Z = X W + b + t``, ``[n, d_out]``; ``b`` is zero unless the bias is free."""
-    return matmul(program.X, W) + b[None, :] + program.t
+    """``Z = W X^T + b + t``, ``[d_out, n]``; ``b`` is zero unless the bias is free."""
+    return matmul(W, program.X.T) + b[:, None] + program.t
 
 
 def objective(program: Program, W: Array) -> Array:
@@ -156,27 +160,30 @@ def finite(program: Program) -> Array:
 
 
 def dual_bound(program: Program, L: Array) -> tuple[Array, Array]:
-    r"""A lower bound on the optimum from any ``L``, ``[n, d_out]``, and its multiplier.
+    r"""A lower bound on the optimum from any ``L``, ``[d_out, n]``, and its multiplier.
 
     .. math::
-        D(\Lambda) = \langle \Lambda, t \rangle - f^*(\Lambda) - g^*(-X^T \Lambda)
-        \le \min_W g(W) + f(X W + t)
+        D(\Lambda) = \langle \Lambda, t \rangle - f^*(\Lambda) - g^*(-\Lambda X)
+        \le \min_W g(W) + f(W X^T + t)
 
     ``L`` is first moved where both conjugates are finite: clipped by the response,
-    then shrunk column by column by the penalty, so the bound holds whatever ``L``
+    then shrunk row by row by the penalty, so the bound holds whatever ``L``
     was (Aghasi et al., 2017, and the dual of the norm).
     """
     L = program.response.dual(L, program.bias == "free")
-    shrink, conjugate = program.penalty.conjugate(matmul(program.X.T, L))
-    L = L * shrink[None, :]
+    shrink, conjugate = program.penalty.conjugate(matmul(L, program.X))
+    L = L * shrink[:, None]
     return program.response.bound(L, program.t) - conjugate, L
 
 
 def reweighted(program: Program, W: Array, b: Array) -> Program:
-    """The program under the weights that follow from its solution ``(W, b)``."""
+    """The program under the weights that follow from its solution.
+
+    ``W`` is ``[d_in, d_out]`` and ``b`` ``[d_out]``, as a solution has them.
+    """
     if program.bias == "penalized":
         W = jnp.concatenate([W, b[None, :]])
-    penalty = program.penalty.reweighted(W, FLOOR)
+    penalty = program.penalty.reweighted(W.T, FLOOR)
     return dataclasses.replace(program, penalty=penalty)
 
 
@@ -233,7 +240,7 @@ def _program(
     if bias == "penalized":
         X = jnp.concatenate([X, jnp.ones((X.shape[0], 1), dtype)], axis=1)
     on = Y > 0 if relu else jnp.ones(shape, bool)
-    return Program(X, t, chosen, Match(Y, on, V, epsilon), bias)
+    return Program(X, t.T, chosen.T, Match(Y.T, on.T, V.T, epsilon), bias)
 
 
 def _check_weights(penalty: Penalty, shape: tuple[int, int]) -> None:

@@ -1,11 +1,11 @@
 """Requirements on the response, the ``f`` of ``min g(W) + f(Z)``, known by their prox.
 
-A response is a frozen record of its own data with pure methods:
+A response is a frozen record of its own data, one unit per row, with pure methods:
 
 - ``prox(Z)``: the nearest point that meets the requirement;
 - ``distance(Z)``: from ``Z`` to what meets it; ``scale()``: what that is relative to;
 - ``dual(L, free_bias)``: the nearest useful dual, that is with ``f*`` finite
-  and, for a free bias, with columns that sum to zero;
+  and, for a free bias, with rows that sum to zero;
 - ``bound(L, t)``: ``<L, t> - f*(L)``.
 
 Knows nothing of penalties, programs or solvers.
@@ -34,9 +34,9 @@ class Match:
     (Aghasi et al., 2017, eqs. 4 and 6.)
 
     Attributes:
-      Y: trained response, ``[n, d_out]``.
-      on: the set :math:`\Omega`, ``[n, d_out]`` bool.
-      V: limit off :math:`\Omega`, ``[n, d_out]`` or ``[1, 1]``.
+      Y: trained response, ``[d_out, n]``.
+      on: the set :math:`\Omega`, ``[d_out, n]`` bool.
+      V: limit off :math:`\Omega`, ``[d_out, n]`` or ``[1, 1]``.
       epsilon: budget, a scalar, in units of ``Y`` (Frobenius norm).
     """
 
@@ -46,7 +46,7 @@ class Match:
     epsilon: Array
 
     def prox(self, Z: Array) -> Array:
-        """The nearest point of the set, ``[n, d_out]``."""
+        """The nearest point of the set, ``[d_out, n]``."""
         R = jnp.where(self.on, Z - self.Y, 0)
         return jnp.where(
             self.on, self.Y + _ball(R, self.epsilon), jnp.minimum(Z, self.V)
@@ -67,15 +67,15 @@ class Match:
         return jnp.where(norm > 0, norm, 1)
 
     def dual(self, L: Array, free_bias: bool) -> Array:
-        """Clips ``L`` where ``f*`` would be infinite; then sums columns to zero."""
+        """Clips ``L`` where ``f*`` would be infinite; then sums rows to zero."""
         L = jnp.where(self.on, L, jnp.where(self.V < jnp.inf, jnp.maximum(L, 0), 0))
         if not free_bias:
             return L
-        count = jnp.sum(self.on, axis=0).astype(L.dtype)
-        shift = jnp.sum(L, axis=0) / jnp.maximum(count, 1)
+        count = jnp.sum(self.on, axis=1, keepdims=True).astype(L.dtype)
+        shift = jnp.sum(L, axis=1, keepdims=True) / jnp.maximum(count, 1)
         # a unit that is never on has only non-negative duals: they sum to zero at zero
-        L = jnp.where(self.on, L - shift[None, :], L)
-        return jnp.where(count[None, :] > 0, L, 0)
+        L = jnp.where(self.on, L - shift, L)
+        return jnp.where(count > 0, L, 0)
 
     def bound(self, L: Array, t: Array) -> Array:
         """``<L, t> - f*(L)`` for a dual that :meth:`dual` returned, a scalar."""

@@ -48,7 +48,7 @@ def _l1(weight):
 
 
 def match(relu=True, V=0.0, rows=None, epsilon=0.7):
-    """A ``Match`` over ``[6, 4]``; ``rows`` are those that do not count."""
+    """A ``Match`` of six units, four rows; ``rows`` are those that do not count."""
     rng = np.random.default_rng(1)
     Y = rng.normal(size=(6, 4))
     Y = np.maximum(Y, 0) if relu else Y
@@ -56,7 +56,7 @@ def match(relu=True, V=0.0, rows=None, epsilon=0.7):
     V = np.maximum(rng.normal(size=(6, 4)), 0) if V == "cascade" else np.full((1, 1), V)
     if rows is not None:
         V = np.broadcast_to(V, Y.shape).copy()
-        V[rows], on[rows] = np.inf, False
+        V[:, rows], on[:, rows] = np.inf, False
     return Match(*(jnp.asarray(leaf) for leaf in (Y, on, V, np.float64(epsilon))))
 
 
@@ -95,7 +95,7 @@ RESPONSES = {
     "relu": match(),
     "ball": match(relu=False),
     "cascade": match(V="cascade"),
-    "rows-that-do-not-count": match(rows=[1, 4]),
+    "rows-that-do-not-count": match(rows=[1, 3]),
     "epsilon-zero": match(epsilon=0.0),
 }
 PROXES = {name: _l1(penalty.weight) for name, penalty in PENALTIES.items()}

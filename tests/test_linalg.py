@@ -33,9 +33,10 @@ factor = jax.jit(linalg.graph, static_argnums=1)
 
 @functools.partial(jax.jit, static_argnums=4)
 def nearest(X, W, Z, t, free_bias):
-    """The factor and the projection, at once."""
+    """The factor and the projection, at once, one unit per column."""
     graph = linalg.graph(X, free_bias)
-    return graph, linalg.project(graph, W, Z, t, free_bias)
+    W, b, R = linalg.project(graph, W.T, (Z - t).T, free_bias)
+    return graph, (W.T, b, R.T + t)
 
 
 def live(X, free_bias):

@@ -132,7 +132,7 @@ def test_match_by_hand():
 @scales
 def test_penalty_conjugate(penalty, scale, rng):
     A = jnp.asarray(scale * rng.normal(size=(6, 4)))
-    shrink, value = penalty.conjugate(A)
+    shrink, value = penalty.T.conjugate(A.T)
     weight = np.broadcast_to(penalty.weight, (6, 4))
     small = np.asarray(A * shrink[None, :])
     assert shrink.shape == (4,)
@@ -149,10 +149,14 @@ def test_penalty_conjugate(penalty, scale, rng):
 
 
 @pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)
-def test_scaled_penalty(penalty, rng):
+def test_scaled_and_transposed_penalty(penalty, rng):
     W, factor = jnp.asarray(rng.normal(size=(6, 4))), jnp.array(3.0)
     scaled = penalty.scaled(factor)
     np.testing.assert_allclose(scaled.value(W), 3 * penalty.value(W), rtol=1e-14)
+    np.testing.assert_allclose(penalty.T.value(W.T), penalty.value(W), rtol=1e-14)
+    step = jnp.array([[0.3]])
+    answer = penalty.T.prox(W.T, step)
+    np.testing.assert_allclose(answer.T, penalty.prox(W, step), rtol=1e-14)
 
 
 @pytest.mark.parametrize("name", RESPONSES)
@@ -163,7 +167,7 @@ def test_response_bound_is_minus_the_support_function(name, free_bias, rng):
     t = jnp.asarray(rng.normal(size=(6, 4)))
     bound = response.bound(L, t)
     if free_bias:
-        np.testing.assert_allclose(jnp.sum(L, axis=0), 0, atol=1e-14)
+        np.testing.assert_allclose(jnp.sum(L, axis=1), 0, atol=1e-14)
     for scale in (0.1, 1.0, 10.0):
         Z = prox.call(somewhere(prox, rng, scale))
         assert jnp.sum(L * (t - Z)) >= bound - 1e-12
