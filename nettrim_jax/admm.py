@@ -61,7 +61,7 @@ class ADMM:
     tol: float = 1e-3
     max_steps: int = 20000
     relaxation: float = 1.7
-    check_every: int = 10
+    check_every: int = 20
     imbalance: float = 1.5
     feasibility: float = 2.5
     patience: float = 1.5

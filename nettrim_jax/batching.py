@@ -13,14 +13,35 @@ from nettrim_jax import admm
 from nettrim_jax.admm import ADMM, Solution
 from nettrim_jax.programs import Program
 
+# products of this many terms take a CPU core longer than to be started
+SMALL = 2**14
+
 
 @functools.partial(jax.jit, static_argnames=("config", "chunk"))
 def solve_stack(program: Program, config: ADMM, chunk: int) -> Solution:
     """Solves a stack of programs, at most ``chunk`` lanes at a time."""
-    lanes = program.X.shape[0]
-    if chunk >= lanes:
-        return jax.vmap(lambda one: admm.solve(one, config))(program)
-    return jax.lax.map(lambda one: admm.solve(one, config), program, batch_size=chunk)
+
+    def solve(one: Program) -> Solution:
+        return admm.solve(one, config)
+
+    if chunk >= program.X.shape[0]:
+        return jax.vmap(solve)(program)
+    if chunk == 1:
+        return jax.lax.map(solve, program)
+    return jax.lax.map(solve, program, batch_size=chunk)
+
+
+def lanes_at_once(program: Program, memory: int) -> int:
+    """How many lanes of a stack to solve together.
+
+    Lanes that run together wait for the slowest. On CPU only small ones gain from
+    that; on accelerators all do, as far as the memory goes.
+    """
+    _, n, d_in = program.X.shape
+    d_out = program.response.Y.shape[1]
+    if jax.default_backend() == "cpu" and n * d_in * d_out > SMALL:
+        return 1
+    return max(1, memory // lane_bytes(program))
 
 
 def lane_bytes(program: Program) -> int:
@@ -59,7 +80,7 @@ def solve_all(
         joined = jax.tree.map(
             lambda *parts: jnp.concatenate(parts), *(stacks[i] for i in members)
         )
-        chunk = max(1, memory // lane_bytes(joined))
+        chunk = lanes_at_once(joined, memory)
         solution = solve_stack(joined, config, chunk)
         start = 0
         for i in members:

@@ -38,9 +38,8 @@ class Plan:
     advance: tuple[Block, ...]
 
 
-@functools.lru_cache(
-    maxsize=16
-)  # equal graphs share their blocks, so they compile once
+# equal graphs share their blocks, so they compile once
+@functools.lru_cache(maxsize=16)
 def plan(graph: Graph, chosen: tuple[int, ...]) -> Plan:
     """Orders the chosen sites by what feeds what, and cuts the program between."""
     level = _levels(graph, chosen)
@@ -143,12 +142,8 @@ def advance(graph: Graph, block: Block, fixed: Env, env: Env) -> Env:
     """
     del graph
     full = {**fixed, **env}
-    jaxprs.run_block(block, full, {}, _nothing)
+    jaxprs.run_block(block, full)
     return {slot: full[slot] for slot in block.outputs if isinstance(slot, int)}
-
-
-def _nothing(*_: object) -> None:
-    """Nothing is visited."""
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "block", "chosen", "rows"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nettrim_jax import results as codes
 from nettrim_jax.admm import ADMM
@@ -15,7 +16,7 @@ from nettrim_jax.programs import known
 from nettrim_jax.report import Report
 from nettrim_jax.results import BatchError, MethodError, SolveError
 from nettrim_jax.tracing import is_array
-from nettrim_jax.typing import Array
+from nettrim_jax.typing import Array, ArrayLike
 
 MODES = ("parallel", "cascade")
 ON_FAILURE = ("raise", "warn", "keep")
@@ -34,7 +35,7 @@ def settings(
     for name, value, good, wanted in (
         ("mode", mode, mode in MODES, f"one of {MODES}"),
         ("solver", solver, isinstance(solver, ADMM), "an ADMM(...)"),
-        ("rows", rows, isinstance(rows, int) and rows >= 1, "an integer of at least 1"),
+        ("rows", rows, _whole(rows) and rows >= 1, "an integer of at least 1"),
         (
             "held_out",
             held_out,
@@ -54,20 +55,55 @@ def settings(
     return solver
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float)
+    return _whole(value) or isinstance(value, float | np.floating)
 
 
-def counted(weights: Array | None) -> None:
-    """Raises BatchError if every row has weight zero, where that is known."""
-    if weights is not None and known(weights):
+def random_key(key: Any) -> Array:
+    """The PRNG key that ``key`` is, or is the seed of; otherwise MethodError."""
+    if _whole(key):
+        return jax.random.key(key)
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and (
+        jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32
+    ):
+        return key
+    raise MethodError(
+        f"prune(key={key!r}): expected an integer or a PRNG key such as "
+        "jax.random.key(0)"
+    )
+
+
+def row_weights(weights: ArrayLike | None) -> Array | None:
+    """The weights as an array; raises BatchError if they cannot weigh rows."""
+    if weights is None:
+        return None
+    try:
+        array = jnp.asarray(weights, jnp.float32)
+    except (TypeError, ValueError):
+        raise BatchError(
+            f"weights: expected an array of numbers, got {type(weights).__name__}; "
+            "give one number per sample, 0 for padding"
+        ) from None
+    if known(array):
         with jax.ensure_compile_time_eval():
-            some = bool(jnp.any(weights > 0))
+            wrong = int(jnp.sum(~(jnp.isfinite(array) & (array >= 0))))
+            some = bool(jnp.any(array > 0))
+        if wrong:
+            raise BatchError(
+                f"weights: {wrong} of {array.size} are negative, NaN or infinite; "
+                "expected 0 for padding and a positive number elsewhere"
+            )
         if not some:
             raise BatchError(
                 "weights: leave no row, all are zero; expected a positive number for "
                 "each row that counts"
             )
+    return array
 
 
 def finite(name: str, tree: Any, error: type[Exception]) -> None:
@@ -102,11 +138,18 @@ def converged(report: Report, on_failure: str, solver: ADMM) -> None:
         f"{float(site.violation):.1e}, steps {int(site.steps)})"
         for site in failed
     ]
+    lost = any(int(site.result) == codes.NAN for site in failed)
     text = (
         f"{len(failed)} of {len(report.sites)} layers did not reach tol={solver.tol:g}"
-        f" in {solver.max_steps} steps: " + "; ".join(lines) + ". Raise "
-        "solver=ADMM(max_steps=...) or tol, or take on_failure='keep' to leave such "
-        "layers as trained"
+        f" in {solver.max_steps} steps: "
+        + "; ".join(lines)
+        + (
+            ". NaN comes from activations that overflow, look at the network's values "
+            "on this batch; or take"
+            if lost
+            else ". Raise solver=ADMM(max_steps=...) or tol, or take"
+        )
+        + " on_failure='keep' to leave such layers as trained"
     )
     if on_failure == "raise":
         raise SolveError(text)

@@ -178,9 +178,10 @@ def _is_relu(
     def other(op: Op) -> Ref:
         return op.inputs[1] if op.inputs[0] == slot else op.inputs[0]
 
-    if len(next_ops) == 1 and next_ops[0].name == "max" and zero(other(next_ops[0])):
-        after = read_by.get(next_ops[0].outputs[0], [])
-        return not (len(after) == 1 and after[0].name == "min")  # clipped: ReLU6
+    if next_ops and all(op.name == "max" and zero(other(op)) for op in next_ops):
+        after = [read_by.get(op.outputs[0], []) for op in next_ops]
+        # clipped, as ReLU6 is
+        return not any(len(ops) == 1 and ops[0].name == "min" for ops in after)
     compares = [op for op in next_ops if op.name in COMPARISONS]
     rest = [op for op in next_ops if op.name not in COMPARISONS]
     if len(compares) != 1 or len(rest) != 1 or not zero(other(compares[0])):

@@ -11,7 +11,7 @@ Knows jaxprs only: no layers, no solver.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -209,12 +209,16 @@ def apply(op: Op, *args: Any) -> list[Any]:
     return list(out) if op.primitive.multiple_results else [out]
 
 
+def _nothing_seen(*_: Any) -> None:
+    """For runs that visit nothing."""
+
+
 def evaluate(
     flat: Flat,
     consts: Sequence[Any],
     inputs: Sequence[Any],
-    visits: Mapping[int, Any],
-    visit: Visitor,
+    visits: Collection[int] = (),
+    visit: Visitor = _nothing_seen,
 ) -> tuple[list[Any], dict[int, Any]]:
     """Runs the program and collects what the visitor saw.
 
@@ -238,7 +242,10 @@ def evaluate(
 
 
 def run_block(
-    block: Block, env: dict[int, Any], visits: Mapping[int, Any], visit: Visitor
+    block: Block,
+    env: dict[int, Any],
+    visits: Collection[int] = (),
+    visit: Visitor = _nothing_seen,
 ) -> dict[int, Any]:
     """Runs a block on ``env``, which it fills; returns what the visitor saw."""
     return _Run(visits, visit).block(block, env, ())[1]
@@ -266,7 +273,7 @@ def scan_counts(op: Op) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    visits: Mapping[int, Any]
+    visits: Collection[int]
     visit: Visitor
 
     def block(

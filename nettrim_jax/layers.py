@@ -66,9 +66,8 @@ def program(
 
     With it comes each lane's relative budget, ``[b]``.
     """
-    if (
-        bias == "penalized" and place.bias is not None
-    ):  # all of it is to be found, so none of it stays in t
+    if bias == "penalized" and place.bias is not None:
+        # all of it is to be found, so none of it stays in t
         own = masks.read(place.bias).astype(seen.t.dtype)
         seen = seen._replace(t=seen.t - (own * seen.gain)[:, None, :])
     _, rest = split(seen.X.shape[1], held)

@@ -127,10 +127,8 @@ def prune(
     traced = not all(known(leaf) for leaf in [*old, *inputs])
     show = bars.start(progress, len(asked), traced)
 
-    key = jax.random.key(key) if isinstance(key, int | np.integer) else key
-    weights = None if weights is None else jnp.asarray(weights, jnp.float32)
-    checks.counted(weights)
-    stream = _Stream(graph, rows, key, weights, old, inputs)
+    key, weights = checks.random_key(key), checks.row_weights(weights)
+    stream = _Stream(graph, int(rows), key, weights, old, inputs)
     settings = _Settings(solver, held_out, on_failure == "keep", memory, show)
 
     run = _cascade if mode == "cascade" else _parallel
@@ -347,8 +345,7 @@ def _choose(
 def _run(
     graph: Graph, consts: Sequence[Array], leaves: list[Array], batch: list[Array]
 ) -> list[Array]:
-    inputs = [*leaves, *batch]
-    return jaxprs.evaluate(graph.flat, consts, inputs, {}, _never)[0]
+    return jaxprs.evaluate(graph.flat, consts, [*leaves, *batch])[0]
 
 
 @jax.jit
@@ -362,10 +359,6 @@ def _deviation(before: Sequence[Array], after: Sequence[Array]) -> Array:
             off = off + jnp.sum((new - old) ** 2).astype(off.dtype)
             size = size + jnp.sum(old**2).astype(size.dtype)
     return jnp.sqrt(jnp.where(off == 0, 0, off / size))
-
-
-def _never(*_: Any) -> None:
-    raise AssertionError("no operation was asked for")
 
 
 def _masks(graph: Graph, chosen: Sequence[int], new: Sequence[Array]) -> list[Array]:

@@ -111,7 +111,9 @@ def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Graph:
     def call(arrays: list[Any], batch: Batch) -> Any:
         given = iter(arrays)
         filled = [next(given) if is_array(leaf) else leaf for leaf in leaves]
-        return apply_fn(jax.tree.unflatten(tree, filled), batch)
+        answer = apply_fn(jax.tree.unflatten(tree, filled), batch)
+        # names, flags and the like are no business of ours
+        return [leaf for leaf in jax.tree.leaves(answer) if is_array(leaf)]
 
     closed = _make_jaxpr(call, arrays, batch, apply_fn)
     flat, consts = jaxprs.flatten(closed)
@@ -150,7 +152,7 @@ def _make_jaxpr(call: Any, arrays: list[Any], batch: Batch, apply_fn: Any) -> An
         return jax.make_jaxpr(call)(arrays, batch)
     except Exception as error:
         shapes = jax.tree.map(lambda a: getattr(a, "shape", type(a).__name__), batch)
-        first = str(error).strip().split("\n")[0]
+        first = str(error).strip().split("\n")[0].rstrip(".")
         raise ApplyFnError(
             f"apply_fn(params, batch) failed on a batch of shapes {shapes}: "
             f"{type(error).__name__}: {first}. It is called with exactly these two "

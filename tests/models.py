@@ -166,6 +166,7 @@ RELUS = {
     "negated": lambda z: jax.nn.relu(-z),
     "from-one": lambda z: jax.nn.relu(1 - z),
     "twice": lambda z: jax.nn.relu(jax.nn.relu(z)),
+    "two-readers": lambda z: jnp.maximum(z, 0) + jnp.sin(jnp.maximum(z, 0)),
     "read-after": lambda z: (lambda a: a * jnp.mean(a))(jax.nn.relu(z)),
     "reshaped": lambda z: jax.nn.relu(z.reshape(4, -1, 2, 4)),
     "transposed": lambda z: jax.nn.relu(z.T),

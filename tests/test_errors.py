@@ -108,6 +108,21 @@ def test_weights_that_leave_no_row():
     fails(BatchError, "weights.* no row|no rows.*weight", weights=jnp.zeros(64))
 
 
+@pytest.mark.parametrize("bad", [-1.0, nan, inf])
+def test_weights_that_weigh_nothing(bad):
+    weights = jnp.ones(64).at[3].set(bad)
+    fails(BatchError, "weights: 1 of 64 are negative, NaN or infinite", weights=weights)
+
+
+def test_weights_that_are_no_array():
+    fails(BatchError, "weights: expected an array of numbers, got str", weights="a")
+
+
+@pytest.mark.parametrize("key", ["a", None, 1.5, True, jnp.zeros(2)], ids=str)
+def test_key_that_is_none(key):
+    fails(MethodError, "key=.*expected an integer or a PRNG key", key=key)
+
+
 # ---- the network
 
 
@@ -276,6 +291,7 @@ def test_expression_that_is_no_string(pattern):
         ("rows", 10.5, "an integer of at least 1"),
         ("rows", "all", "an integer of at least 1"),
         ("rows", None, "an integer of at least 1"),
+        ("rows", True, "an integer of at least 1"),
         ("held_out", 1.0, r"a share in \[0, 1\)"),
         ("held_out", -0.1, r"a share in \[0, 1\)"),
         ("held_out", 10, r"a share in \[0, 1\)"),
