@@ -6,18 +6,21 @@ from nettrim_jax.methods import NetTrim
 from nettrim_jax.penalties import L1
 from nettrim_jax.programs import Program, linear_program, relu_program
 from nettrim_jax.pruning import Pruned, prune
-from nettrim_jax.report import Report, SiteReport
+from nettrim_jax.report import Listing, Report, SiteInfo, SiteReport
 from nettrim_jax.results import NetTrimError
+from nettrim_jax.selection import sites
 
 __all__ = [
     "ADMM",
     "Certificate",
     "L1",
+    "Listing",
     "NetTrim",
     "NetTrimError",
     "Program",
     "Pruned",
     "Report",
+    "SiteInfo",
     "SiteReport",
     "Solution",
     "Stats",
@@ -25,5 +28,6 @@ __all__ = [
     "prune",
     "relu_program",
     "results",
+    "sites",
     "solve",
 ]

@@ -20,20 +20,21 @@ from nettrim_jax import (
     jaxprs,
     layers,
     masks,
-    methods,
+    selection,
 )
 from nettrim_jax import progress as bars
 from nettrim_jax.activations import Activation, capture
 from nettrim_jax.admm import ADMM, Solution
 from nettrim_jax.layers import Place
 from nettrim_jax.masks import Entries
-from nettrim_jax.methods import Method, NetTrim
+from nettrim_jax.methods import Method
 from nettrim_jax.programs import Program, known
 from nettrim_jax.progress import Progress
 from nettrim_jax.report import Report, SiteReport
 from nettrim_jax.results import BatchError, ParamsError
+from nettrim_jax.selection import Selector
 from nettrim_jax.tracing import Graph, Site, is_array, require_sites, trace
-from nettrim_jax.typing import ApplyFn, Array, ArrayLike, Batch, Params, Path, wide
+from nettrim_jax.typing import ApplyFn, Array, ArrayLike, Batch, Params, wide
 
 
 class Pruned(NamedTuple):
@@ -55,6 +56,8 @@ def prune(
     rows: int = 4096,
     held_out: float = 0.1,
     weights: ArrayLike | None = None,
+    include: Selector | None = None,
+    exclude: Selector | None = None,
     key: int | Array = 0,
     on_failure: str = "raise",
     progress: Progress = None,
@@ -88,6 +91,10 @@ def prune(
       rows: at most so many rows (samples, positions) per layer, drawn without bias.
       held_out: share of those rows that no solver sees, in [0, 1).
       weights: a prefix of the rows' axes; rows of weight zero (padding) do not count.
+      include: only layers whose path this regular expression finds, or for which this
+        function of a :class:`SiteInfo` is true. A matrix that is also looked up by
+        index, as a tied embedding is, is pruned only if this says so.
+      exclude: no layer that this regular expression or function finds.
       key: seed of the drawing, an integer or a PRNG key.
       on_failure: for layers whose solve did not converge, ``"raise"``, ``"warn"``, or
         ``"keep"`` them as trained.
@@ -119,7 +126,7 @@ def prune(
     checks.finite("batch", batch, BatchError)
     graph = trace(apply_fn, params, batch)
     require_sites(graph)
-    asked, skipped = _choose(graph, NetTrim() if method is None else method)
+    asked, skipped = selection.choose(graph, method, include, exclude)
 
     everything, tree = jax.tree.flatten(params)
     old = [jnp.asarray(leaf) for leaf in everything if is_array(leaf)]
@@ -311,34 +318,6 @@ def _finish(
         violation=jnp.max(solution.certificate.violation),
         **measured._asdict(),
     )
-
-
-def _choose(
-    graph: Graph, method: Any
-) -> tuple[dict[int, Method], tuple[tuple[Path, str], ...]]:
-    """The method of each site to prune, by position, and all that is left alone."""
-    paths = [site.path for site in graph.sites]
-    others = [path for path in graph.paths if path not in paths]
-    given, reasons = methods.assign(method, paths, others)
-    asked: dict[int, Method] = {}
-    left: dict[Path, str] = {}
-    for k, (m, reason) in enumerate(zip(given, reasons, strict=True)):
-        if m is None:
-            left[paths[k]] = reason
-        elif any(use.rows == 0 for use in graph.sites[k].uses):
-            raise BatchError(
-                f"batch: has no rows for {paths[k]}; expected at least one sample"
-            )
-        else:
-            asked[k] = m
-    biases = (graph.sites[k].bias for k, m in asked.items() if m.bias != "fixed")
-    moved = {bias[0] for bias in biases if bias is not None}
-    skipped = {**dict(graph.skipped), **left}
-    for leaf in moved:
-        if graph.paths[leaf] in skipped:
-            skipped[graph.paths[leaf]] = "a bias: it moves, but is not pruned"
-    order = [path for path in graph.paths if path in skipped]
-    return asked, tuple((path, skipped[path]) for path in order)
 
 
 @functools.partial(jax.jit, static_argnames="graph")

@@ -7,6 +7,7 @@ and ``vmap``. Knows numbers only.
 import dataclasses
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,6 +18,65 @@ from nettrim_jax import results
 from nettrim_jax.typing import Array, Path
 
 STATIC = {"static": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteInfo:
+    """One layer as it was found, before anything is solved.
+
+    Attributes:
+      path: where its weights are, ``"params/Dense_0/kernel"``.
+      kind: ``"dense"`` or ``"conv"``.
+      response: ``"relu"`` or ``"linear"``.
+      shape: of the folded problem, ``(lanes, n, d_in, d_out)``, with all rows that the
+        batch gives.
+      size: how many weights.
+    """
+
+    path: Path
+    kind: str
+    response: str
+    shape: tuple[int, int, int, int]
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """What would be pruned and what not; ``print`` it for a table.
+
+    Attributes:
+      sites: one per layer, in order of execution.
+      skipped: ``(path, reason)`` of every leaf of two or more dimensions left alone.
+    """
+
+    sites: tuple[SiteInfo, ...]
+    skipped: tuple[tuple[Path, str], ...]
+
+    @property
+    def size(self) -> int:
+        """How many weights the layers have."""
+        return sum(site.size for site in self.sites)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for ``json.dumps``."""
+        return {
+            "sites": [
+                dataclasses.asdict(site) | {"shape": list(site.shape)}
+                for site in self.sites
+            ],
+            "skipped": _left(self.skipped),
+            "size": self.size,
+        }
+
+    def __str__(self) -> str:
+        columns = (("kind", 5), ("response", 8), ("lanes", 6), ("rows", 9))
+        columns += (("d_in", 6), ("d_out", 6), ("size", 9))
+        rows = [
+            (site.path, [site.kind, site.response, *site.shape, site.size])
+            for site in self.sites
+        ]
+        rows.append(("all", ["", "", "", "", "", "", self.size]))
+        return "\n".join([*_grid(columns, rows), *_left_lines(self.skipped)])
 
 
 @register_dataclass
@@ -106,7 +166,7 @@ class Report:
         totals = ("size", "nonzeros", "sparsity", "deviation")
         return {
             "sites": [_site_dict(site) for site in self.sites],
-            "skipped": [{"path": p, "reason": reason} for p, reason in self.skipped],
+            "skipped": _left(self.skipped),
             **{name: _plain(getattr(self, name)) for name in totals},
         }
 
@@ -152,25 +212,42 @@ def _number(x: float) -> float | None:
 
 
 def _table(report: Report) -> str:
-    width = 100 - sum(w + 1 for _, w in _COLUMNS)
-    longest = max((len(site.path) for site in report.sites), default=0)
-    width = max(min(width, longest), len("layer"))
-    lines = [_line("layer", width, [name for name, _ in _COLUMNS])]
-    notes = []
-    for site in report.sites:
-        path = site.path if len(site.path) <= width else "…" + site.path[1 - width :]
-        lines.append(_line(path, width, _cells(site)))
-        if int(site.result) != results.CONVERGED:
-            notes.append(f"{site.path}: {site.message}")
+    rows = [(site.path, _cells(site)) for site in report.sites]
+    notes = [
+        f"{site.path}: {site.message}"
+        for site in report.sites
+        if int(site.result) != results.CONVERGED
+    ]
     total = ["", f"{report.size}", f"{int(report.nonzeros)}"]
     total += [f"{100 * float(report.sparsity):.1f}%"]
-    lines.append(_line("all", width, total + [""] * 5))
-    lines.append(
-        f"output moved by {float(report.deviation):.4f} of its norm on the batch"
-    )
-    lines += notes
-    lines += [_fit(f"left alone: {path}: {reason}") for path, reason in report.skipped]
-    return "\n".join(line.rstrip() for line in lines)
+    rows.append(("all", total + [""] * 5))
+    moved = f"output moved by {float(report.deviation):.4f} of its norm on the batch"
+    lines = [*_grid(_COLUMNS, rows), moved, *notes, *_left_lines(report.skipped)]
+    return "\n".join(lines)
+
+
+def _grid(
+    columns: Sequence[tuple[str, int]], rows: Sequence[tuple[str, Sequence[Any]]]
+) -> list[str]:
+    """A heading and one line per row, at most 100 wide; long paths lose their head."""
+    width = 100 - sum(w + 1 for _, w in columns)
+    width = max(min(width, max(len(path) for path, _ in rows)), len("layer"))
+
+    def line(path: str, cells: Sequence[Any]) -> str:
+        path = path if len(path) <= width else "…" + path[1 - width :]
+        row = zip(cells, columns, strict=True)
+        text = path.ljust(width) + "".join(f" {cell:>{w}}" for cell, (_, w) in row)
+        return text.rstrip()
+
+    return [line("layer", [name for name, _ in columns])] + [line(*r) for r in rows]
+
+
+def _left(skipped: Sequence[tuple[Path, str]]) -> list[dict[str, str]]:
+    return [{"path": path, "reason": reason} for path, reason in skipped]
+
+
+def _left_lines(skipped: Sequence[tuple[Path, str]]) -> list[str]:
+    return [_fit(f"left alone: {path}: {reason}") for path, reason in skipped]
 
 
 def _cells(site: SiteReport) -> list[str]:
@@ -186,11 +263,6 @@ def _cells(site: SiteReport) -> list[str]:
         f"{int(site.steps)}",
         f"{float(site.gap):.1e}",
     ]
-
-
-def _line(path: str, width: int, cells: list[str]) -> str:
-    columns = zip(cells, _COLUMNS, strict=True)
-    return path.ljust(width) + "".join(f" {cell:>{w}}" for cell, (_, w) in columns)
 
 
 def _fit(text: str) -> str:

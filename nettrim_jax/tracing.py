@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import following, jaxprs
+from nettrim_jax.following import Bias, whole
 from nettrim_jax.jaxprs import Flat
 from nettrim_jax.results import ApplyFnError, LayersError, ParamsError
 from nettrim_jax.typing import ApplyFn, Batch, Params, Path
@@ -32,7 +33,8 @@ class Site:
       response: ``"relu"`` or ``"linear"``.
       index: where each entry stands in the leaf, ``[b, d_in, d_out]``.
       bias: the leaf of a bias that may move and its entries, ``[b, d_out]``.
-      uses: in order of execution.
+      uses: in order of execution; their rows together are the problem's.
+      caution: why it is only pruned if it is asked for, if that is so.
     """
 
     leaf: int
@@ -42,6 +44,12 @@ class Site:
     index: np.ndarray
     bias: tuple[int, np.ndarray] | None
     uses: tuple[Use, ...]
+    caution: str | None
+
+    @property
+    def rows(self) -> int:
+        """Rows that one batch gives each lane."""
+        return sum(use.rows for use in self.uses)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,6 +169,12 @@ def _make_jaxpr(call: Any, arrays: list[Any], batch: Batch, apply_fn: Any) -> An
         ) from error
 
 
+def _matrices(seen: Seen) -> np.ndarray:
+    """Where each entry of a use's matrices stands in the leaf, ``[b, d_in, d_out]``."""
+    assert seen.index is not None
+    return np.ascontiguousarray(seen.index.reshape(-1, *seen.index.shape[-2:]))
+
+
 class _Sites:
     """From uses to sites; what is none has its reasons in ``why_not``."""
 
@@ -174,67 +188,106 @@ class _Sites:
         for seen in self.walk.seen:
             by_leaf.setdefault(seen.leaf, []).append(seen)
         reads = {leaf: len(all_seen) for leaf, all_seen in by_leaf.items()}
-        free = frozenset(leaf for leaf, count in reads.items() if count == 1)
         found: list[Site] = []
         for leaf, all_seen in by_leaf.items():
             if not jnp.issubdtype(self.arrays[leaf].dtype, jnp.floating):
                 self.why_not[leaf] = [f"its dtype is {self.arrays[leaf].dtype}"]
                 continue
+            linear = [seen for seen in all_seen if seen.use is not None]
+            lookups = [seen.reason for seen in all_seen if seen.lookup]
             others = [seen.reason for seen in all_seen if seen.reason is not None]
-            if others:
+            if not linear or len(others) > len(lookups):
                 self.why_not[leaf] = list(dict.fromkeys(others))
                 continue
-            reason = self.overlap(all_seen)
-            if reason is not None:
-                self.why_not[leaf] = [reason]
+            groups = self.groups(linear)
+            if isinstance(groups, str):
+                self.why_not[leaf] = [groups]
                 continue
-            found.extend(self.site(seen, free) for seen in all_seen)
+            caution = f"{lookups[0]}, too; include= prunes it" if lookups else None
+            found.extend(self.site(group, reads, caution) for group in groups)
         return tuple(sorted(found, key=lambda site: site.uses[0].op.id))
 
-    def overlap(self, all_seen: list[Seen]) -> str | None:
-        """Why the uses of one leaf are not separate matrices, if they are not."""
-        count = np.zeros(self.arrays[all_seen[0].leaf].size, np.int32)
-        for seen in all_seen:
-            assert seen.index is not None
-            if seen.index.min(initial=0) < 0:
+    def groups(self, linear: list[Seen]) -> list[list[Seen]] | str:
+        """The uses of each matrix of one leaf, or why they are no matrices."""
+        count = np.zeros(self.arrays[linear[0].leaf].size, np.int32)
+        groups: dict[object, list[Seen]] = {}
+        for seen in linear:
+            index = _matrices(seen)
+            if index.min(initial=0) < 0:
                 return "some of the matrix are constants that were joined to it"
-            np.add.at(count, seen.index.ravel(), 1)
+            same = groups.setdefault((index.shape, index.tobytes()), [])
+            same.append(seen)
+            if len(same) == 1:
+                np.add.at(count, index.ravel(), 1)
         if count.max(initial=0) <= 1:
-            return None
-        if len(all_seen) > 1:
-            return "used by several operations (tied weights)"
+            return list(groups.values())
+        if len(groups) > 1:
+            return "used as one matrix here and as another there (tied weights)"
         return "repeated within one operation (broadcast)"
 
-    def site(self, seen: Seen, free: frozenset[int]) -> Site:
-        use, index = seen.use, seen.index
-        assert use is not None and index is not None
-        bias = following.find_bias(
-            use.chain,
-            use.folding,
-            self.walk.facts,
-            free,
-            seen.loops,
-            self.walk.flat.avals,
-        )
-        d_in, d_out = index.shape[-2:]
-        moved = None
-        if (
-            bias is not None
-            and bias.index.shape[: seen.loops] == index.shape[: seen.loops]
-        ):
-            moved = (bias.leaf, bias.index.reshape(-1, d_out))
-            use = dataclasses.replace(
-                use, chain=dataclasses.replace(use.chain, bias=bias)
-            )
+    def site(
+        self, group: list[Seen], reads: dict[int, int], caution: str | None
+    ) -> Site:
+        """One problem from all uses of one matrix."""
+        uses = [seen.use for seen in group if seen.use is not None]
+        if len(uses) > 1 and any(use.chain.scales for use in uses):
+            # one matrix, whose scales may differ from use to use
+            uses = [
+                dataclasses.replace(use, chain=whole(use.chain), visit=use.op.id)
+                for use in uses
+            ]
+        index = _matrices(group[0])
+        responses = {use.chain.response for use in uses}
+        moved, biases = self.bias(group, uses, index, reads)
+        uses = [
+            dataclasses.replace(use, chain=dataclasses.replace(use.chain, bias=bias))
+            for use, bias in zip(uses, biases, strict=True)
+        ]
         return Site(
-            leaf=seen.leaf,
-            path=self.walk.paths[seen.leaf],
-            kind=use.folding.kind,
-            response=use.chain.response,
-            index=index.reshape(-1, d_in, d_out),
+            leaf=group[0].leaf,
+            path=self.walk.paths[group[0].leaf],
+            kind=uses[0].folding.kind,
+            # what only some uses cut off must be kept whole
+            response="relu" if responses == {"relu"} else "linear",
+            index=index,
             bias=moved,
-            uses=(use,),
+            uses=tuple(uses),
+            caution=caution,
         )
+
+    def bias(
+        self,
+        group: list[Seen],
+        uses: list[Use],
+        index: np.ndarray,
+        reads: dict[int, int],
+    ) -> tuple[tuple[int, np.ndarray] | None, list[Bias | None]]:
+        """The bias that moves with a matrix: added at every use and read nowhere else.
+
+        First as its leaf and entries, then as it stands at each use.
+        """
+        free = frozenset(leaf for leaf, count in reads.items() if count == len(uses))
+        biases: list[Bias | None] = []
+        entries = []
+        for seen, use in zip(group, uses, strict=True):
+            bias = following.find_bias(
+                use.chain,
+                use.folding,
+                self.walk.facts,
+                free,
+                seen.loops,
+                self.walk.flat.avals,
+            )
+            assert seen.index is not None
+            head = seen.index.shape[: seen.loops]
+            if bias is None or bias.index.shape[: seen.loops] != head:
+                return None, [None] * len(uses)
+            biases.append(bias)
+            entries.append((bias.leaf, bias.index.reshape(-1, index.shape[-1])))
+        leaf, first = entries[0]
+        if any(at != leaf or not np.array_equal(i, first) for at, i in entries):
+            return None, [None] * len(uses)
+        return entries[0], biases
 
     def skipped(self, sites: tuple[Site, ...]) -> tuple[tuple[Path, str], ...]:
         """A reason for every leaf of two or more dimensions that has no site."""

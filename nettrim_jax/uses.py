@@ -65,13 +65,17 @@ class Use:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Seen:
-    """A use of a leaf: a linear operation, or another with its reason."""
+    """A use of a leaf: a linear operation, or another with its reason.
+
+    ``lookup`` marks rows taken by index, beside which a matrix may still be pruned.
+    """
 
     leaf: int
     reason: str | None
     use: Use | None = None
     index: np.ndarray | None = None  # [*loops, b, d_in, d_out]
     loops: int = 0
+    lookup: bool = False
 
 
 class Walk:
@@ -106,10 +110,10 @@ class Walk:
     def _fact(self, ref: Ref) -> Fact:
         return facts_.fact_of(ref, self.facts)
 
-    def _note(self, ref: Ref, reason: str) -> None:
+    def _note(self, ref: Ref, reason: str, lookup: bool = False) -> None:
         origin = self._fact(ref).origin
         if origin is not None:
-            self.seen.append(Seen(origin.leaf, reason))
+            self.seen.append(Seen(origin.leaf, reason, lookup=lookup))
 
     def _block(self, block: Block, loops: tuple[int, ...], known: bool) -> None:
         pending = []
@@ -128,7 +132,7 @@ class Walk:
                 pending.append(op)
             elif all(f.origin is None for f in outputs):
                 for ref, fact in zip(op.inputs, inputs, strict=True):
-                    self._note(ref, self._why(op, fact, inputs))
+                    self._note(ref, self._why(op, fact, inputs), op.name == "gather")
             self.facts.update(zip(op.outputs, outputs, strict=True))
         read_by = following.readers(block)
         for op in pending:

@@ -614,7 +614,7 @@ def _():
     return layers(names), apply_fn, data(N, 8)
 
 
-@model("switch", dense("+both", "+one"), [("other", "tied")])
+@model("switch", dense("+both", "other", "+one"))
 def _():
     def apply_fn(params, x):
         x = jax.nn.relu(x @ params["both"])
@@ -1007,7 +1007,7 @@ def _():
 
 @model(
     "left-alone",
-    dense("taken"),
+    dense("taken", "tied", "twice"),
     [
         ("added", "added to other values"),
         ("broadcast", "repeated within one operation"),
@@ -1030,8 +1030,7 @@ def _():
         ("returned", "returned by apply_fn"),
         ("rounded", "convert_element_type"),
         ("summed", "not linear"),
-        ("tied", "looked up"),
-        ("twice", "tied weights"),
+        ("transposed", "tied weights"),
         ("unused", "does not use it"),
         ("while", "while loop"),
     ],
@@ -1040,7 +1039,7 @@ def _():
     names = (
         "added fixed looked-up normed overlapping returned summed taken tied".split()
     )
-    params = layers([*names, "twice", "unused", "while"])
+    params = layers([*names, "twice", "transposed", "unused", "while"])
     params["lora"] = layers(("a", "b", "w"))
     params["masked"] = layers(("m", "w"))
     params["product"] = layers(("a", "b"))
@@ -1081,10 +1080,68 @@ def _():
             x @ p["taken"],
             p["tied"][ids] @ p["tied"].T,
             jax.nn.relu(x @ p["twice"]) @ p["twice"],
+            jax.nn.relu(x @ p["transposed"]) @ p["transposed"].T,
             loop,
         )
 
     return params, apply_fn, data(N, 8)
+
+
+# ---- one matrix, used several times
+
+
+@model("siamese", dense("+both/w", "out"), shapes=((1, 8, 8), (1, 8, 4)))
+def _():
+    params = {"both": {"w": normal(8, 8), "b": normal(8)}, "out": normal(8, 4, seed=1)}
+
+    def tower(p, x):
+        return jax.nn.relu(x @ p["w"] + p["b"][None, :])
+
+    def apply_fn(params, x):
+        left, right = tower(params["both"], x), tower(params["both"], x[::-1] ** 2)
+        return jnp.abs(left - right) @ params["out"]
+
+    return params, apply_fn, data(N, 8)
+
+
+@model("called-twice", dense("+in", "+again", "+between", "out"))
+def _():
+    # the second call sees what the first one made, and another layer in between
+    def apply_fn(p, x):
+        x = jax.nn.relu(x @ p["in"])
+        x = jax.nn.relu(x @ p["again"] + p["b"][None, :])
+        x = jax.nn.relu(x @ p["between"])
+        x = jax.nn.relu(x @ p["again"] + p["b"][None, :])
+        return x @ p["out"]
+
+    params = layers(("in", "again", "between", "out")) | {"b": normal(8)}
+    return params, apply_fn, data(N, 8)
+
+
+@model("tied-scales", dense("tied", "+out"), [("s", "multiplied entry by entry")])
+def _():
+    # one matrix under two norms: what it answers must be kept as it is
+    def apply_fn(p, x):
+        one = jax.nn.relu((x @ p["tied"]) * p["s"][:1] + p["b"][None, :])
+        two = jax.nn.relu((one @ p["tied"]) * p["s"][1:] + p["b"][None, :])
+        return jax.nn.relu(two @ p["out"])
+
+    params = layers(("tied", "out"))
+    return params | {"s": normal(2, 8), "b": normal(8)}, apply_fn, data(N, 8)
+
+
+@model("tied-embedding", dense("+hidden", "embedding"))
+def _():
+    def apply_fn(p, ids):
+        x = jnp.mean(p["embedding"][ids], axis=1)
+        return jax.nn.relu(x @ p["hidden"]) @ p["embedding"].T
+
+    params = {"embedding": normal(12, 8), "hidden": normal(8, 8, seed=1)}
+    ids = jax.random.randint(jax.random.key(0), (N, 5), 0, 12)
+    return params, apply_fn, ids
+
+
+# ---- what JAX makes hard to follow
 
 
 @model("scan-changes-a-leaf", dense("out"), [("w", "carried and changed by a scan")])

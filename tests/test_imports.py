@@ -39,6 +39,7 @@ ORDER = [
     "masks",
     "layers",
     "report",
+    "selection",
     "progress",
     "checks",
     "pruning",
