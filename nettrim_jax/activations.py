@@ -2,15 +2,15 @@
 
 Every site's activations are reduced to at most ``rows`` rows while the network runs,
 each row drawn with the same chance: rows carry random priorities, and the highest
-are kept, per operation, then over uses and loop steps. Rows come out in random
-order.
+are kept, per operation, then over uses, loop steps and batches (a reservoir). Rows
+come out in random order.
 
 Knows the graph; knows no solver.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,9 +31,20 @@ class Activation(NamedTuple):
     t: Array  # [b, n, d_out]
     P: Array  # [b, n, d_out], the trained answer before the ReLU
     P0: Array | None  # [b, n, d_out], P where X and t are not the trained network's
-    valid: Array  # [b, n] bool, False for padding
+    priority: Array  # [b, n], falling; zero for rows that do not count
     scale: Array  # [b, d_out]
     gain: Array  # [b, d_out], how P moves with the bias
+
+    @property
+    def valid(self) -> Array:
+        """Which rows count, ``[b, n]``."""
+        return self.priority > 0
+
+    def rows(self) -> dict[str, Array]:
+        """The fields that have one entry per row."""
+        names = ("X", "t", "P", "P0", "priority")
+        fields = {name: getattr(self, name) for name in names}
+        return {name: a for name, a in fields.items() if a is not None}
 
 
 class _Rows(NamedTuple):
@@ -203,16 +214,50 @@ def _activation(site: Site, by_op: dict[int, _Seen], rows: int) -> Activation:
         first = tuple(slice(None) if lane else 0 for lane in use.lanes)
         scale, gain = (a[first].reshape(lanes, -1) for a in (seen.scale, seen.gain))
     rows_all = jax.tree.map(lambda *p: jnp.concatenate(p, axis=1), *parts)
-    kept = keep(rows_all, rows)
-    return Activation(kept.X, kept.t, kept.P, None, kept.priority > 0, scale, gain)
+    kept = _keep(rows_all._asdict(), rows)
+    return Activation(P0=None, scale=scale, gain=gain, **kept)
 
 
-def keep(rows: _Rows, most: int) -> _Rows:
+def gather(seen: Iterable[tuple[Activation, ...]], rows: int) -> tuple[Activation, ...]:
+    """What sites saw in all batches together: the rows of highest priority."""
+    kept: tuple[Activation, ...] = ()
+    counts: list[int] = []
+    for now in seen:
+        new = [one.X.shape[1] for one in now]
+        counts = [a + b for a, b in zip(counts, new, strict=True)] if counts else new
+        kept = _merge(kept, now, rows) if kept else now
+    return tuple(
+        one._replace(**{name: a[:, :count] for name, a in one.rows().items()})
+        for one, count in zip(kept, counts, strict=True)
+    )
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _merge(
+    ours: tuple[Activation, ...], others: tuple[Activation, ...], rows: int
+) -> tuple[Activation, ...]:
+    # always ``rows`` of them, so that one program serves all batches of one shape
+    out = []
+    for one, two in zip(ours, others, strict=True):
+        both = jax.tree.map(
+            lambda a, b: jnp.concatenate([a, b], axis=1), one.rows(), two.rows()
+        )
+        missing = max(0, rows - both["priority"].shape[1])
+        both = jax.tree.map(
+            lambda a: jnp.pad(a, [(0, 0), (0, missing)] + [(0, 0)] * (a.ndim - 2)),  # noqa: B023
+            both,
+        )
+        out.append(one._replace(**_keep(both, rows)))
+    return tuple(out)
+
+
+def _keep(rows: dict[str, Array], most: int) -> dict[str, Array]:
     """The ``most`` rows of highest priority, per lane, in that order."""
-    count = min(most, rows.priority.shape[1])
-    priority, pick = jax.lax.top_k(rows.priority, count)
+    count = min(most, rows["priority"].shape[1])
+    priority, pick = jax.lax.top_k(rows["priority"], count)
+    rest = {name: a for name, a in rows.items() if name != "priority"}
 
     def take(a: Array) -> Array:
         return jnp.take_along_axis(a, pick[:, :, None], axis=1)
 
-    return _Rows(take(rows.X), take(rows.t), take(rows.P), priority)
+    return {**jax.tree.map(take, rest), "priority": priority}

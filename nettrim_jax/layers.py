@@ -28,6 +28,7 @@ class Measured(NamedTuple):
     nonzeros: Array  # [], int32
     error: Array  # [], relative, rows that the solver saw
     held_out_error: Array  # [], relative, the others
+    live_inputs: Array  # [], int32, inputs of all lanes that are ever non-zero
 
 
 class Place(NamedTuple):
@@ -71,8 +72,7 @@ def program(
         own = masks.read(place.bias).astype(seen.t.dtype)
         seen = seen._replace(t=seen.t - (own * seen.gain)[:, None, :])
     _, rest = split(seen.X.shape[1], held)
-    rows = {name: getattr(seen, name) for name in ("X", "t", "P", "P0", "valid")}
-    seen = seen._replace(**jax.tree.map(lambda a: a[:, rest], rows))
+    seen = seen._replace(**{name: a[:, rest] for name, a in seen.rows().items()})
     return method.program(seen, relu, bias, fed)
 
 
@@ -137,7 +137,9 @@ def measure(
     out, rest = split(seen.X.shape[1], held)
     held_out = relative(out) if held else jnp.full((), jnp.nan)
     count = jnp.sum(W != 0, dtype=jnp.int32)
-    return Measured(count, relative(rest), held_out)
+    fires = jnp.any(jnp.where(counts, seen.X, 0) != 0, axis=1)
+    live = jnp.sum(fires, dtype=jnp.int32)
+    return Measured(count, relative(rest), held_out, live)
 
 
 def _divide(a: Array, b: Array) -> Array:

@@ -6,7 +6,8 @@ both models and the solver.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,22 +20,24 @@ from nettrim_jax import (
     checks,
     jaxprs,
     layers,
+    loading,
     masks,
     selection,
 )
 from nettrim_jax import progress as bars
-from nettrim_jax.activations import Activation, capture
+from nettrim_jax.activations import Activation, capture, gather
 from nettrim_jax.admm import ADMM, Solution
 from nettrim_jax.layers import Place
+from nettrim_jax.loading import Part, Weights
 from nettrim_jax.masks import Entries
 from nettrim_jax.methods import Method
 from nettrim_jax.programs import Program, known
 from nettrim_jax.progress import Progress
 from nettrim_jax.report import Report, SiteReport
-from nettrim_jax.results import BatchError, ParamsError
+from nettrim_jax.results import ParamsError
 from nettrim_jax.selection import Selector
-from nettrim_jax.tracing import Graph, Site, is_array, require_sites, trace
-from nettrim_jax.typing import ApplyFn, Array, ArrayLike, Batch, Params, wide
+from nettrim_jax.tracing import Graph, Site, is_array, require_sites
+from nettrim_jax.typing import ApplyFn, Array, Batch, Params, wide
 
 
 class Pruned(NamedTuple):
@@ -55,7 +58,7 @@ def prune(
     solver: ADMM | None = None,
     rows: int = 4096,
     held_out: float = 0.1,
-    weights: ArrayLike | None = None,
+    weights: Weights | None = None,
     include: Selector | None = None,
     exclude: Selector | None = None,
     key: int | Array = 0,
@@ -81,7 +84,9 @@ def prune(
       params: a pytree of arrays; leaves of other kinds stay as they are.
       apply_fn: the network, ``apply_fn(params, batch)``; what it returns is only
         compared before and after.
-      batch: what ``apply_fn`` takes.
+      batch: what ``apply_fn`` takes; or an iterator or loader of such batches, read
+        once. In parallel mode memory grows with ``rows`` and not with the number of
+        batches; in cascade mode all of them are kept.
       method: ``NetTrim()`` by default, or a dict from regular expressions
         (``re.search`` on a leaf's path, first match wins) to a method or ``None``.
       mode: ``"parallel"``: every layer from the trained network's own activations.
@@ -91,6 +96,7 @@ def prune(
       rows: at most so many rows (samples, positions) per layer, drawn without bias.
       held_out: share of those rows that no solver sees, in [0, 1).
       weights: a prefix of the rows' axes; rows of weight zero (padding) do not count.
+        Or a function of the batch that gives them.
       include: only layers whose path this regular expression finds, or for which this
         function of a :class:`SiteInfo` is true. A matrix that is also looked up by
         index, as a tied embedding is, is pruned only if this says so.
@@ -123,23 +129,22 @@ def prune(
     """
     solver = checks.settings(mode, solver, rows, held_out, on_failure, memory)
     checks.finite("params", params, ParamsError)
-    checks.finite("batch", batch, BatchError)
-    graph = trace(apply_fn, params, batch)
+    parts = loading.parts(apply_fn, params, batch, checks.random_key(key), weights)
+    first = next(parts)
+    graph = first.graph
     require_sites(graph)
     asked, skipped = selection.choose(graph, method, include, exclude)
 
     everything, tree = jax.tree.flatten(params)
     old = [jnp.asarray(leaf) for leaf in everything if is_array(leaf)]
-    inputs = [jnp.asarray(leaf) for leaf in jax.tree.leaves(batch)]
-    traced = not all(known(leaf) for leaf in [*old, *inputs])
+    traced = not all(known(leaf) for leaf in [*old, *first.batch])
     show = bars.start(progress, len(asked), traced)
-
-    key, weights = checks.random_key(key), checks.row_weights(weights)
-    stream = _Stream(graph, int(rows), key, weights, old, inputs)
-    settings = _Settings(solver, held_out, on_failure == "keep", memory, show)
+    settings = _Settings(
+        solver, int(rows), held_out, on_failure == "keep", memory, show
+    )
 
     run = _cascade if mode == "cascade" else _parallel
-    new, entries, deviation = run(stream, asked, settings)
+    new, entries, deviation = run(itertools.chain([first], parts), old, asked, settings)
     report = Report(tuple(entries[k] for k in asked), skipped, deviation)
     # epsilon, key or weights may be traced where params and batch are not
     if all(known(site.result) for site in report.sites):
@@ -148,21 +153,11 @@ def prune(
     return Pruned(_fill(tree, everything, new), _fill(tree, everything, kept), report)
 
 
-class _Stream(NamedTuple):
-    """The trained network with the data that is sent through it."""
-
-    graph: Graph
-    rows: int
-    key: Array
-    weights: Array | None
-    leaves: list[Array]
-    batch: list[Array]
-
-
 class _Settings(NamedTuple):
     """How to solve and what to tell."""
 
     solver: ADMM
+    rows: int
     held_out: float
     keep: bool
     memory: int
@@ -173,13 +168,27 @@ _Pruning = tuple[list[Array], dict[int, SiteReport], Array]
 
 
 def _parallel(
-    stream: _Stream, asked: Mapping[int, Method], settings: _Settings
+    parts: Iterable[Part],
+    old: list[Array],
+    asked: Mapping[int, Method],
+    settings: _Settings,
 ) -> _Pruning:
     """Every layer from the trained network's own activations, all solved together."""
-    graph, rows, key, weights, old, batch = stream
     settings.show(0, "activations")
-    chosen = tuple(asked)
-    seen, before = capture(graph, chosen, rows, graph.consts, old, batch, key, weights)
+    chosen, rows = tuple(asked), settings.rows
+    first: list[tuple[Part, list[Array]]] = []
+
+    def captured(part: Part) -> tuple[Activation, ...]:
+        graph, batch, key, weights = part
+        seen, outputs = capture(
+            graph, chosen, rows, graph.consts, old, batch, key, weights
+        )
+        if not first:
+            first.append((part, outputs))
+        return seen
+
+    seen = gather(map(captured, parts), rows)
+    (graph, batch, *_), before = first[0]
     new = list(old)
     entries = _prune_sites(graph, asked, seen, old, new, settings, fed=False)
     after = _run(graph, graph.consts, new, batch)
@@ -187,33 +196,61 @@ def _parallel(
 
 
 def _cascade(
-    stream: _Stream, asked: Mapping[int, Method], settings: _Settings
+    parts: Iterable[Part],
+    old: list[Array],
+    asked: Mapping[int, Method],
+    settings: _Settings,
 ) -> _Pruning:
     """In order of execution, inputs from the network as it is pruned by then."""
-    graph, rows, key, weights, old, batch = stream
-    plan = cascade.plan(graph, tuple(asked))
     new, entries = list(old), {}
-
-    def fixed(leaves: list[Array]) -> cascade.Env:
-        slots = [*graph.flat.consts, *graph.flat.block.inputs]
-        return dict(zip(slots, [*graph.consts, *leaves, *batch], strict=True))
-
-    trained = pruned = cascade.advance(graph, plan.advance[0], fixed(old), {})
-    steps = zip(plan.levels, plan.capture, plan.advance[1:], strict=True)
-    for at, (level, block, after) in enumerate(steps):
+    runs = [_Cascade(part, tuple(asked), old) for part in parts]
+    graph = runs[0].part.graph
+    for at, level in enumerate(runs[0].plan.levels):
         settings.show(len(entries), "activations")
-        streams = ((fixed(old), trained), (fixed(new), pruned))
-        seen = cascade.capture(graph, block, level, rows, streams, key, weights)
+        rows = settings.rows
+        seen = gather((run.capture(at, old, new, rows) for run in runs), rows)
         mine = {k: asked[k] for k in level}
         entries |= _prune_sites(graph, mine, seen, old, new, settings, fed=at > 0)
-        trained = cascade.advance(graph, after, fixed(old), trained)
-        pruned = cascade.advance(graph, after, fixed(new), pruned)
-    ends = [
-        cascade.outputs(graph, fixed(leaves), env)
-        for leaves, env in ((old, trained), (new, pruned))
-    ]
+        for run in runs:
+            run.advance(at + 1, old, new)
     settings.show(len(asked), "done")
-    return new, entries, _deviation(*ends)
+    return new, entries, _deviation(*runs[0].outputs(old, new))
+
+
+class _Cascade:
+    """One batch on its way through the network, as trained and as pruned."""
+
+    def __init__(self, part: Part, chosen: tuple[int, ...], old: list[Array]):
+        self.part, self.plan = part, cascade.plan(part.graph, chosen)
+        self.trained: cascade.Env = {}
+        self.pruned: cascade.Env = {}
+        self.advance(0, old, old)
+
+    def fixed(self, leaves: list[Array]) -> cascade.Env:
+        graph = self.part.graph
+        slots = [*graph.flat.consts, *graph.flat.block.inputs]
+        values = [*graph.consts, *leaves, *self.part.batch]
+        return dict(zip(slots, values, strict=True))
+
+    def advance(self, at: int, old: list[Array], new: list[Array]) -> None:
+        graph, block = self.part.graph, self.plan.advance[at]
+        self.trained = cascade.advance(graph, block, self.fixed(old), self.trained)
+        self.pruned = cascade.advance(graph, block, self.fixed(new), self.pruned)
+
+    def capture(
+        self, at: int, old: list[Array], new: list[Array], rows: int
+    ) -> tuple[Activation, ...]:
+        graph, _, key, weights = self.part
+        streams = (self.fixed(old), self.trained), (self.fixed(new), self.pruned)
+        level, block = self.plan.levels[at], self.plan.capture[at]
+        return cascade.capture(graph, block, level, rows, streams, key, weights)
+
+    def outputs(self, old: list[Array], new: list[Array]) -> list[list[Array]]:
+        graph = self.part.graph
+        return [
+            cascade.outputs(graph, self.fixed(leaves), env)
+            for leaves, env in ((old, self.trained), (new, self.pruned))
+        ]
 
 
 def _prune_sites(

@@ -96,6 +96,7 @@ class SiteReport:
       error: relative Frobenius error of what follows the layer (after the ReLU
         where there is one) on the rows that the solver saw.
       held_out_error: the same on rows that it did not see; NaN if there are none.
+      live_inputs: how many inputs, over all lanes, are ever non-zero on those rows.
       result: the worst lane's code, see :mod:`nettrim_jax.results`.
       steps: the slowest lane's steps.
       gap: the worst lane's relative duality gap.
@@ -111,6 +112,7 @@ class SiteReport:
     epsilon: Array
     error: Array
     held_out_error: Array
+    live_inputs: Array
     result: Array
     steps: Array
     gap: Array
@@ -217,6 +219,11 @@ def _table(report: Report) -> str:
         f"{site.path}: {site.message}"
         for site in report.sites
         if int(site.result) != results.CONVERGED
+    ]
+    notes += [
+        f"{site.path}: its inputs are zero on every row, so no weight was needed"
+        for site in report.sites
+        if int(site.live_inputs) == 0
     ]
     total = ["", f"{report.size}", f"{int(report.nonzeros)}"]
     total += [f"{100 * float(report.sparsity):.1f}%"]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nettrim_jax import methods
+from nettrim_jax import loading, methods
 from nettrim_jax.methods import Method, NetTrim
 from nettrim_jax.report import Listing, SiteInfo
 from nettrim_jax.results import BatchError, MethodError
@@ -32,7 +32,8 @@ def sites(
     Args:
       params: a pytree of arrays.
       apply_fn: the network, ``apply_fn(params, batch)``.
-      batch: what ``apply_fn`` takes; only shapes and dtypes matter.
+      batch: what ``apply_fn`` takes, or a loader, of which the first batch is read;
+        only shapes and dtypes matter.
       method: as for :func:`prune`.
       include: as for :func:`prune`.
       exclude: as for :func:`prune`.
@@ -55,7 +56,7 @@ def sites(
       all                                                        32
       left alone: out: exclude='out'
     """
-    graph = trace(apply_fn, params, batch)
+    graph = trace(apply_fn, params, next(loading.batches(batch)))
     asked, skipped = choose(graph, method, include, exclude)
     return Listing(tuple(_info(graph.sites[k]) for k in asked), skipped)
 

@@ -39,9 +39,10 @@ ORDER = [
     "masks",
     "layers",
     "report",
-    "selection",
     "progress",
     "checks",
+    "loading",
+    "selection",
     "pruning",
     "__init__",
 ]
