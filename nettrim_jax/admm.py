@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nettrim_jax import linalg, programs, results
 from nettrim_jax.linalg import Graph
@@ -69,7 +70,8 @@ class ADMM:
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
             whole = name in ("max_steps", "check_every")
-            if not isinstance(value, int if whole else int | float):
+            number = np.integer | int if whole else np.number | int | float
+            if not isinstance(value, number) or isinstance(value, bool):
                 raise MethodError(
                     f"ADMM({name}={value!r}): expected "
                     + ("an integer" if whole else "a number")
@@ -152,8 +154,13 @@ def init(program: Program, graph: Graph, scale: Array) -> State:
     (n, d_in), d_out = program.X.shape, program.response.Y.shape[0]
     dtype = program.X.dtype
     W, R = jnp.zeros((d_out, d_in), dtype), jnp.zeros((d_out, n), dtype)
-    typical = jnp.mean(1 / jnp.sqrt(graph.metric)) * math.sqrt(d_in * d_out)
-    return State(W, R, W, jnp.zeros((d_out,), dtype), R, typical / scale)
+    # a dual of the weights' size over a response's; columns of zeros have no part in it
+    live = jnp.any(graph.X != 0, axis=0)
+    sizes = program.penalty.slope(W) / jnp.sqrt(graph.metric)[None, :]
+    count = jnp.maximum(jnp.sum(live), 1) * d_out
+    typical = jnp.sum(jnp.where(live[None, :], sizes, 0)) / count.astype(dtype)
+    rho = typical * math.sqrt(d_in * d_out) / scale
+    return State(W, R, W, jnp.zeros((d_out,), dtype), R, rho)
 
 
 def step(
@@ -285,12 +292,12 @@ def _advance(
 
 
 def _certify(
-    program: Program, scale: Array, halves: Halves, b: Array, known: Array
+    program: Program, scale: Array, halves: Halves, b: Array, best: Array
 ) -> tuple[Certificate, Array]:
-    """The certificate of ``(halves.W, b)`` and its objective; ``known``: a bound."""
+    """The certificate of ``(halves.W, b)``, given the best bound, and its objective."""
     value = programs.objective(program, halves.W)
     bound, multiplier = programs.dual_bound(program, halves.dual)
-    bound = jnp.maximum(known, bound)
+    bound = jnp.maximum(best, bound)
     distance = programs.distance(program, halves.W, b)
     norm, info = jnp.sqrt(jnp.sum(multiplier**2)), jnp.finfo(value.dtype)
     # weights that miss the set, by more than rounding, may be cheaper by this much
@@ -349,6 +356,11 @@ def _checked(config: ADMM | None, program: Program) -> ADMM:
         raise ProgramError(
             f"solve: expected a program, got {type(program).__name__}; make one with "
             "nettrim_jax.relu_program(X, Y, epsilon) or linear_program"
+        )
+    if program.X.ndim != 2:
+        raise ProgramError(
+            f"solve: expected one program, got a stack with X {list(program.X.shape)}; "
+            "solve it with jax.vmap(nettrim_jax.solve)(stack)"
         )
     if not isinstance(config, ADMM):
         raise MethodError(

@@ -41,7 +41,7 @@ def lanes_at_once(program: Program, memory: int) -> int:
     d_out = program.response.Y.shape[1]
     if jax.default_backend() == "cpu" and n * d_in * d_out > SMALL:
         return 1
-    return max(1, memory // lane_bytes(program))
+    return max(1, int(memory // lane_bytes(program)))
 
 
 def lane_bytes(program: Program) -> int:

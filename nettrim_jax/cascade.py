@@ -43,7 +43,7 @@ class Plan:
 def plan(graph: Graph, chosen: tuple[int, ...]) -> Plan:
     """Orders the chosen sites by what feeds what, and cuts the program between."""
     level = _levels(graph, chosen)
-    count = max(level.values()) + 1
+    count = max(level.values(), default=-1) + 1
     by_mark = {use.mark: level[k] for k in chosen for use in graph.sites[k].uses}
 
     def op_level(op: Op) -> int:

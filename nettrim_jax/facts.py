@@ -61,6 +61,8 @@ def fact_of(ref: Ref, facts: dict[int, Fact]) -> Fact:
 
 def combine(op: Op, inputs: Sequence[Fact], flat: Flat, loops: int) -> list[Fact]:
     """The facts of an operation's outputs, from those of its inputs."""
+    if op.name == "optimization_barrier":  # each operand passes on its own
+        return list(inputs)
     data = any(f.data for f in inputs)
     leaves = frozenset().union(*(f.leaves for f in inputs))
     upstream = 0

@@ -17,7 +17,7 @@ import numpy as np
 
 SAME = frozenset(
     "convert_element_type copy copy_p optimization_barrier reduce_precision "
-    "sharding_constraint stop_gradient pvary mesh_cast".split()
+    "sharding_constraint stop_gradient pvary mesh_cast name".split()
 )
 
 

@@ -78,21 +78,27 @@ def program(
 
 @jax.jit
 def reweight(program: Program, solution: Solution) -> Program:
-    """The next round's program of every lane."""
+    """The next round's program of every lane, from the first and its last answer."""
     return jax.vmap(programs.reweighted)(program, solution.W, solution.bias)
 
 
-@functools.partial(jax.jit, static_argnames=("bias", "keep"))
+@functools.partial(jax.jit, static_argnames=("bias", "held", "keep"))
 def write(
-    place: Place, seen: Activation, solution: Solution, bias: str, keep: bool
+    place: Place,
+    seen: Activation,
+    solution: Solution,
+    bias: str,
+    held: int,
+    keep: bool,
 ) -> tuple[Array, Array | None]:
     """The leaf and the bias leaf with a solution in them.
 
     ``keep`` leaves lanes whose solve did not converge as they were.
     """
-    # without a row that counts nothing is known of the weights: they stay
+    # without a row that counted nothing is known of the weights: they stay
     use = (solution.result == results.CONVERGED) | (not keep)
-    use = use & jnp.any(seen.valid, axis=1)
+    _, rest = split(seen.X.shape[1], held)
+    use = use & jnp.any(seen.valid[:, rest], axis=1)
     W = _divide(solution.W, seen.scale[:, None, :])
     old = masks.read(place.weights).astype(W.dtype)
     leaf = masks.write(place.weights, jnp.where(use[:, None, None], W, old))

@@ -60,6 +60,9 @@ def graph(X: Array, free_bias: bool) -> Graph:
     if free_bias:
         mean = jnp.mean(X, axis=0)
         centred = X - mean[None, :]
+        # once more: the first mean is off by its rounding, which may exceed the rest
+        rest = jnp.mean(centred, axis=0)
+        mean, centred = mean + rest, centred - rest[None, :]
     else:
         mean, centred = jnp.zeros((d_in,), X.dtype), X
     norm2 = jnp.sum(centred**2, axis=0)

@@ -15,7 +15,15 @@ from jax.tree_util import register_dataclass
 
 from nettrim_jax.activations import Activation
 from nettrim_jax.penalties import L1, Penalty
-from nettrim_jax.programs import BIASES, Program, known, linear_program, relu_program
+from nettrim_jax.programs import (
+    BIASES,
+    Program,
+    check_shapes,
+    check_weights,
+    known,
+    linear_program,
+    relu_program,
+)
 from nettrim_jax.responses import Match
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array, ArrayLike, Path
@@ -89,6 +97,7 @@ class NetTrim:
                 "NetTrim(penalty): expected a penalty such as L1(), got "
                 f"{self.penalty!r}"
             )
+        check_weights(self.penalty)
         self._check_numbers()
 
     def _check_numbers(self) -> None:
@@ -147,9 +156,16 @@ class NetTrim:
             if fed and seen.P0 is not None:
                 on = valid & (Y > 0) if relu else valid
                 off = jnp.sqrt(jnp.sum(jnp.where(on, seen.P0 - Y, 0) ** 2))
-                budget, V = jnp.sqrt(gamma) * off, jnp.maximum(seen.P0, 0)
-            size = jnp.abs(seen.scale)[None, :]
-            penalty = self.penalty.scaled(1 / jnp.where(size > 0, size, 1))
+                # where all before was kept as trained there is nothing to scale
+                moved = off > 8 * jnp.finfo(off.dtype).eps * norm
+                budget = jnp.where(moved, jnp.sqrt(gamma) * off, budget)
+                V = jnp.where(moved, jnp.maximum(seen.P0, 0), 0)
+            d_in, d_out = seen.X.shape[1], Y.shape[1]
+            sizes = jnp.broadcast_to(jnp.abs(seen.scale)[None, :], (d_in, d_out))
+            if bias == "penalized":  # it moves the response by its own gain
+                sizes = jnp.concatenate([sizes, jnp.abs(seen.gain)[None, :]])
+            check_shapes(self.penalty, sizes.shape)
+            penalty = self.penalty.scaled(1 / jnp.where(sizes > 0, sizes, 1))
             X = jnp.where(valid, seen.X, 0)
             t = jnp.where(valid, seen.t, 0)
             program = make(X, Y, budget, t=t, penalty=penalty, bias=bias)

@@ -64,15 +64,22 @@ class L1:
         ratio = jnp.where(over, weight / jnp.where(over, jnp.abs(A), 1), 1)
         return jnp.min(ratio, axis=1, initial=1), jnp.zeros((), A.dtype)
 
+    def slope(self, W: Array) -> Array:
+        """The size of a subgradient at ``W``, in its shape."""
+        return self._weight(W)
+
     def scaled(self, factor: Array) -> "L1":
         """The same penalty with its weight multiplied by ``factor``."""
-        return L1(jnp.asarray(self.weight, factor.dtype) * factor)
+        weight = jnp.asarray(self.weight, factor.dtype)
+        if weight.ndim == 1:  # per unit, the last axis
+            weight = weight[None, :]
+        return L1(weight * factor)
 
     def reweighted(self, W: Array, floor: float) -> "L1":
-        r"""The next weights of a log-sum penalty, from weights found with this one.
+        r"""The next weights of a log-sum penalty whose first weights are these.
 
         .. math::
-            \lambda_{ij} \leftarrow \lambda_{ij} \frac{\delta}
+            \lambda_{ij} \mapsto \lambda_{ij} \frac{\delta}
             {\lambda_{ij} |W_{ij}| + \delta}
 
         with :math:`\delta` the share ``floor`` of the root mean square of the

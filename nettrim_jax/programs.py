@@ -154,8 +154,10 @@ def distance(program: Program, W: Array, b: Array) -> Array:
 
 
 def finite(program: Program) -> Array:
-    """Whether all data of the program is numbers."""
+    """Whether all data of the program is numbers, and its weights positive."""
     numbers = jnp.all(jnp.isfinite(program.X)) & jnp.all(jnp.isfinite(program.t))
+    for weight in jax.tree.leaves(program.penalty):
+        numbers &= jnp.all(jnp.isfinite(weight) & (weight > 0))
     return numbers & program.response.finite()
 
 
@@ -177,7 +179,7 @@ def dual_bound(program: Program, L: Array) -> tuple[Array, Array]:
 
 
 def reweighted(program: Program, W: Array, b: Array) -> Program:
-    """The program under the weights that follow from its solution.
+    """The first program of a series under the weights that follow from a solution.
 
     ``W`` is ``[d_in, d_out]`` and ``b`` ``[d_out]``, as a solution has them.
     """
@@ -227,7 +229,8 @@ def _program(
             f"program: expected a penalty such as L1(), got {type(given).__name__}"
         )
     chosen: Penalty = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), given)
-    _check_weights(chosen, (d_in + (bias == "penalized"), d_out))
+    check_weights(chosen)
+    check_shapes(chosen, (d_in + (bias == "penalized"), d_out))
     if known(V) and not (V > -jnp.inf).all():
         raise ProgramError("program: V holds NaN or minus infinity; no Z is below that")
     for name, array in {"X": X, "Y": Y, "t": t, "epsilon": epsilon}.items():
@@ -243,21 +246,28 @@ def _program(
     return Program(X, t.T, chosen.T, Match(Y.T, on.T, V.T, epsilon), bias)
 
 
-def _check_weights(penalty: Penalty, shape: tuple[int, int]) -> None:
+def check_weights(penalty: Penalty) -> None:
+    """Raises ProgramError if a weight of the penalty is known and not positive."""
+    for weight in jax.tree.leaves(penalty):
+        values = np.asarray(weight) if known(weight) else np.ones(())
+        if not (np.isfinite(values) & (values > 0)).all():
+            raise ProgramError(
+                "program: expected positive, finite penalty weights; a weight that is "
+                "free to move is a bias, see bias='free'"
+            )
+
+
+def check_shapes(penalty: Penalty, shape: tuple[int, ...]) -> None:
+    """Raises ProgramError if a weight of the penalty does not fit ``W``."""
     for weight in jax.tree.leaves(penalty):
         try:
-            fits = np.broadcast_shapes(weight.shape, shape) == shape
+            fits = np.broadcast_shapes(np.shape(weight), shape) == shape
         except ValueError:
             fits = False
         if not fits:
             raise ProgramError(
                 f"program: expected penalty weights that broadcast to W {list(shape)}, "
-                f"got {list(weight.shape)}"
-            )
-        if known(weight) and not (np.isfinite(weight) & (weight > 0)).all():
-            raise ProgramError(
-                "program: expected positive, finite penalty weights; a weight that is "
-                "free to move is a bias, see bias='free'"
+                f"got {list(np.shape(weight))}"
             )
 
 

@@ -39,7 +39,7 @@ def start(progress: Progress, total: int, traced: bool) -> Callable[[int, str], 
 
 
 def _bar(done: int, total: int, what: str) -> None:
-    filled = WIDTH * done // total
+    filled = WIDTH * done // max(total, 1)
     bar = "#" * filled + "-" * (WIDTH - filled)
     end = "\n" if done == total else ""
     sys.stderr.write(f"\rnettrim [{bar}] {done}/{total} {what:<12}{end}")

@@ -33,11 +33,11 @@ from nettrim_jax.masks import Entries
 from nettrim_jax.methods import Method
 from nettrim_jax.programs import Program, known
 from nettrim_jax.progress import Progress
-from nettrim_jax.report import Report, SiteReport
-from nettrim_jax.results import ParamsError
+from nettrim_jax.report import Report, SiteReport, deviation_of
+from nettrim_jax.results import ParamsError, ProgramError
 from nettrim_jax.selection import Selector
 from nettrim_jax.tracing import Graph, Site, is_array, require_sites
-from nettrim_jax.typing import ApplyFn, Array, Batch, Params, wide
+from nettrim_jax.typing import ApplyFn, Array, Batch, Params
 
 
 class Pruned(NamedTuple):
@@ -192,7 +192,7 @@ def _parallel(
     new = list(old)
     entries = _prune_sites(graph, asked, seen, old, new, settings, fed=False)
     after = _run(graph, graph.consts, new, batch)
-    return new, entries, _deviation(before, after)
+    return new, entries, deviation_of(before, after)
 
 
 def _cascade(
@@ -214,7 +214,7 @@ def _cascade(
         for run in runs:
             run.advance(at + 1, old, new)
     settings.show(len(asked), "done")
-    return new, entries, _deviation(*runs[0].outputs(old, new))
+    return new, entries, deviation_of(*runs[0].outputs(old, new))
 
 
 class _Cascade:
@@ -268,12 +268,7 @@ def _prune_sites(
         _Job(graph.sites[k], m, a, layers.held_out_rows(a.X.shape[1], share))
         for (k, m), a in zip(asked.items(), seen, strict=True)
     ]
-    made = [
-        layers.program(
-            job.method, job.place(old), job.seen, job.relu, job.bias, job.held, fed
-        )
-        for job in jobs
-    ]
+    made = [job.program(old, fed) for job in jobs]
     solutions = _solve(jobs, [program for program, _ in made], settings)
     return {
         k: _finish(job, old, new, solution, budget, settings.keep)
@@ -299,6 +294,20 @@ class _Job(NamedTuple):
     def bias(self) -> str:
         return self.method.bias if self.site.bias is not None else "fixed"
 
+    def program(self, old: Sequence[Array], fed: bool) -> tuple[Program, Array]:
+        try:
+            return layers.program(
+                self.method,
+                self.place(old),
+                self.seen,
+                self.relu,
+                self.bias,
+                self.held,
+                fed,
+            )
+        except ProgramError as error:
+            raise ProgramError(f"{self.site.path}: {error}") from None
+
     def place(self, leaves: Sequence[Array]) -> Place:
         weights = Entries(leaves[self.site.leaf], jnp.asarray(self.site.index))
         if self.bias == "fixed" or self.site.bias is None:
@@ -317,11 +326,8 @@ def _solve(
     )
     for again in range(1, max((job.method.rounds for job in jobs), default=1)):
         mine = [i for i, job in enumerate(jobs) if job.method.rounds > again]
-        stacks = [
-            layers.reweight(stack, solutions[i]) if i in mine else stack
-            for i, stack in enumerate(stacks)
-        ]
-        answers = batching.solve_all([stacks[i] for i in mine], solver, memory)
+        next_ones = [layers.reweight(stacks[i], solutions[i]) for i in mine]
+        answers = batching.solve_all(next_ones, solver, memory)
         for i, answer in zip(mine, answers, strict=True):
             solutions[i] = answer
     return solutions
@@ -336,7 +342,9 @@ def _finish(
     keep: bool,
 ) -> SiteReport:
     """Writes one solution into ``new`` and says what it is."""
-    leaf, bias = layers.write(job.place(new), job.seen, solution, job.bias, keep)
+    leaf, bias = layers.write(
+        job.place(new), job.seen, solution, job.bias, job.held, keep
+    )
     new[job.site.leaf] = leaf
     if bias is not None and job.site.bias is not None:
         new[job.site.bias[0]] = bias
@@ -362,19 +370,6 @@ def _run(
     graph: Graph, consts: Sequence[Array], leaves: list[Array], batch: list[Array]
 ) -> list[Array]:
     return jaxprs.evaluate(graph.flat, consts, [*leaves, *batch])[0]
-
-
-@jax.jit
-def _deviation(before: Sequence[Array], after: Sequence[Array]) -> Array:
-    """Relative change of all floating outputs together, Frobenius."""
-    off, size = jnp.zeros(()), jnp.zeros(())
-    for new, old in zip(after, before, strict=True):
-        if jnp.issubdtype(jnp.result_type(old), jnp.floating):
-            dtype = wide(jnp.result_type(old))
-            new, old = jnp.asarray(new, dtype), jnp.asarray(old, dtype)
-            off = off + jnp.sum((new - old) ** 2).astype(off.dtype)
-            size = size + jnp.sum(old**2).astype(size.dtype)
-    return jnp.sqrt(jnp.where(off == 0, 0, off / size))
 
 
 def _masks(graph: Graph, chosen: Sequence[int], new: Sequence[Array]) -> list[Array]:

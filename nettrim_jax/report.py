@@ -6,16 +6,18 @@ and ``vmap``. Knows numbers only.
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
 from nettrim_jax import results
-from nettrim_jax.typing import Array, Path
+from nettrim_jax.typing import Array, Path, wide
 
 STATIC = {"static": True}
 
@@ -164,7 +166,7 @@ class Report:
         return 1 - self.nonzeros / max(self.size, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for ``json.dumps`` (a NaN becomes ``None``)."""
+        """Plain data for ``json.dumps``; what is not finite becomes ``None``."""
         totals = ("size", "nonzeros", "sparsity", "deviation")
         return {
             "sites": [_site_dict(site) for site in self.sites],
@@ -177,6 +179,19 @@ class Report:
             return _table(self)
         except TypeError:  # arrays under a trace, or with a mapped axis
             return f"Report of {len(self.sites)} layers, values not known or mapped"
+
+
+@jax.jit
+def deviation_of(before: Sequence[Array], after: Sequence[Array]) -> Array:
+    """Relative change of all floating outputs together, Frobenius."""
+    off, size = jnp.zeros(()), jnp.zeros(())
+    for new, old in zip(after, before, strict=True):
+        if jnp.issubdtype(jnp.result_type(old), jnp.floating):
+            dtype = wide(jnp.result_type(old))
+            new, old = jnp.asarray(new, dtype), jnp.asarray(old, dtype)
+            off = off + jnp.sum((new - old) ** 2).astype(off.dtype)
+            size = size + jnp.sum(old**2).astype(size.dtype)
+    return jnp.sqrt(jnp.where(off == 0, 0, off / size))
 
 
 _COLUMNS = (
@@ -210,7 +225,7 @@ def _plain(value: Any) -> Any:
 
 
 def _number(x: float) -> float | None:
-    return None if x != x else x
+    return x if math.isfinite(x) else None
 
 
 def _table(report: Report) -> str:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 N = 64  # samples of every batch
 DIMS = (8, 10, 10, 4)  # of the plain networks
@@ -166,6 +167,10 @@ RELUS = {
     "negated": lambda z: jax.nn.relu(-z),
     "from-one": lambda z: jax.nn.relu(1 - z),
     "twice": lambda z: jax.nn.relu(jax.nn.relu(z)),
+    "named": lambda z: jax.nn.relu(checkpoint_name(z, "hidden")),
+    "behind-a-barrier": lambda z: jax.nn.relu(
+        jax.lax.optimization_barrier((jnp.ones(()), z))[1]
+    ),
     "two-readers": lambda z: jnp.maximum(z, 0) + jnp.sin(jnp.maximum(z, 0)),
     "read-after": lambda z: (lambda a: a * jnp.mean(a))(jax.nn.relu(z)),
     "reshaped": lambda z: jax.nn.relu(z.reshape(4, -1, 2, 4)),

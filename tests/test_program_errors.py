@@ -1,5 +1,6 @@
 """Every error of the programs and of the solver's settings says what to do."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -98,6 +99,7 @@ def test_V_broadcasts():
         ({"relaxation": 0.0}, r"ADMM\(relaxation=0.0\): expected between 0 and 2"),
         ({"relaxation": 2.0}, r"ADMM\(relaxation=2.0\): expected between 0 and 2"),
         ({"check_every": 0}, r"ADMM\(check_every=0\): expected at least 1"),
+        ({"max_steps": True}, r"ADMM\(max_steps=True\): expected an integer"),
         ({"imbalance": 1.0}, r"ADMM\(imbalance=1.0\): expected above 1"),
         ({"patience": 0.5}, r"ADMM\(patience=0.5\): expected at least 1"),
     ],
@@ -135,3 +137,15 @@ def test_every_error_is_a_net_trim_error_and_a_value_error():
     assert issubclass(ProgramError, nt.NetTrimError)
     assert issubclass(MethodError, nt.NetTrimError)
     assert issubclass(nt.NetTrimError, ValueError)
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = nt.ADMM(tol=np.float32(1e-3), max_steps=np.int64(100))
+    assert {config: 1}[config] == 1
+
+
+def test_a_stack_needs_vmap(rng):
+    X, Y = rng.normal(size=(2, 9, 3)), rng.normal(size=(2, 9, 2))
+    stack = jax.vmap(lambda X, Y: nt.linear_program(X, Y, 0.1))(X, Y)
+    with pytest.raises(ProgramError, match=r"stack with X \[2, 9, 3\].*jax.vmap\("):
+        nt.solve(stack)

