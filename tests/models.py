@@ -168,9 +168,6 @@ RELUS = {
     "from-one": lambda z: jax.nn.relu(1 - z),
     "twice": lambda z: jax.nn.relu(jax.nn.relu(z)),
     "named": lambda z: jax.nn.relu(checkpoint_name(z, "hidden")),
-    "behind-a-barrier": lambda z: jax.nn.relu(
-        jax.lax.optimization_barrier((jnp.ones(()), z))[1]
-    ),
     "two-readers": lambda z: jnp.maximum(z, 0) + jnp.sin(jnp.maximum(z, 0)),
     "read-after": lambda z: (lambda a: a * jnp.mean(a))(jax.nn.relu(z)),
     "reshaped": lambda z: jax.nn.relu(z.reshape(4, -1, 2, 4)),
@@ -206,6 +203,9 @@ NO_RELUS = {
     "normalised": lambda z: jax.nn.relu(z - jnp.mean(z, 1, keepdims=True)),
     "per-row": lambda z: jax.nn.relu(
         z * jnp.arange(1.0, N + 1, dtype="float32")[:, None]
+    ),
+    "held-back": lambda z: jax.nn.relu(
+        jax.lax.optimization_barrier((jnp.ones(()), z))[1]
     ),
     "half": lambda z: jnp.concatenate([jax.nn.relu(z[:, :4]), z[:, 4:]], 1),
     "pooled": lambda z: jax.nn.relu(jnp.max(z, 0)),
