@@ -1,4 +1,4 @@
-"""Many layers' programs in few calls: one bucket per shape, one vmapped solve each.
+"""Many layers' programs in few calls: one bucket, call and compilation per shape.
 
 Knows programs and the solver; knows no model.
 """

@@ -24,6 +24,8 @@ from nettrim_jax.typing import Array
 
 ARITHMETIC = ("add", "add_any", "sub", "mul", "div", "neg")
 SCALING = ("mul", "div", "neg", "sub")  # "sub": the result may be subtracted
+MAXIMA = ("reduce_max", "reduce_window_max")
+MOVES = ("reshape", "squeeze", "transpose", "rev", "broadcast_in_dim")
 # comparison -> does it hold where the value is above zero?
 COMPARISONS = {"gt": True, "ge": True, "lt": False, "le": False}
 
@@ -105,7 +107,9 @@ def follow(
         if slot in block.outputs:
             break
         next_ops = read_by.get(slot, [])
-        if _is_relu(slot, next_ops, facts, read_by):
+        if _is_relu(slot, next_ops, facts, read_by) or _is_pooled(
+            slot, block, facts, read_by, avals
+        ):
             scales = any(o.name in SCALING for o in ops)
             return Chain(tuple(ops), op.outputs[0], slot, "relu", scales, None)
         if len(next_ops) != 1:
@@ -203,6 +207,30 @@ def _is_relu(
             and read_by.get(cast[0].outputs[0]) == [choose]
         )
     return False
+
+
+def _is_pooled(
+    slot: int,
+    block: Block,
+    facts: Mapping[int, Fact],
+    read_by: Mapping[int, Sequence[Op]],
+    avals: Mapping[int, Any],
+) -> bool:
+    """Whether only a ReLU of maxima of a value is read: it commutes with them."""
+    pooled = False
+    while True:
+        ops = read_by.get(slot, [])
+        if pooled and _is_relu(slot, ops, facts, read_by):
+            return True
+        if len(ops) != 1 or ops[0].name not in (*MAXIMA, *MOVES, *indexing.SAME):
+            return False
+        pooled = pooled or ops[0].name in MAXIMA
+        if len(ops[0].inputs) != 1 or len(ops[0].outputs) != 1:
+            return False
+        slot = ops[0].outputs[0]
+        floating = jnp.issubdtype(avals[slot].dtype, jnp.floating)
+        if slot in block.outputs or not floating:
+            return False
 
 
 def find_bias(

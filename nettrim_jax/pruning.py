@@ -107,7 +107,7 @@ def prune(
       progress: ``None``: a bar on a terminal only; ``True``, ``False``, or a function
         ``(done, total, what)``.
       memory: bytes that one call of the solver may take; more lanes than fit are
-        solved in turns.
+        solved in turns, as are lanes that fill a CPU core.
 
     Returns:
       Sparse params that drop back into the network, the mask, and the report.

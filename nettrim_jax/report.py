@@ -91,7 +91,7 @@ class SiteReport:
       kind: ``"dense"`` or ``"conv"``.
       response: ``"relu"`` or ``"linear"``.
       shape: of the folded problem, ``(lanes, n, d_in, d_out)``; ``n`` without the
-        held-out rows, ``d_in`` without a bias.
+        held-out rows but with padding, ``d_in`` without a bias.
       size: how many weights.
       nonzeros: how many are left.
       epsilon: the budget, relative to the norm of the layer's trained response.

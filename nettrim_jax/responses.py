@@ -36,7 +36,7 @@ class Match:
     Attributes:
       Y: trained response, ``[d_out, n]``.
       on: the set :math:`\Omega`, ``[d_out, n]`` bool.
-      V: limit off :math:`\Omega`, ``[d_out, n]`` or ``[1, 1]``.
+      V: limit off :math:`\Omega`; broadcasts to ``[d_out, n]``.
       epsilon: budget, a scalar, in units of ``Y`` (Frobenius norm).
     """
 

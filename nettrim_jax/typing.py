@@ -1,10 +1,11 @@
 """Shared vocabulary: type aliases and the letters of every shape comment.
 
-Rows are samples, as in Flax; the papers' ``X`` is ours transposed.
+Rows are samples, as in Flax; the papers' ``X`` is ours transposed. Within programs and
+the solver all but ``X`` is transposed once more, one unit per row.
 
-====== =====================================================================
+====== =======================================================================
 letter meaning
-====== =====================================================================
+====== =======================================================================
 n      rows: samples, positions or time steps of one layer's inputs
 d_in   inputs of a unit
 d_out  units
@@ -17,9 +18,12 @@ t      what is added to ``X W`` and does not depend on it, ``[n, d_out]``
 V      upper limit where the trained unit is off, ``[n, d_out]``
 Omega  the entries where the trained unit is on, ``[n, d_out]`` bool
 eps    budget of error, Frobenius norm
-U      scaled duals of the two blocks
+R      the response less what is added to it, ``Z - t``
+W_hat  the point whose projection is ``(W, R)``; so is ``R_hat``
+metric squared norms of the columns of ``X``; ``sigma2`` weighs the response beside it
+L      a dual of the response, ``[n, d_out]``
 rho    step size
-====== =====================================================================
+====== =======================================================================
 
 This room knows nothing of the others.
 """

@@ -168,6 +168,8 @@ RELUS = {
     "from-one": lambda z: jax.nn.relu(1 - z),
     "twice": lambda z: jax.nn.relu(jax.nn.relu(z)),
     "named": lambda z: jax.nn.relu(checkpoint_name(z, "hidden")),
+    "pooled": lambda z: jax.nn.relu(jnp.max(z, 0)),
+    "pooled-units": lambda z: jax.nn.relu(jnp.max(z.reshape(-1, 2, 4), 1).ravel()),
     "two-readers": lambda z: jnp.maximum(z, 0) + jnp.sin(jnp.maximum(z, 0)),
     "read-after": lambda z: (lambda a: a * jnp.mean(a))(jax.nn.relu(z)),
     "reshaped": lambda z: jax.nn.relu(z.reshape(4, -1, 2, 4)),
@@ -208,7 +210,8 @@ NO_RELUS = {
         jax.lax.optimization_barrier((jnp.ones(()), z))[1]
     ),
     "half": lambda z: jnp.concatenate([jax.nn.relu(z[:, :4]), z[:, 4:]], 1),
-    "pooled": lambda z: jax.nn.relu(jnp.max(z, 0)),
+    "pooled-and-read": lambda z: jax.nn.relu(jnp.max(z, 0)) + jnp.max(z, 0),
+    "pooled-mean": lambda z: jax.nn.relu(jnp.mean(z, 0)),
 }
 
 
@@ -1147,6 +1150,21 @@ def _():
 
 
 # ---- what JAX makes hard to follow
+
+
+@model(
+    "max-pool",
+    [("w", "conv", "relu"), ("v", "conv", "relu"), ("out", "dense", "linear")],
+)
+def _():
+    def apply_fn(p, x):
+        x = convolve(x, p["w"]) + p["b"]
+        x = jax.nn.relu(nn.max_pool(x, (2, 2), (2, 2)))
+        x = nn.max_pool(convolve(x, p["v"]), (3, 3), (1, 1), "SAME")
+        return jax.nn.relu(x).mean((1, 2)) @ p["out"]
+
+    params = {"w": normal(3, 3, 2, 4), "v": normal(3, 3, 4, 8), "b": normal(4)}
+    return params | {"out": normal(8, 4)}, relaxed(apply_fn), data(6, 8, 8, 2)
 
 
 @model("scan-changes-a-leaf", dense("out"), [("w", "carried and changed by a scan")])

@@ -164,6 +164,8 @@ def test_error_is_what_the_network_does(name):
     for k, (site, entry) in enumerate(
         zip(graph.sites, answer.report.sites, strict=True)
     ):
+        if site.caution is not None:
+            continue  # what else reads it changes too
         leaves = list(old)
         places = [(site.leaf, site.index)]
         places += [] if site.bias is None else [site.bias]
