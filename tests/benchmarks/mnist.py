@@ -67,7 +67,7 @@ def main():
     """Print one Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--rounds", type=int, nargs="+", default=[1])
     parser.add_argument("--modes", nargs="+", default=["parallel", "cascade"])
     parser.add_argument(
         "--epsilon", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2, 0.3]
