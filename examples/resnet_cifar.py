@@ -118,10 +118,10 @@ def magnitude(params, mask):
 def main():
     """Print one Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=2048)
+    parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--modes", nargs="+", default=["parallel", "cascade"])
-    parser.add_argument("--epsilon", type=float, nargs="+", default=[0.05, 0.1, 0.2])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epsilon", type=float, nargs="+", default=[0.02, 0.03, 0.05])
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--tests", type=int, default=2000, help="test images")
     args = parser.parse_args()
     folder = pathlib.Path(os.environ.get("NETTRIM_DATA", "../shared/data"))
