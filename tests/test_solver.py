@@ -355,12 +355,35 @@ def test_few_steps():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [[*GENERATED], REAL], ids=["generated", "real"])
-# the worst to 1e-4 is lenet-0-fixed-0.2, whose violation is dear
-@pytest.mark.parametrize("tol, median, most", [(1e-3, 150, 1500), (1e-4, 300, 5000)])
-def test_few_steps_from_the_default_settings(names, tol, median, most):
+@pytest.mark.parametrize("tol, median", [(1e-3, 150), (1e-4, 300)])
+def test_few_steps_from_the_default_settings(names, tol, median):
+    assert statistics.median(steps_to(tol, names)) <= median
+
+
+DEAR = pytest.mark.xfail(
+    strict=True,
+    reason="lenet-0-fixed-0.2 takes 4620: its violation is dear, and the gap prices it",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "names, tol, most",
+    [
+        ([*GENERATED], 1e-3, 1500),
+        (REAL, 1e-3, 1500),
+        ([*GENERATED], 1e-4, 2500),
+        pytest.param(REAL, 1e-4, 2500, marks=DEAR),
+    ],
+    ids=["generated-3", "real-3", "generated-4", "real-4"],
+)
+def test_no_program_takes_many_steps(names, tol, most):
+    assert max(steps_to(tol, names)) <= most
+
+
+def steps_to(tol, names):
+    """Steps of every program, all of which converge."""
     config = nt.ADMM(tol=tol)
     answers = [nt.solve(program(problem(name), "float32"), config) for name in names]
     assert {int(answer.result) for answer in answers} == {nt.results.CONVERGED}
-    counts = [int(answer.stats.steps) for answer in answers]
-    assert statistics.median(counts) <= median
-    assert max(counts) <= most
+    return [int(answer.stats.steps) for answer in answers]
