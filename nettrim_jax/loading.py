@@ -100,17 +100,16 @@ def parts(
                     f"{name}: its structure is {tree}, that of the first was "
                     f"{first[0]}; every batch must be what apply_fn takes"
                 )
-            graphs[kind] = trace(apply_fn, params, one)
-        first = kind if first is None else first
-        graph = graphs[kind]
-        if _layers(graph) != _layers(graphs[first]):
-            raise BatchError(
-                f"{name}: with it the network has other layers than with the first; "
-                "give batches that differ in the number of samples only"
-            )
+            graph = graphs[kind] = trace(apply_fn, params, one)
+            first = kind if first is None else first
+            if _layers(graph) != _layers(graphs[first]):
+                raise BatchError(
+                    f"{name}: with it the network has other layers than with the "
+                    "first; give batches that differ in the number of samples only"
+                )
         given = weights(one) if callable(weights) else weights
         yield Part(
-            graph,
+            graphs[kind],
             [jnp.asarray(leaf) for leaf in leaves],
             jax.random.fold_in(key, at) if at else key,
             checks.row_weights(given),

@@ -24,7 +24,6 @@ from nettrim_jax.programs import (
     linear_program,
     relu_program,
 )
-from nettrim_jax.responses import Match
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array, ArrayLike, Path
 
@@ -172,7 +171,7 @@ class NetTrim:
             # a row that does not count is off, and free
             V = jnp.where(valid, V, jnp.inf)
             on = program.response.on & valid.T
-            response = Match(Y.T, on, V.T, budget)
+            response = dataclasses.replace(program.response, on=on, V=V.T)
             program = dataclasses.replace(program, response=response)
             return program, jnp.where(norm > 0, budget / norm, 0)
 

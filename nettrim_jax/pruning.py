@@ -202,12 +202,11 @@ def _cascade(
     settings: _Settings,
 ) -> _Pruning:
     """In order of execution, inputs from the network as it is pruned by then."""
-    new, entries = list(old), {}
+    new, entries, rows = list(old), {}, settings.rows
     runs = [_Cascade(part, tuple(asked), old) for part in parts]
     graph = runs[0].part.graph
     for at, level in enumerate(runs[0].plan.levels):
         settings.show(len(entries), "activations")
-        rows = settings.rows
         seen = gather((run.capture(at, old, new, rows) for run in runs), rows)
         mine = {k: asked[k] for k in level}
         entries |= _prune_sites(graph, mine, seen, old, new, settings, fed=at > 0)
