@@ -118,9 +118,12 @@ def magnitude(params, mask):
 def main():
     """Print one Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--modes", nargs="+", default=["parallel", "cascade"])
-    parser.add_argument("--epsilon", type=float, nargs="+", default=[0.02, 0.03, 0.05])
+    parser.add_argument(
+        "--epsilon", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.3]
+    )
+    parser.add_argument("--gamma", type=float, default=3.0, help="of the cascade")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--tests", type=int, default=2000, help="test images")
     args = parser.parse_args()
@@ -150,7 +153,9 @@ def main():
                 trained,
                 ResNet20().apply,
                 train,
-                method=nt.NetTrim(epsilon=epsilon, rounds=args.rounds),
+                method=nt.NetTrim(
+                    epsilon=epsilon, gamma=args.gamma, rounds=args.rounds, refit=True
+                ),
                 mode=mode,
                 rows=args.rows,
                 held_out=0,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nettrim_jax import following, jaxprs
 from nettrim_jax.jaxprs import Op, Ref
@@ -142,6 +143,9 @@ def _see(
     if weights is not None:
         counts = row_weights(use, weights) > 0
         priority = jnp.where(counts, priority, 0)
+    if folding.ragged:
+        members = folding.members(read(use.op.inputs[2]))
+        priority = jnp.where(members, priority[None, :], 0)
     # every step of a shared loop gives its part, so memory does not grow with it
     quota = min(folding.rows, -(-rows * folding.rows // use.rows))
     priority, pick = jax.lax.top_k(priority, quota)
@@ -158,7 +162,7 @@ def _see(
         return folding.result(value, pick).astype(dtype)
 
     def per_unit(value: Array) -> Array:
-        return folding.result(value, pick[:1])[:, 0].astype(dtype)
+        return folding.result(value, pick[..., :1])[:, 0].astype(dtype)
 
     ones = jnp.ones((folding.lanes, folding.d_out), dtype)
     scale, gain = ones, ones
@@ -172,10 +176,18 @@ def _see(
         )
         grown = pull(jnp.ones_like(tail))[0]
         gain = per_unit(following.pull_back(bias.head, Z, grown))
-    P = back(read(chain.end))
+    P, t = back(read(chain.end)), back(t)
     X = folding.inputs(A, pick).astype(dtype)
     priority = jnp.broadcast_to(priority, (folding.lanes, quota))
-    return _Seen(_Rows(X, back(t), P, priority), scale, gain)
+    if use.live is not None:
+        inputs, units = use.live
+        still = np.setdiff1d(np.arange(folding.d_in), inputs)
+        W = folding.weight(read(use.weight), 0).astype(dtype) * scale[:, None, :]
+        highest = jax.lax.Precision.HIGHEST
+        t = t + jnp.matmul(X[:, :, still], W[:, still], precision=highest)
+        X, t, P = X[:, :, inputs], t[:, :, units], P[:, :, units]
+        scale, gain = scale[:, units], gain[:, units]
+    return _Seen(_Rows(X, t, P, priority), scale, gain)
 
 
 def row_weights(use: Use, weights: Array) -> Array:

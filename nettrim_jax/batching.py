@@ -5,11 +5,12 @@ Knows programs and the solver; knows no model.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax import admm
+from nettrim_jax import admm, refitting
 from nettrim_jax.admm import ADMM, Solution
 from nettrim_jax.programs import Program
 
@@ -20,15 +21,28 @@ SMALL = 2**14
 @functools.partial(jax.jit, static_argnames=("config", "chunk"))
 def solve_stack(program: Program, config: ADMM, chunk: int) -> Solution:
     """Solves a stack of programs, at most ``chunk`` lanes at a time."""
+    return _by_lanes(lambda one: admm.solve(one, config), program, chunk)
 
-    def solve(one: Program) -> Solution:
-        return admm.solve(one, config)
 
-    if chunk >= program.X.shape[0]:
-        return jax.vmap(solve)(program)
+@functools.partial(jax.jit, static_argnames="chunk")
+def refit_stack(program: Program, solution: Solution, chunk: int) -> Solution:
+    """A stack of solutions with the best values on their supports."""
+
+    def refit(lane: tuple[Program, Solution]) -> Solution:
+        one, answer = lane
+        W, b = refitting.refit(one, answer.W, answer.bias)
+        return answer._replace(W=W, bias=b)
+
+    return _by_lanes(refit, (program, solution), chunk)
+
+
+def _by_lanes(function: Callable, stack: Any, chunk: int) -> Any:
+    """The function of every lane, at most ``chunk`` lanes at a time."""
+    if chunk >= jax.tree.leaves(stack)[0].shape[0]:
+        return jax.vmap(function)(stack)
     if chunk == 1:
-        return jax.lax.map(solve, program)
-    return jax.lax.map(solve, program, batch_size=chunk)
+        return jax.lax.map(function, stack)
+    return jax.lax.map(function, stack, batch_size=chunk)
 
 
 def lanes_at_once(program: Program, memory: int) -> int:

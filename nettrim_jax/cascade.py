@@ -17,7 +17,7 @@ import jax
 from nettrim_jax import activations, jaxprs
 from nettrim_jax.activations import Activation
 from nettrim_jax.jaxprs import Block, Literal, Op
-from nettrim_jax.tracing import Graph
+from nettrim_jax.tracing import Graph, Site
 from nettrim_jax.typing import Array
 
 Env = dict[int, Array]
@@ -176,10 +176,16 @@ def capture(
     for fixed, env in streams:
         seen = jaxprs.run_block(block, {**fixed, **env}, visits, visit)
         both.append(activations.collect(graph, chosen, seen, rows))
-    trained, pruned = both
     return tuple(
-        b._replace(P=a.P, P0=b.P) for a, b in zip(trained, pruned, strict=True)
+        # a router may send other rows here by now, which the trained ones do not match
+        a if ragged(graph.sites[k]) else b._replace(P=a.P, P0=b.P)
+        for k, a, b in zip(chosen, *both, strict=True)
     )
+
+
+def ragged(site: Site) -> bool:
+    """Whether groups of rows, whose sizes the data decide, meet matrices apart."""
+    return any(use.folding.ragged for use in site.uses)
 
 
 def outputs(graph: Graph, fixed: Mapping[int, Array], env: Env) -> list[Array]:

@@ -68,7 +68,7 @@ def combine(op: Op, inputs: Sequence[Fact], flat: Flat, loops: int) -> list[Fact
     upstream = 0
     for fact in inputs:
         upstream |= fact.upstream
-    origins = _origins(op, inputs, loops)
+    origins = _origins(op, inputs, flat, loops)
     out = []
     for k, slot in enumerate(op.outputs):
         shape = flat.avals[slot].shape
@@ -93,14 +93,35 @@ def combine(op: Op, inputs: Sequence[Fact], flat: Flat, loops: int) -> list[Fact
     return out
 
 
-def _origins(op: Op, inputs: Sequence[Fact], loops: int) -> list[Origin] | None:
+def _origins(
+    op: Op, inputs: Sequence[Fact], flat: Flat, loops: int
+) -> list[Origin] | None:
+    if op.name == "concatenate":
+        return _joined(op, inputs, flat, loops)
     if not inputs or inputs[0].origin is None:
         return None
     origin = inputs[0].origin
-    if any(f.origin is not None or f.data for f in inputs[1:]):
+    if any(f.origin is not None or f.data or f.leaves for f in inputs[1:]):
         return None
     moved = indexing.move(op.name, op.params, origin.index, loops)
     return None if moved is None else [Origin(origin.leaf, index) for index in moved]
+
+
+def _joined(
+    op: Op, inputs: Sequence[Fact], flat: Flat, loops: int
+) -> list[Origin] | None:
+    """Parts of one leaf, and constants, side by side."""
+    origins = [f.origin for f in inputs if f.origin is not None]
+    if len({origin.leaf for origin in origins}) != 1:
+        return None
+    if any(f.origin is None and (f.data or f.leaves) for f in inputs):
+        return None
+    parts = [
+        flat.aval(ref).shape if f.origin is None else f.origin.index
+        for ref, f in zip(op.inputs, inputs, strict=True)
+    ]
+    index = indexing.join(parts, op.params["dimension"], loops)
+    return [Origin(origins[0].leaf, index)]
 
 
 def _varies(

@@ -20,6 +20,8 @@ import numpy as np
 from nettrim_jax.jaxprs import Op
 from nettrim_jax.typing import Array
 
+LINEAR = ("dot_general", "conv_general_dilated", "ragged_dot_general")
+
 
 @dataclasses.dataclass(frozen=True)
 class Folding:
@@ -39,6 +41,7 @@ class Folding:
       labels: per axis of the result ``"row"`` or ``"unit"``.
       window: a convolution's kernel size.
       op: the operation, for convolutions' geometry.
+      ragged: whether every row meets one lane alone, by sizes of groups.
     """
 
     kind: str
@@ -54,18 +57,26 @@ class Folding:
     labels: tuple[str, ...]
     window: tuple[int, ...]
     op: Op
+    ragged: bool = False
 
     def inputs(self, A: Array, pick: Array) -> Array:
-        """Activations of chosen rows as ``X``, ``[b, m, d_in]``."""
+        """Activations of chosen rows as ``X``, ``[b, m, d_in]``.
+
+        ``pick`` is ``[m]``; of a ragged operation ``[b, m]``.
+        """
         if self.kind == "conv":
             return _windows(self, A, pick)
         A = A.transpose(self.inputs_order)
+        if self.ragged:
+            return A[pick]
         A = A.reshape(self.lanes, self.rows, self.d_in)
         return jnp.take(A, pick, axis=1)
 
     def result(self, A: Array, pick: Array) -> Array:
         """Chosen rows of what has the result's layout, ``[b, m, d_out]``."""
         A = A.transpose(self.result_order)
+        if self.ragged:
+            return A[pick]
         if self.kind == "dense":
             A = A.reshape(self.lanes, self.rows, self.d_out)
             return jnp.take(A, pick, axis=1)
@@ -73,14 +84,20 @@ class Folding:
         A = A.reshape(self.rows, self.lanes, self.d_out)
         return jnp.take(A, pick, axis=0).transpose(1, 0, 2)
 
-    def weight(self, index: np.ndarray, loops: int) -> np.ndarray:
-        """An array of the weight's layout as ``[*loops, b, d_in, d_out]``."""
+    def members(self, sizes: Array) -> Array:
+        """Which rows meet which lane of a ragged operation, ``[b, n]`` bool."""
+        ends = jnp.cumsum(sizes)[:, None]
+        row = jnp.arange(self.rows)[None, :]
+        return (row < ends) & (row >= ends - sizes[:, None])
+
+    def weight(self, index: Any, loops: int) -> Any:
+        """An array of the weight's layout, of NumPy or JAX, as ``[*loops, b, d_in, d_out]``."""
         head = index.shape[:loops]
         order = tuple(range(loops)) + tuple(loops + a for a in self.weight_order)
         index = index.transpose(order)
         if self.kind == "conv":  # [d_out * b, d_in] with the lanes outside
             index = index.reshape(*head, self.lanes, self.d_out, self.d_in)
-            return np.moveaxis(index, -1, -2)
+            return index.swapaxes(-1, -2)
         return index.reshape(*head, self.lanes, self.d_in, self.d_out)
 
     def units(self, index: np.ndarray, loops: int) -> np.ndarray:
@@ -97,7 +114,7 @@ def fold(op: Op, side: int, lhs: Any, rhs: Any, out: Any) -> Folding | str:
     """Folds an operation whose operand ``side`` is the weight.
 
     Args:
-      op: a ``dot_general`` or a ``conv_general_dilated``.
+      op: one of ``LINEAR``.
       side: 0 if the weight is the left operand, 1 if the right.
       lhs: shape and dtype of the left operand.
       rhs: shape and dtype of the right operand.
@@ -108,6 +125,8 @@ def fold(op: Op, side: int, lhs: Any, rhs: Any, out: Any) -> Folding | str:
     """
     if op.name == "dot_general":
         return _fold_dot(op, side, (lhs, rhs))
+    if op.name == "ragged_dot_general":
+        return _fold_ragged(op, side, lhs, rhs)
     return _fold_conv(op, side, rhs, out)
 
 
@@ -146,6 +165,39 @@ def _fold_dot(op: Op, side: int, avals: tuple[Any, Any]) -> Folding | str:
         labels=tuple(labels),
         window=(),
         op=op,
+    )
+
+
+def _fold_ragged(op: Op, side: int, lhs: Any, rhs: Any) -> Folding | str:
+    numbers = op.params["ragged_dot_dimension_numbers"]
+    contract, batch = numbers.dot_dimension_numbers
+    (left, right), group = contract, tuple(numbers.rhs_group_dimensions)
+    plain = (
+        side == 1
+        and not any(batch)
+        and len(lhs.shape) == 2
+        and len(left) == len(right) == len(group) == 1
+        and tuple(numbers.lhs_ragged_dimensions) == (1 - left[0],)
+        and op.params.get("group_offset") is None
+    )
+    if not plain:
+        return "a ragged product whose groups are not rows of its left operand"
+    units = next(a for a in range(3) if a not in (*right, *group))
+    return Folding(
+        kind="dense",
+        lanes=rhs.shape[group[0]],
+        rows=lhs.shape[1 - left[0]],
+        d_in=rhs.shape[right[0]],
+        d_out=rhs.shape[units],
+        row_shape=(lhs.shape[1 - left[0]],),
+        side=1,
+        weight_order=(*group, *right, units),
+        inputs_order=(1 - left[0], *left),
+        result_order=(0, 1),
+        labels=("row", "unit"),
+        window=(),
+        op=op,
+        ragged=True,
     )
 
 

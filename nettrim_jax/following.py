@@ -242,6 +242,8 @@ def find_bias(
     avals: Mapping[int, Any],
 ) -> Bias | None:
     """The first leaf among ``free`` that is added per unit, in the result's layout."""
+    if folding.ragged:  # its rows' lanes are not known before it runs
+        return None
     slot, shape = chain.start, avals[chain.start].shape
     order = tuple(range(len(shape)))  # which axis of the result each axis is by now
     for i, op in enumerate(chain.ops):

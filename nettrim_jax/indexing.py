@@ -65,12 +65,46 @@ def move(
             params["start_indices"], params["limit_indices"], strides, strict=True
         )
         return [index[(slice(None),) * loops + tuple(slice(*cut) for cut in cuts)]]
+    if name == "pad":
+        return [_padded(index, params["padding_config"], loops)]
     if name == "rev":
         return [np.flip(index, tuple(loops + d for d in params["dimensions"]))]
     if name == "split":
         cuts = np.cumsum(params["sizes"])[:-1]
         return list(np.split(index, cuts, axis=loops + params["axis"]))
     return None
+
+
+def _padded(
+    index: np.ndarray, config: tuple[tuple[int, int, int], ...], loops: int
+) -> np.ndarray:
+    """``lax.pad`` with -1: low, high and inner padding per axis; negative ones cut."""
+    for axis, (low, high, inner) in enumerate(config, loops):
+        size = index.shape[axis]
+        spread = max(0, size + (size - 1) * inner)
+        wide = np.full((*index.shape[:axis], spread, *index.shape[axis + 1 :]), -1)
+        at = (slice(None),) * axis
+        wide[(*at, slice(None, None, inner + 1))] = index
+        wide = wide[(*at, slice(max(0, -low), spread - max(0, -high)))]
+        ends = [(0, 0)] * index.ndim
+        ends[axis] = (max(0, low), max(0, high))
+        index = np.pad(wide, ends, constant_values=-1).astype(index.dtype)
+    return index
+
+
+def join(
+    parts: list[np.ndarray | tuple[int, ...]], axis: int, loops: int
+) -> np.ndarray:
+    """Index arrays and shapes of constants, which become -1, side by side."""
+    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+    head = np.broadcast_shapes(*(part.shape[:loops] for part in arrays))
+    whole = []
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            whole.append(np.broadcast_to(part, head + part.shape[loops:]))
+        else:
+            whole.append(np.full(head + part, -1, arrays[0].dtype))
+    return np.concatenate(whole, axis=loops + axis)
 
 
 def groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list, list]]:

@@ -91,7 +91,8 @@ def prune(
         (``re.search`` on a leaf's path, first match wins) to a method or ``None``.
       mode: ``"parallel"``: every layer from the trained network's own activations.
         ``"cascade"``: in order of execution, inputs from the network as pruned by
-        then, targets from the trained one.
+        then, targets from the trained one. (Experts behind ``jax.lax.ragged_dot`` are
+        pruned as in parallel mode: what comes before may now send them other rows.)
       solver: ``ADMM()`` by default.
       rows: at most so many rows (samples, positions) per layer, drawn without bias.
       held_out: share of those rows that no solver sees, in [0, 1).
@@ -318,7 +319,7 @@ class _Job(NamedTuple):
 def _solve(
     jobs: Sequence[_Job], stacks: Sequence[Program], settings: _Settings
 ) -> list[Solution]:
-    """All sites' programs, and again reweighted as often as their methods ask."""
+    """All sites' programs, again reweighted and refitted as their methods ask."""
     solver, memory = settings.solver, settings.memory
     solutions = batching.solve_all(
         stacks, solver, memory, lambda solved: settings.show(solved, "solving")
@@ -329,6 +330,10 @@ def _solve(
         answers = batching.solve_all(next_ones, solver, memory)
         for i, answer in zip(mine, answers, strict=True):
             solutions[i] = answer
+    for i, job in enumerate(jobs):
+        if job.method.refit:
+            chunk = batching.lanes_at_once(stacks[i], memory)
+            solutions[i] = batching.refit_stack(stacks[i], solutions[i], chunk)
     return solutions
 
 

@@ -6,7 +6,9 @@ A response is a frozen record of its own data, one unit per row, with pure metho
 - ``distance(Z)``: from ``Z`` to what meets it; ``scale()``: what that is relative to;
 - ``dual(L, free_bias)``: the nearest useful dual, that is with ``f*`` finite
   and, for a free bias, with rows that sum to zero;
-- ``bound(L, t)``: ``<L, t> - f*(L)``.
+- ``bound(L, t)``: ``<L, t> - f*(L)``;
+- ``residual(Z)``: how far ``Z`` is from the trained response as the network sees it;
+  ``moves(Z)``: where that changes with ``Z``.
 
 Knows nothing of penalties, programs or solvers.
 """
@@ -55,6 +57,17 @@ class Match:
     def distance(self, Z: Array) -> Array:
         """Distance to the set (Frobenius), a scalar."""
         return _norm(Z - self.prox(Z))
+
+    def residual(self, Z: Array) -> Array:
+        """``Z - Y`` where on, what a ReLU lets through elsewhere, ``[d_out, n]``.
+
+        Whatever the limit off: it is what a program allows, not what it is after.
+        """
+        return jnp.where(self.moves(Z), jnp.where(self.on, Z - self.Y, Z), 0)
+
+    def moves(self, Z: Array) -> Array:
+        """Where :meth:`residual` has slope one rather than zero, ``[d_out, n]``."""
+        return self.on | ((Z > 0) & (self.V < jnp.inf))
 
     def finite(self) -> Array:
         """Whether the data is numbers; a limit may be infinite."""

@@ -213,8 +213,6 @@ class _Sites:
         groups: dict[object, list[Seen]] = {}
         for seen in linear:
             index = _matrices(seen)
-            if index.min(initial=0) < 0:
-                return "some of the matrix are constants that were joined to it"
             same = groups.setdefault((index.shape, index.tobytes()), [])
             same.append(seen)
             if len(same) == 1:
@@ -280,6 +278,9 @@ class _Sites:
             )
             assert seen.index is not None
             head = seen.index.shape[: seen.loops]
+            if bias is not None and use.live is not None:
+                own = bias.index[..., use.live[1]]
+                bias = dataclasses.replace(bias, index=own)
             if bias is None or bias.index.shape[: seen.loops] != head:
                 return None, [None] * len(uses)
             biases.append(bias)

@@ -14,16 +14,16 @@ import numpy as np
 from nettrim_jax import facts as facts_
 from nettrim_jax import following
 from nettrim_jax.facts import Fact, Origin
-from nettrim_jax.folding import Folding, fold
+from nettrim_jax.folding import LINEAR, Folding, fold
 from nettrim_jax.following import Chain
 from nettrim_jax.jaxprs import Block, Flat, Op, Ref, scan_counts
 from nettrim_jax.typing import Path
 
-LINEAR = ("dot_general", "conv_general_dilated")
 REASONS = {
     "gather": "looked up by index, as an embedding",
     "add": "added to other values, which is no linear operation",
     "mul": "multiplied entry by entry, which is no linear operation",
+    "joined": "constants are scattered among its entries",
     "while": "used inside a while loop, whose number of steps is not known",
 }
 
@@ -43,6 +43,8 @@ class Use:
       lanes: for each of them, whether each step has a matrix of its own.
       mark: its bit among all linear operations.
       upstream: bits of those that it depends on, by its activations or ``t``.
+      live: the inputs and the units that are no constants joined to the leaf;
+        ``None`` if all are.
     """
 
     op: Op
@@ -55,6 +57,7 @@ class Use:
     lanes: tuple[bool, ...]
     mark: int
     upstream: int
+    live: tuple[np.ndarray, np.ndarray] | None
 
     @property
     def rows(self) -> int:
@@ -176,9 +179,16 @@ class Walk:
         chain = following.follow(block, read_by, op, folding, facts, mark, avals)
         visit = chain.ops[-1].id if chain.ops else op.id
         index = folding.weight(origin.index, len(loops))
+        live = None
+        if index.min(initial=0) < 0:
+            live = _live(index)
+            index = index[..., live[0], :][..., live[1]]
+            if index.min(initial=0) < 0 or not index.size:
+                self._note(op.inputs[side], REASONS["joined"])
+                return
         lanes = tuple(size != 1 for size in index.shape[: len(loops)])
-        upstream = self._fact(op.inputs[1 - side]).upstream
-        for ref in (ref for step in chain.ops for ref in step.inputs):
+        upstream = 0
+        for ref in (*op.inputs, *(ref for step in chain.ops for ref in step.inputs)):
             upstream |= self._fact(ref).upstream
         if chain.scales and any(
             n > 1 for n, own in zip(loops, lanes, strict=True) if not own
@@ -197,6 +207,7 @@ class Walk:
             lanes=lanes,
             mark=mark,
             upstream=upstream & ~mark,
+            live=live,
         )
         self.seen.append(Seen(origin.leaf, None, use, index, len(loops)))
 
@@ -286,3 +297,13 @@ class Walk:
             varies = tuple(size > 1 for size in shape)
             self.facts[slot] = dataclasses.replace(everything, varies=varies)
         return everything
+
+
+def _live(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs and the units that have an entry of the leaf at all."""
+    own = index >= 0
+    axes = tuple(range(index.ndim))
+    return (
+        np.flatnonzero(own.any(axis=(*axes[:-2], axes[-1]))),
+        np.flatnonzero(own.any(axis=axes[:-1])),
+    )

@@ -460,6 +460,70 @@ def _():
     return params, apply_fn, data(N, 8)
 
 
+@model(
+    "ragged-experts",
+    dense("router", "+up", "down"),
+    [("bias", "looked up by index")],
+    shapes=((1, 8, 3), (3, 8, 10), (3, 10, 4)),
+)
+def _():
+    def apply_fn(params, x):
+        expert = jnp.argmax(x @ params["router"], axis=1)
+        order = jnp.argsort(expert)
+        sizes = jnp.sum(jax.nn.one_hot(expert, 3, dtype="int32"), axis=0)
+        up = jax.lax.ragged_dot(x[order], params["up"], sizes)
+        h = jax.nn.relu(up + params["bias"][expert[order]])
+        y = jax.lax.ragged_dot(h, params["down"], sizes)
+        return jnp.zeros_like(y).at[order].set(y)
+
+    params = {
+        "router": normal(8, 3),
+        "up": normal(3, 8, 10) * 2,
+        "bias": normal(3, 10),
+        "down": normal(3, 10, 4),
+    }
+    return params, apply_fn, data(2 * N, 8)
+
+
+JOINED = ("+tall", "+wide", "+both", "+rolled", "+stack", "back")
+
+
+@model(
+    "joined-to-constants",
+    dense(*JOINED),
+    [],
+    shapes=((1, 5, 10), (1, 8, 7), (1, 5, 7), (1, 8, 10), (3, 6, 8), (1, 10, 6)),
+)
+def _():
+    ones = jnp.linspace(-1, 1, 80, dtype="float32").reshape(8, 10)
+
+    def apply_fn(p, x):
+        tall = jnp.concatenate([ones[:2], p["tall"], ones[7:]])
+        wide = jnp.pad(p["wide"], ((0, 0), (1, 2)))
+        both = jnp.concatenate([jnp.pad(p["both"], ((1, 2), (0, 0))), ones[:, :3]], 1)
+        out = [x @ tall + p["b"], x @ wide, x @ both + p["c"]]
+        out.append(x @ jnp.roll(p["rolled"], 3, axis=0))
+        out = [jax.nn.relu(z) for z in out]
+
+        def step(h, w):
+            return jax.nn.relu(h @ jnp.concatenate([w, ones[:2, :8]])), None
+
+        h, _ = jax.lax.scan(step, x, p["stack"])
+        return out, h, sum(out) @ jnp.pad(p["back"].T, ((0, 3), (0, 0))).T
+
+    params = {
+        "tall": normal(5, 10),
+        "wide": normal(8, 7),
+        "both": normal(5, 7),
+        "rolled": normal(8, 10),
+        "stack": normal(3, 6, 8),
+        "back": normal(10, 6),
+        "b": normal(10, seed=1),
+        "c": normal(10, seed=2),
+    }
+    return params, relaxed(apply_fn), data(N, 8)
+
+
 @model("routed-experts", dense("+up"), shapes=((3, 8, 10),))
 def _():
     def apply_fn(params, x):
@@ -1032,11 +1096,12 @@ def _():
         ("normed", "multiplied entry by entry"),
         ("outer", "outer product"),
         ("overlapping", "tied weights"),
-        ("padded", "pad"),
         ("product/a", "multiplied with another leaf"),
         ("product/b", "multiplied with another leaf"),
+        ("ragged", "ragged product"),
         ("returned", "returned by apply_fn"),
         ("rounded", "convert_element_type"),
+        ("scattered", "scattered"),
         ("summed", "not linear"),
         ("transposed", "tied weights"),
         ("unused", "does not use it"),
@@ -1051,7 +1116,8 @@ def _():
     params["lora"] = layers(("a", "b", "w"))
     params["masked"] = layers(("m", "w"))
     params["product"] = layers(("a", "b"))
-    params |= layers("broadcast image indexed joined outer padded rounded".split())
+    params |= layers("broadcast image indexed joined outer rounded ragged".split())
+    params |= layers(["scattered"])
     params["added"] = normal(N, 8)
 
     @relaxed
@@ -1074,9 +1140,18 @@ def _():
             ),
             x @ jnp.concatenate([p["joined"], x[:8]], axis=1),
             jnp.einsum("n,io->nio", x[:, 0], p["outer"], precision="highest"),
-            x @ jnp.pad(p["padded"], ((0, 0), (0, 2))),
             x @ p["rounded"].astype("int32").astype("float32"),
             x @ fixed,
+            jax.lax.ragged_dot(
+                p["ragged"], x[:16].reshape(2, 8, 8), jnp.array([3, 5], "int32")
+            ),
+            x
+            @ jnp.concatenate(
+                [
+                    jnp.pad(p["scattered"][:4], ((0, 0), (0, 2))),
+                    jnp.pad(p["scattered"][4:], ((0, 0), (2, 0))),
+                ]
+            ),
             p["looked-up"][ids],
             x @ (lora["w"] + lora["a"] @ lora["b"]),
             x @ (masked["w"] * masked["m"]),

@@ -23,6 +23,7 @@ ORDER = [
     "responses",
     "programs",
     "admm",
+    "refitting",
     # the network as a program: no solver
     "jaxprs",
     "indexing",

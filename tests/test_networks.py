@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from networks import network
 
@@ -23,11 +23,14 @@ def few(examples):
         deadline=None,
         derandomize=True,
         database=None,
+        phases=[Phase.generate],  # a seed has nothing to shrink
         suppress_health_check=QUIET,
     )
 
 
 def folded_problems_are_the_operations(seed):
+    if seed % 50 == 0:  # hundreds of programs take more mappings than a process has
+        jax.clear_caches()
     params, apply_fn, x = network(seed)
     graph, leaves = trace(apply_fn, params, x), jax.tree.leaves(params)
     matrices = {
@@ -93,4 +96,6 @@ def test_pruned_networks_run(mode, seed):
     for site in answer.report.sites:
         # in cascade what is off may rise to its limit, beside the budget
         if mode == "parallel" and int(site.result) == nt.results.CONVERGED:
-            assert float(site.error) <= float(site.epsilon) * (1 + 2e-3) + 1e-4
+            # a distance of tol to the set moves the response by tol of its norm
+            slack = nt.ADMM().tol + 1e-5
+            assert float(site.error) <= float(site.epsilon) + slack

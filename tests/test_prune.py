@@ -158,7 +158,10 @@ def test_error_is_what_the_network_does(name):
         seen, _ = capture(
             graph, chosen, 4096, graph.consts, leaves, batch, jax.random.key(0)
         )
-        return [np.asarray(rows.P, float) for rows in seen]
+        return [
+            np.where(rows.valid[:, :, None], np.asarray(rows.P, float), 0)
+            for rows in seen
+        ]
 
     trained = answers(old)
     for k, (site, entry) in enumerate(
@@ -684,3 +687,59 @@ def test_memory_may_be_a_float():
     whole, turns = pruned("square"), pruned("square", memory=50000.0)
     for one, two in zip(arrays(whole.params), arrays(turns.params), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+# ---- experts
+
+
+def test_an_expert_sees_the_rows_that_are_sent_to_it():
+    """As if every expert were pruned alone, on its own rows."""
+    model = models.get("ragged-experts")
+    settings = {"rows": 10**6, "held_out": 0.0, "bias": "fixed"}
+    together = pruned("ragged-experts", **settings)
+    up, bias = model.params["up"], model.params["bias"]
+    expert = np.argmax(np.asarray(model.batch @ model.params["router"]), axis=1)
+    assert len(np.unique(expert)) == 3
+    for i in range(3):
+        alone = nt.prune(
+            up[i],
+            lambda w, x: jax.nn.relu(x @ w + bias[i][None, :]),  # noqa: B023
+            model.batch[expert == i],
+            method=nt.NetTrim(epsilon=EPSILON, bias="fixed"),
+            held_out=0.0,
+        )
+        size = [np.abs(a).sum() for a in (together.params["up"][i], alone.params)]
+        assert size[0] == pytest.approx(size[1], rel=2 * TOL)
+
+
+def test_a_router_may_change_its_mind_in_cascade_mode():
+    """So its experts are pruned as the trained network feeds them."""
+    parallel = pruned("ragged-experts").report
+    cascade = pruned("ragged-experts", mode="cascade").report
+    for one, two in zip(parallel.sites, cascade.sites, strict=True):
+        assert float(one.epsilon) == float(two.epsilon)
+        assert int(one.nonzeros) == int(two.nonzeros)
+
+
+# ---- constants joined to a leaf
+
+
+def test_constants_beside_a_leaf_belong_to_what_is_added():
+    """Pruned as if the constant inputs' part were a bias that stays."""
+    w, x = models.normal(5, 6), models.data(200, 8)
+    rest = models.normal(3, 6, seed=1)
+
+    def joined(w, x):
+        return jax.nn.relu(x @ jnp.concatenate([rest[:1], w, rest[1:]]))
+
+    def apart(w, inputs):
+        return jax.nn.relu(inputs[0] @ w + inputs[1])
+
+    outside = jnp.matmul(x[:, [0, 6, 7]], rest, precision="highest")
+    method = nt.NetTrim(epsilon=0.2)
+    sizes = [
+        np.abs(nt.prune(w, apply_fn, batch, method=method, held_out=0.0).params)
+        for apply_fn, batch in ((joined, x), (apart, (x[:, 1:6], outside)))
+    ]
+    assert 0 < sizes[0].sum() < 0.9 * np.abs(w).sum()
+    assert sizes[0].sum() == pytest.approx(sizes[1].sum(), rel=2 * TOL)

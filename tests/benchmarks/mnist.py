@@ -6,18 +6,15 @@ non-zeros. Run ``python tests/benchmarks/mnist.py``; needs the data folder.
 """
 
 import argparse
-import pathlib
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import magnitude
+from problems import data_file
 
 import nettrim_jax as nt
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from problems import data_file  # noqa: E402
 
 PUBLISHED = """\
 Published, with retraining (Aghasi et al., 2017; 784-300-1000-100-10): 84.5 % of the
@@ -51,23 +48,12 @@ def load():
     return params, train, test, mnist["y_test"]
 
 
-def magnitude(params, mask):
-    """The largest weights of each layer, as many as the mask keeps."""
-
-    def cut(leaf, kept):
-        if leaf.ndim < 2:
-            return leaf
-        least = jnp.sort(jnp.abs(leaf).ravel())[leaf.size - int(kept.sum())]
-        return jnp.where(jnp.abs(leaf) >= least, leaf, 0)
-
-    return jax.tree.map(cut, params, mask)
-
-
 def main():
     """Print one Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--rounds", type=int, nargs="+", default=[1])
+    parser.add_argument("--refit", action="store_true")
     parser.add_argument("--modes", nargs="+", default=["parallel", "cascade"])
     parser.add_argument(
         "--epsilon", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2, 0.3]
@@ -85,7 +71,9 @@ def main():
     for mode in arguments.modes:
         for rounds in arguments.rounds:
             for epsilon in arguments.epsilon:
-                method = nt.NetTrim(epsilon=epsilon, rounds=rounds)
+                method = nt.NetTrim(
+                    epsilon=epsilon, rounds=rounds, refit=arguments.refit
+                )
                 start = time.perf_counter()
                 pruned = nt.prune(
                     params, apply_fn, train[rows], method=method, mode=mode, held_out=0
