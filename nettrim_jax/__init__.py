@@ -2,7 +2,9 @@
 
 from nettrim_jax import results
 from nettrim_jax.admm import ADMM, Certificate, Solution, Stats, solve
+from nettrim_jax.criteria import Magnitude, SparseGPT, Wanda
 from nettrim_jax.methods import NetTrim
+from nettrim_jax.patterns import NM, Blocks, Inputs, Neurons, Sparsity
 from nettrim_jax.penalties import L1
 from nettrim_jax.programs import Program, linear_program, relu_program
 from nettrim_jax.pruning import Pruned, prune
@@ -12,18 +14,26 @@ from nettrim_jax.selection import sites
 
 __all__ = [
     "ADMM",
+    "Blocks",
     "Certificate",
+    "Inputs",
     "L1",
     "Listing",
+    "Magnitude",
+    "NM",
     "NetTrim",
     "NetTrimError",
+    "Neurons",
     "Program",
     "Pruned",
     "Report",
     "SiteInfo",
     "SiteReport",
     "Solution",
+    "SparseGPT",
+    "Sparsity",
     "Stats",
+    "Wanda",
     "linear_program",
     "prune",
     "relu_program",

@@ -18,11 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import following, jaxprs
+from nettrim_jax.folding import Folding
 from nettrim_jax.jaxprs import Op, Ref
 from nettrim_jax.results import BatchError
 from nettrim_jax.tracing import Graph, Site
-from nettrim_jax.typing import Array, wide
+from nettrim_jax.typing import Array, DTypeLike, wide
 from nettrim_jax.uses import Use
+
+CHUNK = 2**22  # numbers of X at once where all rows are summed over
 
 
 class Activation(NamedTuple):
@@ -35,6 +38,7 @@ class Activation(NamedTuple):
     priority: Array  # [b, n], falling; zero for rows that do not count
     scale: Array  # [b, d_out]
     gain: Array  # [b, d_out], how P moves with the bias
+    gram: Array | None = None  # [b, d_in, d_in], X^T X over all rows, not only these
 
     @property
     def valid(self) -> Array:
@@ -59,9 +63,10 @@ class _Seen(NamedTuple):
     rows: _Rows
     scale: Array  # [b, d_out]
     gain: Array  # [b, d_out]
+    gram: Array | None  # [b, d_in, d_in]
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "chosen", "rows"))
+@functools.partial(jax.jit, static_argnames=("graph", "chosen", "rows", "moments"))
 def capture(
     graph: Graph,
     chosen: tuple[int, ...],
@@ -71,6 +76,7 @@ def capture(
     batch: Sequence[Array],
     key: Array,
     weights: Array | None = None,
+    moments: tuple[int, ...] = (),
 ) -> tuple[tuple[Activation, ...], list[Array]]:
     """Runs the network once and keeps rows of the chosen sites.
 
@@ -83,6 +89,7 @@ def capture(
       batch: the batch's arrays.
       key: a PRNG key.
       weights: a prefix of the rows' axes; rows of weight zero do not count.
+      moments: of which sites to sum the second moments of the inputs, over all rows.
 
     Returns:
       One activation per chosen site with ``min(rows, all)`` rows in random order,
@@ -91,7 +98,7 @@ def capture(
     Raises:
       BatchError: ``weights`` is no prefix of a site's rows.
     """
-    visits, visit = visitor(graph, chosen, rows, key, weights)
+    visits, visit = visitor(graph, chosen, rows, key, weights, moments)
     inputs = [*leaves, *batch]
     outputs, seen = jaxprs.evaluate(graph.flat, consts, inputs, visits, visit)
     return collect(graph, chosen, seen, rows), outputs
@@ -103,16 +110,18 @@ def visitor(
     rows: int,
     key: Array,
     weights: Array | None,
+    moments: tuple[int, ...] = (),
 ) -> tuple[dict[int, list[Use]], jaxprs.Visitor]:
     """Which operations to visit and what to keep there, for :func:`collect`."""
     by_visit: dict[int, list[Use]] = {}
     for k in chosen:
         for use in graph.sites[k].uses:
             by_visit.setdefault(use.visit, []).append(use)
+    summed = {use.op.id for k in moments for use in graph.sites[k].uses}
 
     def visit(op: Op, read: Callable[[Ref], Array], steps: tuple[Array, ...]) -> Any:
         return {
-            use.op.id: _see(use, read, steps, rows, key, weights)
+            use.op.id: _see(use, read, steps, rows, key, weights, use.op.id in summed)
             for use in by_visit[op.id]
         }
 
@@ -134,6 +143,7 @@ def _see(
     rows: int,
     key: Array,
     weights: Array | None,
+    summed: bool,
 ) -> _Seen:
     key = jax.random.fold_in(key, use.op.id)
     for step in steps:
@@ -148,6 +158,7 @@ def _see(
         priority = jnp.where(members, priority[None, :], 0)
     # every step of a shared loop gives its part, so memory does not grow with it
     quota = min(folding.rows, -(-rows * folding.rows // use.rows))
+    every = priority
     priority, pick = jax.lax.top_k(priority, quota)
 
     Z = read(chain.start)
@@ -179,6 +190,7 @@ def _see(
     P, t = back(read(chain.end)), back(t)
     X = folding.inputs(A, pick).astype(dtype)
     priority = jnp.broadcast_to(priority, (folding.lanes, quota))
+    gram = _gram(folding, A, every > 0, dtype) if summed else None
     if use.live is not None:
         inputs, units = use.live
         still = np.setdiff1d(np.arange(folding.d_in), inputs)
@@ -187,7 +199,31 @@ def _see(
         t = t + jnp.matmul(X[:, :, still], W[:, still], precision=highest)
         X, t, P = X[:, :, inputs], t[:, :, units], P[:, :, units]
         scale, gain = scale[:, units], gain[:, units]
-    return _Seen(_Rows(X, t, P, priority), scale, gain)
+        gram = None if gram is None else gram[:, inputs][:, :, inputs]
+    return _Seen(_Rows(X, t, P, priority), scale, gain, gram)
+
+
+def _gram(folding: Folding, A: Array, counts: Array, dtype: DTypeLike) -> Array:
+    """``X^T X`` over the rows that count, ``[b, d_in, d_in]``, some rows at a time."""
+    at_once = max(1, min(folding.rows, CHUNK // (folding.lanes * folding.d_in)))
+
+    def add(total: Array, start: Array) -> tuple[Array, None]:
+        pick = start + jnp.arange(at_once)
+        inside, pick = pick < folding.rows, jnp.minimum(pick, folding.rows - 1)
+        if folding.ragged:
+            inside, pick = (
+                jnp.broadcast_to(a, (folding.lanes, at_once)) for a in (inside, pick)
+            )
+            some = inside & jnp.take_along_axis(counts, pick, axis=1)
+        else:
+            some = (inside & counts[pick])[None, :]
+        X = folding.inputs(A, pick).astype(dtype)
+        X = jnp.where(some[:, :, None], X, 0)
+        highest = jax.lax.Precision.HIGHEST
+        return total + jnp.einsum("bni,bnj->bij", X, X, precision=highest), None
+
+    zero = jnp.zeros((folding.lanes, folding.d_in, folding.d_in), dtype)
+    return jax.lax.scan(add, zero, jnp.arange(0, folding.rows, at_once))[0]
 
 
 def row_weights(use: Use, weights: Array) -> Array:
@@ -207,7 +243,7 @@ def row_weights(use: Use, weights: Array) -> Array:
 
 
 def _activation(site: Site, by_op: dict[int, _Seen], rows: int) -> Activation:
-    parts = []
+    parts, grams = [], []
     for use in site.uses:
         seen = by_op[use.op.id]
         own = [i for i, lane in enumerate(use.lanes) if lane]
@@ -222,12 +258,20 @@ def _activation(site: Site, by_op: dict[int, _Seen], rows: int) -> Activation:
             return a.reshape(lanes, -1, *a.shape[loops + 2 :])  # noqa: B023
 
         parts.append(jax.tree.map(merged, seen.rows))
+        if seen.gram is not None:
+            lead = seen.gram.ndim - 2  # the loops and b
+            order = [*after, lead, lead + 1]
+            own_lanes = math.prod(seen.gram.shape[i] for i in after[: len(own) + 1])
+            gram = seen.gram.transpose(order)
+            gram = gram.reshape(own_lanes, -1, *gram.shape[lead:])
+            grams.append(gram.sum(1))
         lanes = parts[0].X.shape[0]
         first = tuple(slice(None) if lane else 0 for lane in use.lanes)
         scale, gain = (a[first].reshape(lanes, -1) for a in (seen.scale, seen.gain))
     rows_all = jax.tree.map(lambda *p: jnp.concatenate(p, axis=1), *parts)
     kept = _keep(rows_all._asdict(), rows)
-    return Activation(P0=None, scale=scale, gain=gain, **kept)
+    gram = functools.reduce(jnp.add, grams) if grams else None
+    return Activation(P0=None, scale=scale, gain=gain, gram=gram, **kept)
 
 
 def gather(seen: Iterable[tuple[Activation, ...]], rows: int) -> tuple[Activation, ...]:
@@ -259,7 +303,10 @@ def _merge(
             lambda a: jnp.pad(a, [(0, 0), (0, missing)] + [(0, 0)] * (a.ndim - 2)),  # noqa: B023
             both,
         )
-        out.append(one._replace(**_keep(both, rows)))
+        gram = one.gram
+        if gram is not None and two.gram is not None:
+            gram = gram + two.gram
+        out.append(one._replace(gram=gram, **_keep(both, rows)))
     return tuple(out)
 
 

@@ -127,8 +127,72 @@ def _before(blocks: Sequence[Block]) -> list[int]:
     return [slot for block in blocks for op in block.ops for slot in op.outputs]
 
 
+class Run:
+    """One batch on its way through the network, as trained and as pruned.
+
+    Args:
+      graph: the network's layers.
+      batch: the batch's arrays.
+      key: a PRNG key.
+      weights: of the rows, as for :func:`nettrim_jax.activations.capture`.
+      chosen: the sites to prune, positions in ``graph.sites``.
+      leaves: the trained leaves.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        batch: Sequence[Array],
+        key: Array,
+        weights: Array | None,
+        chosen: tuple[int, ...],
+        leaves: Sequence[Array],
+    ):
+        self.graph, self.batch, self.key, self.weights = graph, batch, key, weights
+        self.plan = plan(graph, chosen)
+        self.trained: Env = {}
+        self.pruned: Env = {}
+        self.advance(0, leaves, leaves)
+
+    def advance(self, at: int, old: Sequence[Array], new: Sequence[Array]) -> None:
+        """Runs the segment before level ``at``, with trained and with pruned leaves."""
+        graph, block = self.graph, self.plan.advance[at]
+        self.trained = _advance(graph, block, self._fixed(old), self.trained)
+        self.pruned = _advance(graph, block, self._fixed(new), self.pruned)
+
+    def capture(
+        self,
+        at: int,
+        old: Sequence[Array],
+        new: Sequence[Array],
+        rows: int,
+        moments: tuple[int, ...] = (),
+    ) -> tuple[Activation, ...]:
+        """What the sites of level ``at`` see pruned and answered trained."""
+        streams = (self._fixed(old), self.trained), (self._fixed(new), self.pruned)
+        level, block = self.plan.levels[at], self.plan.capture[at]
+        return _capture(
+            self.graph, block, level, rows, streams, self.key, self.weights, moments
+        )
+
+    def outputs(
+        self, old: Sequence[Array], new: Sequence[Array]
+    ) -> tuple[list[Array], list[Array]]:
+        """The network's outputs, trained and pruned, once all has been run."""
+        fixed = self._fixed(old), self._fixed(new)
+        return (
+            _outputs(self.graph, fixed[0], self.trained),
+            _outputs(self.graph, fixed[1], self.pruned),
+        )
+
+    def _fixed(self, leaves: Sequence[Array]) -> Env:
+        slots = [*self.graph.flat.consts, *self.graph.flat.block.inputs]
+        values = [*self.graph.consts, *leaves, *self.batch]
+        return dict(zip(slots, values, strict=True))
+
+
 @functools.partial(jax.jit, static_argnames=("graph", "block"))
-def advance(graph: Graph, block: Block, fixed: Env, env: Env) -> Env:
+def _advance(graph: Graph, block: Block, fixed: Env, env: Env) -> Env:
     """Runs a segment.
 
     Args:
@@ -146,8 +210,10 @@ def advance(graph: Graph, block: Block, fixed: Env, env: Env) -> Env:
     return {slot: full[slot] for slot in block.outputs if isinstance(slot, int)}
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "block", "chosen", "rows"))
-def capture(
+@functools.partial(
+    jax.jit, static_argnames=("graph", "block", "chosen", "rows", "moments")
+)
+def _capture(
     graph: Graph,
     block: Block,
     chosen: tuple[int, ...],
@@ -155,6 +221,7 @@ def capture(
     streams: tuple[tuple[Env, Env], tuple[Env, Env]],
     key: Array,
     weights: Array | None,
+    moments: tuple[int, ...] = (),
 ) -> tuple[Activation, ...]:
     """What a level's sites see in the pruned stream and answered in the trained one.
 
@@ -166,12 +233,13 @@ def capture(
       streams: ``(fixed, env)`` of the trained network, then of the pruned one.
       key: a PRNG key; both streams draw the same rows.
       weights: as in :func:`nettrim_jax.activations.capture`.
+      moments: as there.
 
     Returns:
       Activations with ``P`` of the trained stream and all else of the pruned one,
       whose own answer under trained weights is ``P0``.
     """
-    visits, visit = activations.visitor(graph, chosen, rows, key, weights)
+    visits, visit = activations.visitor(graph, chosen, rows, key, weights, moments)
     both = []
     for fixed, env in streams:
         seen = jaxprs.run_block(block, {**fixed, **env}, visits, visit)
@@ -188,7 +256,7 @@ def ragged(site: Site) -> bool:
     return any(use.folding.ragged for use in site.uses)
 
 
-def outputs(graph: Graph, fixed: Mapping[int, Array], env: Env) -> list[Array]:
+def _outputs(graph: Graph, fixed: Mapping[int, Array], env: Env) -> list[Array]:
     """The network's outputs, once all has been run."""
     known = {**fixed, **env}
     return [

@@ -130,7 +130,7 @@ def _not_finite(array: Array) -> Array:
 
 def converged(report: Report, on_failure: str, solver: ADMM) -> None:
     """Raises or warns, as asked, if a layer's solve did not converge."""
-    failed = [site for site in report.sites if int(site.result) != codes.CONVERGED]
+    failed = [site for site in report.sites if int(site.result) not in codes.GOOD]
     if not failed or on_failure == "keep":
         return
     lines = [

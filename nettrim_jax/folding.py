@@ -91,7 +91,7 @@ class Folding:
         return (row < ends) & (row >= ends - sizes[:, None])
 
     def weight(self, index: Any, loops: int) -> Any:
-        """An array of the weight's layout, of NumPy or JAX, as ``[*loops, b, d_in, d_out]``."""
+        """An array of the weight's layout as ``[*loops, b, d_in, d_out]``."""
         head = index.shape[:loops]
         order = tuple(range(loops)) + tuple(loops + a for a in self.weight_order)
         index = index.transpose(order)

@@ -15,9 +15,10 @@ import numpy as np
 from nettrim_jax import masks, programs, results
 from nettrim_jax.activations import Activation
 from nettrim_jax.admm import Solution
+from nettrim_jax.criteria import Rule
 from nettrim_jax.linalg import matmul
 from nettrim_jax.masks import Entries
-from nettrim_jax.methods import Method
+from nettrim_jax.methods import NetTrim
 from nettrim_jax.programs import Program
 from nettrim_jax.typing import Array
 
@@ -55,7 +56,7 @@ def held_out_rows(n: int, share: float) -> int:
 
 @functools.partial(jax.jit, static_argnames=("relu", "bias", "held", "fed"))
 def program(
-    method: Method,
+    method: NetTrim,
     place: Place,
     seen: Activation,
     relu: bool,
@@ -111,6 +112,26 @@ def write(
     use = use[:, None] & (seen.gain != 0)
     new = jnp.where(use, new.astype(old.dtype), old)
     return leaf, masks.write(place.bias, new)
+
+
+@functools.partial(jax.jit, static_argnames=("rule", "held"))
+def by_rule(
+    rule: Rule, trained: Place, place: Place, seen: Activation, held: int
+) -> tuple[Array, Array]:
+    """The leaf with what a rule leaves of the trained weights, and a result code.
+
+    The second moments are those of all rows but the ones held out.
+    """
+    old = masks.read(trained.weights)
+    W, gram = old.astype(seen.X.dtype), seen.gram
+    if gram is not None:
+        out, _ = split(seen.X.shape[1], held)
+        X = jnp.where(seen.valid[:, out, None], seen.X[:, out], 0)
+        gram = gram - matmul(X.transpose(0, 2, 1), X)
+    new = rule.answer(W, gram)
+    good = jnp.all(jnp.isfinite(new))
+    leaf = masks.write(place.weights, jnp.where(good, new, W))
+    return leaf, jnp.where(good, results.DIRECT, results.NAN).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("relu", "held"))

@@ -6,7 +6,7 @@ Knows activations and programs; knows no solver.
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from nettrim_jax.activations import Activation
+from nettrim_jax.criteria import Rule
+from nettrim_jax.patterns import Pattern
 from nettrim_jax.penalties import L1, Penalty
 from nettrim_jax.programs import (
     BIASES,
@@ -96,6 +98,11 @@ class NetTrim:
             )
         if not isinstance(self.refit, bool):
             raise MethodError(f"NetTrim(refit={self.refit!r}): expected True or False")
+
+    moments: ClassVar[bool] = False
+
+    def fits(self, shape: tuple[int, ...]) -> None:
+        """Fits every layer."""
 
     def check(self) -> None:
         """Raises MethodError if what was asked for is not what it should be."""
@@ -186,7 +193,7 @@ class NetTrim:
         return jax.vmap(lane)(seen)
 
 
-Method = NetTrim
+Method = NetTrim | Rule
 
 
 def assign(
@@ -236,6 +243,11 @@ def assign(
 
 
 def _checked(value: Any, where: str) -> Method:
+    if isinstance(value, Pattern):
+        raise MethodError(
+            f"{where}: expected a method, got the pattern {value!r}; say how to get "
+            f"there, for example nettrim_jax.SparseGPT({value!r})"
+        )
     if not isinstance(value, Method):
         raise MethodError(
             f"{where}: expected a method such as NetTrim(epsilon=0.1), or a dict from "

@@ -7,7 +7,7 @@ both models and the solver.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,28 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import (
-    batching,
     cascade,
     checks,
     jaxprs,
-    layers,
     loading,
     masks,
     selection,
 )
 from nettrim_jax import progress as bars
 from nettrim_jax.activations import Activation, capture, gather
-from nettrim_jax.admm import ADMM, Solution
-from nettrim_jax.layers import Place
+from nettrim_jax.admm import ADMM
 from nettrim_jax.loading import Part, Weights
-from nettrim_jax.masks import Entries
 from nettrim_jax.methods import Method
-from nettrim_jax.programs import Program, known
+from nettrim_jax.programs import known
 from nettrim_jax.progress import Progress
 from nettrim_jax.report import Report, SiteReport, deviation_of
-from nettrim_jax.results import ParamsError, ProgramError
+from nettrim_jax.results import ParamsError
 from nettrim_jax.selection import Selector
-from nettrim_jax.tracing import Graph, Site, is_array, require_sites
+from nettrim_jax.solving import Settings, prune_sites
+from nettrim_jax.tracing import Graph, is_array, require_sites
 from nettrim_jax.typing import ApplyFn, Array, Batch, Params
 
 
@@ -87,7 +84,7 @@ def prune(
       batch: what ``apply_fn`` takes; or an iterator or loader of such batches, read
         once. In parallel mode memory grows with ``rows`` and not with the number of
         batches; in cascade mode all of them are kept.
-      method: ``NetTrim()`` by default, or a dict from regular expressions
+      method: ``NetTrim()`` by default, one of the other methods, or a dict from regular expressions
         (``re.search`` on a leaf's path, first match wins) to a method or ``None``.
       mode: ``"parallel"``: every layer from the trained network's own activations.
         ``"cascade"``: in order of execution, inputs from the network as pruned by
@@ -140,9 +137,7 @@ def prune(
     old = [jnp.asarray(leaf) for leaf in everything if is_array(leaf)]
     traced = not all(known(leaf) for leaf in [*old, *first.batch])
     show = bars.start(progress, len(asked), traced)
-    settings = _Settings(
-        solver, int(rows), held_out, on_failure == "keep", memory, show
-    )
+    settings = Settings(solver, int(rows), held_out, on_failure == "keep", memory, show)
 
     run = _cascade if mode == "cascade" else _parallel
     new, entries, deviation = run(itertools.chain([first], parts), old, asked, settings)
@@ -154,17 +149,6 @@ def prune(
     return Pruned(_fill(tree, everything, new), _fill(tree, everything, kept), report)
 
 
-class _Settings(NamedTuple):
-    """How to solve and what to tell."""
-
-    solver: ADMM
-    rows: int
-    held_out: float
-    keep: bool
-    memory: int
-    show: Callable[[int, str], None]
-
-
 _Pruning = tuple[list[Array], dict[int, SiteReport], Array]
 
 
@@ -172,17 +156,17 @@ def _parallel(
     parts: Iterable[Part],
     old: list[Array],
     asked: Mapping[int, Method],
-    settings: _Settings,
+    settings: Settings,
 ) -> _Pruning:
     """Every layer from the trained network's own activations, all solved together."""
     settings.show(0, "activations")
-    chosen, rows = tuple(asked), settings.rows
+    chosen, rows, moments = tuple(asked), settings.rows, _moments(asked)
     first: list[tuple[Part, list[Array]]] = []
 
     def captured(part: Part) -> tuple[Activation, ...]:
         graph, batch, key, weights = part
         seen, outputs = capture(
-            graph, chosen, rows, graph.consts, old, batch, key, weights
+            graph, chosen, rows, graph.consts, old, batch, key, weights, moments
         )
         if not first:
             first.append((part, outputs))
@@ -191,7 +175,7 @@ def _parallel(
     seen = gather(map(captured, parts), rows)
     (graph, batch, *_), before = first[0]
     new = list(old)
-    entries = _prune_sites(graph, asked, seen, old, new, settings, fed=False)
+    entries = prune_sites(graph, asked, seen, old, new, settings, fed=False)
     after = _run(graph, graph.consts, new, batch)
     return new, entries, deviation_of(before, after)
 
@@ -200,173 +184,27 @@ def _cascade(
     parts: Iterable[Part],
     old: list[Array],
     asked: Mapping[int, Method],
-    settings: _Settings,
+    settings: Settings,
 ) -> _Pruning:
     """In order of execution, inputs from the network as it is pruned by then."""
     new, entries, rows = list(old), {}, settings.rows
-    runs = [_Cascade(part, tuple(asked), old) for part in parts]
-    graph = runs[0].part.graph
+    runs = [cascade.Run(*part, tuple(asked), old) for part in parts]
+    graph = runs[0].graph
     for at, level in enumerate(runs[0].plan.levels):
         settings.show(len(entries), "activations")
-        seen = gather((run.capture(at, old, new, rows) for run in runs), rows)
         mine = {k: asked[k] for k in level}
-        entries |= _prune_sites(graph, mine, seen, old, new, settings, fed=at > 0)
+        sums = _moments(mine)
+        seen = gather((run.capture(at, old, new, rows, sums) for run in runs), rows)
+        entries |= prune_sites(graph, mine, seen, old, new, settings, fed=at > 0)
         for run in runs:
             run.advance(at + 1, old, new)
     settings.show(len(asked), "done")
     return new, entries, deviation_of(*runs[0].outputs(old, new))
 
 
-class _Cascade:
-    """One batch on its way through the network, as trained and as pruned."""
-
-    def __init__(self, part: Part, chosen: tuple[int, ...], old: list[Array]):
-        self.part, self.plan = part, cascade.plan(part.graph, chosen)
-        self.trained: cascade.Env = {}
-        self.pruned: cascade.Env = {}
-        self.advance(0, old, old)
-
-    def fixed(self, leaves: list[Array]) -> cascade.Env:
-        graph = self.part.graph
-        slots = [*graph.flat.consts, *graph.flat.block.inputs]
-        values = [*graph.consts, *leaves, *self.part.batch]
-        return dict(zip(slots, values, strict=True))
-
-    def advance(self, at: int, old: list[Array], new: list[Array]) -> None:
-        graph, block = self.part.graph, self.plan.advance[at]
-        self.trained = cascade.advance(graph, block, self.fixed(old), self.trained)
-        self.pruned = cascade.advance(graph, block, self.fixed(new), self.pruned)
-
-    def capture(
-        self, at: int, old: list[Array], new: list[Array], rows: int
-    ) -> tuple[Activation, ...]:
-        graph, _, key, weights = self.part
-        streams = (self.fixed(old), self.trained), (self.fixed(new), self.pruned)
-        level, block = self.plan.levels[at], self.plan.capture[at]
-        return cascade.capture(graph, block, level, rows, streams, key, weights)
-
-    def outputs(self, old: list[Array], new: list[Array]) -> list[list[Array]]:
-        graph = self.part.graph
-        return [
-            cascade.outputs(graph, self.fixed(leaves), env)
-            for leaves, env in ((old, self.trained), (new, self.pruned))
-        ]
-
-
-def _prune_sites(
-    graph: Graph,
-    asked: Mapping[int, Method],
-    seen: Sequence[Activation],
-    old: list[Array],
-    new: list[Array],
-    settings: _Settings,
-    fed: bool,
-) -> dict[int, SiteReport]:
-    """Solves some sites together and writes their answers into ``new``."""
-    share = settings.held_out
-    jobs = [
-        _Job(graph.sites[k], m, a, layers.held_out_rows(a.X.shape[1], share))
-        for (k, m), a in zip(asked.items(), seen, strict=True)
-    ]
-    made = [job.program(old, fed) for job in jobs]
-    solutions = _solve(jobs, [program for program, _ in made], settings)
-    return {
-        k: _finish(job, old, new, solution, budget, settings.keep)
-        for k, job, solution, (_, budget) in zip(
-            asked, jobs, solutions, made, strict=True
-        )
-    }
-
-
-class _Job(NamedTuple):
-    """One site with its method and what it saw."""
-
-    site: Site
-    method: Method
-    seen: Activation
-    held: int  # rows kept from the solver
-
-    @property
-    def relu(self) -> bool:
-        return self.site.response == "relu"
-
-    @property
-    def bias(self) -> str:
-        return self.method.bias if self.site.bias is not None else "fixed"
-
-    def program(self, old: Sequence[Array], fed: bool) -> tuple[Program, Array]:
-        try:
-            return layers.program(
-                self.method,
-                self.place(old),
-                self.seen,
-                self.relu,
-                self.bias,
-                self.held,
-                fed,
-            )
-        except ProgramError as error:
-            raise ProgramError(f"{self.site.path}: {error}") from None
-
-    def place(self, leaves: Sequence[Array]) -> Place:
-        weights = Entries(leaves[self.site.leaf], jnp.asarray(self.site.index))
-        if self.bias == "fixed" or self.site.bias is None:
-            return Place(weights, None)
-        leaf, index = self.site.bias
-        return Place(weights, Entries(leaves[leaf], jnp.asarray(index)))
-
-
-def _solve(
-    jobs: Sequence[_Job], stacks: Sequence[Program], settings: _Settings
-) -> list[Solution]:
-    """All sites' programs, again reweighted and refitted as their methods ask."""
-    solver, memory = settings.solver, settings.memory
-    solutions = batching.solve_all(
-        stacks, solver, memory, lambda solved: settings.show(solved, "solving")
-    )
-    for again in range(1, max((job.method.rounds for job in jobs), default=1)):
-        mine = [i for i, job in enumerate(jobs) if job.method.rounds > again]
-        next_ones = [layers.reweight(stacks[i], solutions[i]) for i in mine]
-        answers = batching.solve_all(next_ones, solver, memory)
-        for i, answer in zip(mine, answers, strict=True):
-            solutions[i] = answer
-    for i, job in enumerate(jobs):
-        if job.method.refit:
-            chunk = batching.lanes_at_once(stacks[i], memory)
-            solutions[i] = batching.refit_stack(stacks[i], solutions[i], chunk)
-    return solutions
-
-
-def _finish(
-    job: _Job,
-    old: list[Array],
-    new: list[Array],
-    solution: Solution,
-    budget: Array,
-    keep: bool,
-) -> SiteReport:
-    """Writes one solution into ``new`` and says what it is."""
-    leaf, bias = layers.write(
-        job.place(new), job.seen, solution, job.bias, job.held, keep
-    )
-    new[job.site.leaf] = leaf
-    if bias is not None and job.site.bias is not None:
-        new[job.site.bias[0]] = bias
-    measured = layers.measure(job.place(old), job.seen, leaf, bias, job.relu, job.held)
-    lanes, d_in, d_out = job.site.index.shape
-    return SiteReport(
-        path=job.site.path,
-        kind=job.site.kind,
-        response=job.site.response,
-        shape=(lanes, job.seen.X.shape[1] - job.held, d_in, d_out),
-        size=job.site.index.size,
-        epsilon=jnp.max(budget),
-        result=jnp.max(solution.result),
-        steps=jnp.max(solution.stats.steps),
-        gap=jnp.max(solution.certificate.gap),
-        violation=jnp.max(solution.certificate.violation),
-        **measured._asdict(),
-    )
+def _moments(asked: Mapping[int, Method]) -> tuple[int, ...]:
+    """The sites whose methods need the second moments of all rows."""
+    return tuple(k for k, method in asked.items() if method.moments)
 
 
 @functools.partial(jax.jit, static_argnames="graph")

@@ -94,7 +94,8 @@ class SiteReport:
         held-out rows but with padding, ``d_in`` without a bias.
       size: how many weights.
       nonzeros: how many are left.
-      epsilon: the budget, relative to the norm of the layer's trained response.
+      epsilon: the budget, relative to the norm of the layer's trained response; like
+        ``gap`` and ``violation``, NaN where a method has none.
       error: relative Frobenius error of what follows the layer (after the ReLU
         where there is one) on the rows that the solver saw.
       held_out_error: the same on rows that it did not see; NaN if there are none.
@@ -233,7 +234,7 @@ def _table(report: Report) -> str:
     notes = [
         f"{site.path}: {site.message}"
         for site in report.sites
-        if int(site.result) != results.CONVERGED
+        if int(site.result) not in results.GOOD
     ]
     notes += [
         f"{site.path}: its inputs are zero on every row, so no weight was needed"
@@ -273,18 +274,22 @@ def _left_lines(skipped: Sequence[tuple[Path, str]]) -> list[str]:
 
 
 def _cells(site: SiteReport) -> list[str]:
-    held_out = float(site.held_out_error)
+    direct = int(site.result) == results.DIRECT
     return [
         site.response,
         f"{site.size}",
         f"{int(site.nonzeros)}",
         f"{100 * float(site.sparsity):.1f}%",
-        f"{float(site.epsilon):.4g}",
+        _figure(site.epsilon, ".4g"),
         f"{float(site.error):.4f}",
-        "-" if held_out != held_out else f"{held_out:.4f}",
-        f"{int(site.steps)}",
-        f"{float(site.gap):.1e}",
+        _figure(site.held_out_error, ".4f"),
+        "-" if direct else f"{int(site.steps)}",
+        _figure(site.gap, ".1e"),
     ]
+
+
+def _figure(value: Array, form: str) -> str:
+    return "-" if math.isnan(float(value)) else f"{float(value):{form}}"
 
 
 def _fit(text: str) -> str:

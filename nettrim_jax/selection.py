@@ -106,6 +106,10 @@ def choose(
                 f"batch: has no rows for {paths[k]}; expected at least one sample"
             )
         else:
+            try:
+                m.fits(graph.sites[k].index.shape)
+            except MethodError as error:
+                raise MethodError(f"{paths[k]}: {error}") from None
             asked[k] = m
     biases = (graph.sites[k].bias for k, m in asked.items() if m.bias != "fixed")
     moved = {bias[0] for bias in biases if bias is not None}

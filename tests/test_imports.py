@@ -21,6 +21,8 @@ ORDER = [
     "linalg",
     "penalties",
     "responses",
+    "patterns",
+    "criteria",
     "programs",
     "admm",
     "refitting",
@@ -44,6 +46,7 @@ ORDER = [
     "checks",
     "loading",
     "selection",
+    "solving",
     "pruning",
     "__init__",
 ]

@@ -21,8 +21,6 @@ from resnet_cifar import ResNet20  # noqa: E402
 
 from nettrim_jax import cascade  # noqa: E402
 from nettrim_jax.activations import capture  # noqa: E402
-from nettrim_jax.loading import Part  # noqa: E402
-from nettrim_jax.pruning import _Cascade  # noqa: E402
 from nettrim_jax.tracing import trace  # noqa: E402
 
 
@@ -51,7 +49,7 @@ def main():
         return capture(graph, chosen, args.rows, graph.consts, leaves, [x], key)[0]
 
     def in_cascade():
-        run = _Cascade(Part(graph, [x], key, None), chosen, leaves)
+        run = cascade.Run(graph, [x], key, None, chosen, leaves)
         seen = []
         for at in range(len(run.plan.levels)):
             seen.append(run.capture(at, leaves, leaves, args.rows))

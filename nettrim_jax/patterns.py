@@ -1,0 +1,271 @@
+"""What may be left of a layer: so many weights, n of every m, so many whole units.
+
+A pattern is hashable configuration with an exact choice: ``keep(score)`` marks, of
+scores ``[b, d_in, d_out]``, the highest ones that the pattern allows; ties go to what
+comes first. Scores of weights are energies (squares), so that a group's is their sum.
+
+Knows arrays only.
+"""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from nettrim_jax.results import MethodError
+from nettrim_jax.typing import Array
+
+Shape = tuple[int, ...]  # b, d_in, d_out
+SCOPES = ("layer", "column")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparsity:
+    """A share of the weights is zero.
+
+    Attributes:
+      level: the share, in [0, 1]; ``round(level * size)`` weights are zero.
+      scope: ``"layer"``: of all weights together. ``"column"``: of the weights of every
+        unit, each with the same number.
+
+    Raises:
+      MethodError: an attribute is out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import nettrim_jax as nt
+      >>> nt.Sparsity(0.5).keep(jnp.array([[[4.0, 3.0], [2.0, 1.0]]]))[0].tolist()
+      [[True, True], [False, False]]
+    """
+
+    level: float
+    scope: str = "layer"
+
+    def __post_init__(self):
+        _share("Sparsity", self.level)
+        if self.scope not in SCOPES:
+            raise MethodError(
+                f"Sparsity(scope={self.scope!r}): expected one of {SCOPES}"
+            )
+
+    def check(self, shape: Shape) -> None:
+        """Raises MethodError if the pattern does not fit a layer."""
+
+    def nonzeros(self, shape: Shape) -> int:
+        """How many weights of a layer are left."""
+        b, d_in, d_out = shape
+        if self.scope == "column":
+            return b * d_out * (d_in - round(self.level * d_in))
+        return math.prod(shape) - round(self.level * math.prod(shape))
+
+    def keep(self, score: Array) -> Array:
+        """The weights to keep, ``[b, d_in, d_out]`` bool."""
+        left = self.nonzeros(score.shape)
+        return self.largest(score, left)
+
+    def largest(self, score: Array, left: int) -> Array:
+        """The ``left`` largest, in this scope; under ``"column"`` evenly shared."""
+        b, _, d_out = score.shape
+        if self.scope == "column":
+            return _highest(score, left // (b * d_out), axis=1)
+        return _highest(score.ravel(), left, axis=0).reshape(score.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class NM:
+    """At most ``n`` of every ``m`` consecutive weights of a unit, along its inputs.
+
+    Attributes:
+      n: how many are left, at least 0.
+      m: of so many, at least ``n`` and 1.
+      pad: whether inputs that ``m`` does not divide may end in a shorter group.
+
+    Raises:
+      MethodError: an attribute is out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import nettrim_jax as nt
+      >>> score = jnp.array([1.0, 4.0, 3.0, 2.0]).reshape(1, 4, 1)
+      >>> nt.NM(2, 4).keep(score).ravel().tolist()
+      [False, True, True, False]
+    """
+
+    n: int
+    m: int
+    pad: bool = False
+
+    def __post_init__(self):
+        whole = all(
+            isinstance(k, int) and not isinstance(k, bool) for k in (self.n, self.m)
+        )
+        if not whole or not 0 <= self.n <= self.m or self.m < 1:
+            raise MethodError(
+                f"NM({self.n!r}, {self.m!r}): expected integers n and m with "
+                "0 <= n <= m, such as NM(2, 4)"
+            )
+
+    def check(self, shape: Shape) -> None:
+        """Raises MethodError if the pattern does not fit a layer."""
+        if shape[1] % self.m and not self.pad:
+            raise MethodError(
+                f"NM({self.n}, {self.m}): {self.m} does not divide the {shape[1]} "
+                "inputs of a unit; pad=True lets the last group be shorter"
+            )
+
+    def keep(self, score: Array) -> Array:
+        """The weights to keep, ``[b, d_in, d_out]`` bool."""
+        b, d_in, d_out = score.shape
+        missing = -d_in % self.m
+        wide = jnp.pad(score, ((0, 0), (0, missing), (0, 0)), constant_values=-jnp.inf)
+        groups = wide.reshape(b, -1, self.m, d_out)
+        kept = _highest(groups, self.n, axis=2)
+        return kept.reshape(b, -1, d_out)[:, :d_in]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """A share of the blocks is zero, the others are whole.
+
+    Attributes:
+      level: the share, in [0, 1]; ``round(level * blocks)`` of them are zero.
+      shape: inputs and units of a block.
+      pad: whether blocks may end beyond the layer, where its sizes do not divide.
+
+    Raises:
+      MethodError: an attribute is out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import nettrim_jax as nt
+      >>> score = jnp.array([[1.0, 5.0], [1.0, 0.0]])[None]
+      >>> nt.Blocks(0.5, (2, 1)).keep(score)[0].tolist()
+      [[False, True], [False, True]]
+    """
+
+    level: float
+    shape: tuple[int, int]
+    pad: bool = False
+
+    def __post_init__(self):
+        _share("Blocks", self.level)
+        good = isinstance(self.shape, tuple) and len(self.shape) == 2
+        if not good or not all(isinstance(k, int) and k >= 1 for k in self.shape):
+            raise MethodError(
+                f"Blocks(shape={self.shape!r}): expected inputs and units of a block, "
+                "two integers of at least 1, such as (4, 4)"
+            )
+
+    def check(self, shape: Shape) -> None:
+        """Raises MethodError if the pattern does not fit a layer."""
+        for size, block, what in zip(
+            shape[1:], self.shape, ("inputs", "units"), strict=True
+        ):
+            if size % block and not self.pad:
+                raise MethodError(
+                    f"Blocks({self.level}, {self.shape}): {block} does not divide the "
+                    f"{size} {what}; pad=True lets the last blocks be smaller"
+                )
+
+    def keep(self, score: Array) -> Array:
+        """The weights to keep, ``[b, d_in, d_out]`` bool."""
+        b, d_in, d_out = score.shape
+        r, c = self.shape
+        wide = jnp.pad(score, ((0, 0), (0, -d_in % r), (0, -d_out % c)))
+        rows, columns = wide.shape[1] // r, wide.shape[2] // c
+        sums = wide.reshape(b, rows, r, columns, c).sum((2, 4))
+        kept = _highest(sums.ravel(), _left(self.level, sums.size), 0)
+        kept = kept.reshape(b, rows, 1, columns, 1)
+        kept = jnp.broadcast_to(kept, (b, rows, r, columns, c))
+        return kept.reshape(wide.shape)[:, :d_in, :d_out]
+
+
+@dataclasses.dataclass(frozen=True)
+class Neurons:
+    """A share of the units is zero: whole columns of ``W``.
+
+    Attributes:
+      level: the share, in [0, 1]; ``round(level * units)`` of them are zero.
+
+    Raises:
+      MethodError: the share is out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import nettrim_jax as nt
+      >>> nt.Neurons(0.5).keep(jnp.array([[[1.0, 2.0], [1.0, 3.0]]]))[0].tolist()
+      [[False, True], [False, True]]
+    """
+
+    level: float
+
+    def __post_init__(self):
+        _share("Neurons", self.level)
+
+    def check(self, shape: Shape) -> None:
+        """Raises MethodError if the pattern does not fit a layer."""
+
+    def keep(self, score: Array) -> Array:
+        """The weights to keep, ``[b, d_in, d_out]`` bool."""
+        return _groups(score, 1, self.level)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """A share of the inputs is not used: whole rows of ``W`` are zero.
+
+    Attributes:
+      level: the share, in [0, 1]; ``round(level * inputs)`` of them are not used.
+
+    Raises:
+      MethodError: the share is out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import nettrim_jax as nt
+      >>> nt.Inputs(0.5).keep(jnp.array([[[1.0, 2.0], [1.0, 3.0]]]))[0].tolist()
+      [[False, False], [True, True]]
+    """
+
+    level: float
+
+    def __post_init__(self):
+        _share("Inputs", self.level)
+
+    def check(self, shape: Shape) -> None:
+        """Raises MethodError if the pattern does not fit a layer."""
+
+    def keep(self, score: Array) -> Array:
+        """The weights to keep, ``[b, d_in, d_out]`` bool."""
+        return _groups(score, 2, self.level)
+
+
+Pattern = Sparsity | NM | Blocks | Neurons | Inputs
+
+
+def _left(level: float, count: int) -> int:
+    return count - round(level * count)
+
+
+def _groups(score: Array, axis: int, level: float) -> Array:
+    """Keeps whole lines along ``axis``, those of the highest sums."""
+    sums = jnp.sum(score, axis=axis, keepdims=True)
+    kept = _highest(sums.ravel(), _left(level, sums.size), 0).reshape(sums.shape)
+    return jnp.broadcast_to(kept, score.shape)
+
+
+def _highest(score: Array, count: int, axis: int) -> Array:
+    """Marks the ``count`` highest along an axis; among equals the first."""
+    order = jnp.argsort(score, axis=axis, descending=True, stable=True)
+    rank = jnp.argsort(order, axis=axis)
+    return rank < count
+
+
+def _share(name: str, level: float) -> None:
+    number = isinstance(level, int | float | np.number) and not isinstance(level, bool)
+    if not number or not 0 <= level <= 1:
+        raise MethodError(
+            f"{name}({level!r}): expected a share in [0, 1], such as {name}(0.9) for "
+            "90 % zeros"
+        )

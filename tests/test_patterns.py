@@ -1,0 +1,133 @@
+"""Every pattern keeps exactly what it says, and the best of it."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nettrim_jax as nt
+from nettrim_jax.results import MethodError
+
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 13), st.integers(1, 9))
+levels = st.floats(0, 1)
+QUICK = settings(max_examples=30, deadline=None, derandomize=True, database=None)
+
+
+def scores(shape, seed, ties):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 4, shape) if ties else rng.uniform(size=shape)
+    return values.astype("float64")
+
+
+def best(score, count):
+    """The ``count`` highest of a vector, the first among equals."""
+    kept = np.zeros(score.size, bool)
+    kept[np.argsort(-score.ravel(), kind="stable")[:count]] = True
+    return kept.reshape(score.shape)
+
+
+def kept(pattern, score):
+    return np.asarray(pattern.keep(jnp.asarray(score)))
+
+
+cases = given(shapes, levels, st.integers(0, 99), st.booleans())
+
+
+@QUICK
+@cases
+def test_sparsity_of_a_layer(shape, level, seed, ties):
+    score = scores(shape, seed, ties)
+    want = best(score, score.size - round(level * score.size))
+    np.testing.assert_array_equal(kept(nt.Sparsity(level), score), want)
+    assert nt.Sparsity(level).nonzeros(shape) == want.sum()
+
+
+@QUICK
+@cases
+def test_sparsity_of_every_column(shape, level, seed, ties):
+    score = scores(shape, seed, ties)
+    pattern = nt.Sparsity(level, scope="column")
+    got = kept(pattern, score)
+    for lane in range(shape[0]):
+        for unit in range(shape[2]):
+            want = best(score[lane, :, unit], shape[1] - round(level * shape[1]))
+            np.testing.assert_array_equal(got[lane, :, unit], want)
+    assert pattern.nonzeros(shape) == got.sum()
+
+
+@QUICK
+@given(shapes, st.integers(1, 5), st.data(), st.integers(0, 99), st.booleans())
+def test_n_of_m(shape, m, data, seed, ties):
+    n = data.draw(st.integers(0, m))
+    score = scores(shape, seed, ties)
+    got = kept(nt.NM(n, m, pad=True), score)
+    for lane in range(shape[0]):
+        for unit in range(shape[2]):
+            for start in range(0, shape[1], m):
+                group = score[lane, start : start + m, unit]
+                want = best(group, min(n, len(group)))
+                np.testing.assert_array_equal(got[lane, start : start + m, unit], want)
+
+
+@QUICK
+@given(shapes, levels, st.integers(1, 4), st.integers(1, 4), st.integers(0, 99))
+def test_blocks(shape, level, r, c, seed):
+    score = scores(shape, seed, False)
+    got = kept(nt.Blocks(level, (r, c), pad=True), score)
+    places = [
+        (lane, slice(i, i + r), slice(j, j + c))
+        for lane in range(shape[0])
+        for i in range(0, shape[1], r)
+        for j in range(0, shape[2], c)
+    ]
+    sums = np.array([score[place].sum() for place in places])
+    want = best(sums, len(sums) - round(level * len(sums)))
+    for place, whole in zip(places, want, strict=True):
+        assert (got[place] == whole).all()
+
+
+@QUICK
+@cases
+def test_neurons_and_inputs(shape, level, seed, ties):
+    score = scores(shape, seed, ties)
+    for pattern, axis in ((nt.Neurons(level), 1), (nt.Inputs(level), 2)):
+        sums = score.sum(axis=axis, keepdims=True)
+        want = best(sums, sums.size - round(level * sums.size))
+        got = kept(pattern, score)
+        np.testing.assert_array_equal(got, np.broadcast_to(want, shape))
+
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: nt.Sparsity(90), r"Sparsity\(90\): expected a share in \[0, 1\]"),
+        (lambda: nt.Sparsity("0.9"), "expected a share"),
+        (lambda: nt.Sparsity(0.9, scope="row"), "scope='row'.*expected one of"),
+        (lambda: nt.NM(4, 2), r"NM\(4, 2\): expected integers n and m"),
+        (lambda: nt.NM(0.5, 2), "expected integers"),
+        (lambda: nt.Blocks(0.5, 4), "inputs and units of a block"),
+        (lambda: nt.Blocks(0.5, (4, 0)), "at least 1"),
+        (lambda: nt.Blocks(-0.5, (4, 1)), "expected a share"),
+        (lambda: nt.Neurons(2), "expected a share"),
+        (lambda: nt.Inputs(True), "expected a share"),
+        (lambda: nt.NM(2, 4).check((1, 6, 3)), "4 does not divide the 6 inputs.*pad"),
+        (lambda: nt.Blocks(0.5, (2, 4)).check((1, 6, 3)), "divide the 3 units"),
+    ],
+)
+def test_refusals(make, says):
+    with pytest.raises(MethodError, match=says):
+        make()
+
+
+def test_patterns_are_hashable_configuration():
+    patterns = [
+        nt.Sparsity(0.9),
+        nt.NM(2, 4),
+        nt.Blocks(0.5, (2, 2)),
+        nt.Neurons(0.5),
+        nt.Inputs(0.5),
+    ]
+    assert len({*patterns, *map(dataclasses.replace, patterns)}) == len(patterns)
