@@ -84,8 +84,9 @@ def prune(
       batch: what ``apply_fn`` takes; or an iterator or loader of such batches, read
         once. In parallel mode memory grows with ``rows`` and not with the number of
         batches; in cascade mode all of them are kept.
-      method: ``NetTrim()`` by default, one of the other methods, or a dict from regular expressions
-        (``re.search`` on a leaf's path, first match wins) to a method or ``None``.
+      method: ``NetTrim()`` by default, one of the other methods, or a dict from
+        regular expressions (``re.search`` on a leaf's path, first match wins) to a
+        method or ``None``.
       mode: ``"parallel"``: every layer from the trained network's own activations.
         ``"cascade"``: in order of execution, inputs from the network as pruned by
         then, targets from the trained one. (Experts behind ``jax.lax.ragged_dot`` are

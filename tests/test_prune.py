@@ -79,6 +79,25 @@ def test_params_keep_tree_shapes_and_dtypes(name):
 
 
 @MODELS
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+def test_where_all_is_kept_every_bit_stays(name, mode):
+    model = models.get(name)
+    answer = nt.prune(
+        model.params,
+        model.apply_fn,
+        model.batch,
+        method=nt.Magnitude(nt.Sparsity(0.0)),
+        mode=mode,
+        include=".",
+    )
+    assert same_bits(arrays(answer.params), arrays(model.params))
+    assert all(mask.all() for mask in arrays(answer.mask))
+    assert float(answer.report.deviation) == 0
+    for site in answer.report.sites:
+        assert int(site.nonzeros) == site.size and float(site.error) < 0.02
+
+
+@MODELS
 def test_mask_says_what_is_zero(name):
     model, answer = models.get(name), pruned(name)
     assert jax.tree.structure(model.params) == jax.tree.structure(answer.mask)

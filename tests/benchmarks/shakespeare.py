@@ -110,7 +110,7 @@ def main():
     parser.add_argument("--params", type=pathlib.Path, help="file to keep them in")
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--gamma", type=float, default=2.0)
+    parser.add_argument("--gamma", type=float, default=1.4)
     parser.add_argument("--modes", nargs="+", default=["parallel", "cascade"])
     parser.add_argument("--epsilon", type=float, nargs="+", default=[0.1, 0.2, 0.3])
     args = parser.parse_args()
