@@ -38,12 +38,13 @@ NAMES = pytest.mark.parametrize(
 def linear(layer, x, w, scale):
     """One layer without its bias."""
     if isinstance(layer, int):
-        return (x.reshape(len(x), -1) @ w) * scale
+        return (x.reshape(len(x), -1) @ w) * scale[None, :]
     window = x.ndim - 2
     letters = "HW"[:window]
     spec = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
     stride = (layer[2],) * window
-    return jax.lax.conv_general_dilated(x, w, stride, "SAME", None, None, spec) * scale
+    z = jax.lax.conv_general_dilated(x, w, stride, "SAME", None, None, spec)
+    return z * scale.reshape((1,) * (z.ndim - 1) + (-1,))
 
 
 @functools.cache
@@ -52,7 +53,8 @@ def network(name):
     shape, layers, biases, scaled = NETWORKS[name]
     rng = np.random.default_rng([*name.encode()])
     x = np.maximum(rng.normal(size=(256, *shape)) + 0.2, 0).astype("float32")
-    params, scales, gains, now = [], [], [], jnp.zeros((1, *shape))
+    params, scales, gains = [], [], []
+    now = jnp.zeros((1, *shape), "float32")
     for layer in layers:
         if isinstance(layer, int):
             size, units = (now.size, layer), layer
@@ -68,9 +70,7 @@ def network(name):
         scales.append(scale.astype("float32"))
         with jax.default_matmul_precision("highest"):
             turn = jax.jacobian(
-                lambda x, a=(layer, params[-1]["w"], scales[-1]): linear(
-                    a[0], x, *a[1:]
-                )
+                lambda x: linear(layer, x, params[-1]["w"], scales[-1])  # noqa: B023
             )(now)
         out = linear(layer, now, params[-1]["w"], scales[-1])
         gains.append(np.linalg.norm(np.reshape(turn, (out.size, now.size)), 2))
@@ -80,7 +80,8 @@ def network(name):
         out = []
         for i, layer in enumerate(layers):
             z = linear(layer, x, params[i]["w"], scales[i])
-            z = z + params[i]["b"] if biases else z
+            b = params[i]["b"].reshape((1,) * (z.ndim - 1) + (-1,))
+            z = z + b if biases else z
             x = jax.nn.relu(z) if i < len(layers) - 1 else z
             out.append(x)
         return out
