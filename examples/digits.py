@@ -61,17 +61,13 @@ def train(model, x, y, steps=2000):
     return jax.jit(lambda carry: jax.lax.scan(step, carry, keys)[0][0])(start)
 
 
-def magnitude(params, mask):
-    """As many non-zeros per layer as the mask has, the largest ones."""
-
-    def cut(leaf, kept):
-        if leaf.ndim < 2:
-            return leaf
-        count = int(kept.sum())
-        least = jnp.sort(jnp.abs(leaf).ravel())[leaf.size - count]
-        return jnp.where(jnp.abs(leaf) >= least, leaf, 0)
-
-    return jax.tree.map(cut, params, mask)
+def magnitude(model, params, x, report):
+    """As many non-zeros per layer as the report has, the largest ones."""
+    method = {
+        f"^{site.path}$": nt.Magnitude(nt.Sparsity(float(site.sparsity)))
+        for site in report.sites
+    }
+    return nt.prune(params, model.apply, x, method=method).params
 
 
 def figure(before, after, path):
@@ -131,7 +127,7 @@ def main():
     )
     print(pruned.report)
     print()
-    rival = accuracy(magnitude(params, pruned.mask))
+    rival = accuracy(magnitude(model, params, x, pruned.report))
     before, after = accuracy(params), accuracy(pruned.params)
     print(f"links removed               {100 * float(pruned.report.sparsity):5.1f} %")
     print(f"held-out accuracy, trained  {before:5.1f} %")

@@ -104,15 +104,13 @@ def images(folder, part, count):
     return jnp.asarray(x), z[f"y_{part}"][pick]
 
 
-def magnitude(params, mask):
-    """The largest weights of each layer, as many as the mask keeps."""
-
-    def cut(leaf, kept):
-        zeros = leaf.size - int(kept.sum())
-        least = jnp.sort(jnp.abs(leaf).ravel())[zeros] if zeros else 0
-        return jnp.where(jnp.abs(leaf) >= least, leaf, 0) if leaf.ndim > 1 else leaf
-
-    return jax.tree.map(cut, params, mask)
+def magnitude(trained, x, report):
+    """As many non-zeros per layer as the report has, the largest ones."""
+    method = {
+        f"^{site.path}$": nt.Magnitude(nt.Sparsity(float(site.sparsity)))
+        for site in report.sites
+    }
+    return nt.prune(trained, ResNet20().apply, x, method=method).params
 
 
 def main():
@@ -162,8 +160,7 @@ def main():
                 on_failure="warn",
             )
             seconds = time.perf_counter() - start
-            other = magnitude(trained["params"], pruned.mask["params"])
-            other = {**trained, "params": other}
+            other = magnitude(trained, train, pruned.report)
             print(
                 f"| {mode} | {epsilon} | {100 * float(pruned.report.sparsity):.1f} % "
                 f"| {accuracy(pruned.params):.1f} | {accuracy(other):.1f} "

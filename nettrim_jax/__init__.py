@@ -1,9 +1,10 @@
 """Prunes trained neural networks by convex optimisation (Net-Trim), in JAX."""
 
 from nettrim_jax import results
-from nettrim_jax.admm import ADMM, Certificate, Solution, Stats, solve
+from nettrim_jax.admm import solve
 from nettrim_jax.criteria import Magnitude, SparseGPT, Wanda
 from nettrim_jax.methods import NetTrim
+from nettrim_jax.paths import Path, path
 from nettrim_jax.patterns import NM, Blocks, Inputs, Neurons, Sparsity
 from nettrim_jax.penalties import L1
 from nettrim_jax.programs import Program, linear_program, relu_program
@@ -11,6 +12,8 @@ from nettrim_jax.pruning import Pruned, prune
 from nettrim_jax.report import Listing, Report, SiteInfo, SiteReport
 from nettrim_jax.results import NetTrimError
 from nettrim_jax.selection import sites
+from nettrim_jax.settings import ADMM
+from nettrim_jax.solutions import Certificate, Solution, Stats
 
 __all__ = [
     "ADMM",
@@ -24,6 +27,7 @@ __all__ = [
     "NetTrim",
     "NetTrimError",
     "Neurons",
+    "Path",
     "Program",
     "Pruned",
     "Report",
@@ -35,6 +39,7 @@ __all__ = [
     "Stats",
     "Wanda",
     "linear_program",
+    "path",
     "prune",
     "relu_program",
     "results",

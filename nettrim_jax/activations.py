@@ -150,6 +150,12 @@ def _see(
         key = jax.random.fold_in(key, step)
     folding, chain = use.folding, use.chain
     priority = jax.random.uniform(key, (folding.rows,), jnp.float32, minval=1e-6)
+    if weights is not None and folding.ragged:
+        raise BatchError(
+            "weights: the rows of a ragged_dot are sorted by group, so it cannot be "
+            "told which of them the weights mean; leave padding out of the batch, or "
+            "the experts by exclude="
+        )
     if weights is not None:
         counts = row_weights(use, weights) > 0
         priority = jnp.where(counts, priority, 0)
@@ -190,6 +196,7 @@ def _see(
     P, t = back(read(chain.end)), back(t)
     X = folding.inputs(A, pick).astype(dtype)
     priority = jnp.broadcast_to(priority, (folding.lanes, quota))
+    # a weight that a loop shares has one of these per step until they are summed
     gram = _gram(folding, A, every > 0, dtype) if summed else None
     if use.live is not None:
         inputs, units = use.live

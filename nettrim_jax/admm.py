@@ -22,73 +22,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nettrim_jax import linalg, programs, results
-from nettrim_jax.linalg import Graph
+from nettrim_jax.linalg import Graph, matmul
 from nettrim_jax.programs import Program
 from nettrim_jax.results import MethodError, ProgramError
+from nettrim_jax.settings import ADMM
+from nettrim_jax.solutions import Certificate, Solution, Stats
 from nettrim_jax.typing import Array
-
-
-@dataclasses.dataclass(frozen=True)
-class ADMM:
-    """How to solve: every setting of the solver and its default.
-
-    Attributes:
-      tol: largest relative gap and largest relative violation at which a solve
-        counts as converged. In float32 at least 1e-6; on layers with
-        millions of responses rounding holds the gap near 1e-4.
-      max_steps: most steps, in multiples of ``check_every``.
-      relaxation: over-relaxation, in (0, 2).
-      check_every: steps between two looks at the certificate and the step size.
-      imbalance: the step size changes when the relative primal and dual residuals
-        differ by more than this factor.
-      feasibility: weight of the primal residual in that comparison: what is priced
-        into the gap is the violation, which it brings down.
-      patience: after a change of the step size the next one waits until the number
-        of steps has grown by this factor, so that changes end (without it some
-        programs cycle for ever).
-
-    Raises:
-      MethodError: a setting is out of its range.
-
-    Example:
-      >>> import nettrim_jax as nt
-      >>> nt.ADMM(tol=1e-4).tol
-      0.0001
-    """
-
-    tol: float = 1e-3
-    max_steps: int = 20000
-    relaxation: float = 1.7
-    check_every: int = 20
-    imbalance: float = 1.5
-    feasibility: float = 2.5
-    patience: float = 1.5
-
-    def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            whole = name in ("max_steps", "check_every")
-            number = np.integer | int if whole else np.number | int | float
-            if not isinstance(value, number) or isinstance(value, bool):
-                raise MethodError(
-                    f"ADMM({name}={value!r}): expected "
-                    + ("an integer" if whole else "a number")
-                )
-        for name, good, wanted in (
-            ("tol", self.tol > 0, "a positive number"),
-            ("max_steps", self.max_steps >= 1, "at least 1"),
-            ("relaxation", 0 < self.relaxation < 2, "between 0 and 2"),
-            ("check_every", self.check_every >= 1, "at least 1"),
-            ("imbalance", self.imbalance > 1, "above 1"),
-            ("feasibility", self.feasibility > 0, "a positive number"),
-            ("patience", self.patience >= 1, "at least 1"),
-        ):
-            if not good:
-                raise MethodError(
-                    f"ADMM({name}={getattr(self, name)!r}): expected {wanted}"
-                )
 
 
 class State(NamedTuple):
@@ -113,32 +54,6 @@ class Halves(NamedTuple):
     dual: Array  # [d_out, n], a subgradient of f there
 
 
-class Stats(NamedTuple):
-    """What a reader wants to know of a solve; arrays without lanes."""
-
-    steps: Array  # [], int32
-    objective: Array  # [], g(W)
-    rho: Array  # [], the last step size
-
-
-class Certificate(NamedTuple):
-    """Proof of the answer's quality, in the units said; arrays without lanes."""
-
-    gap: Array  # [], max(|objective - lower_bound|, ||L|| distance) / objective
-    lower_bound: Array  # [], no feasible weights have a smaller penalty
-    violation: Array  # [], distance of the response to its set / ||Y_Omega||_F
-
-
-class Solution(NamedTuple):
-    """Answer, code, stats and certificate; each with a lane axis under ``vmap``."""
-
-    W: Array  # [d_in, d_out], exact zeros
-    bias: Array  # [d_out], what to add to t; zeros if the bias is fixed
-    result: Array  # [], int32, see nettrim_jax.results
-    stats: Stats
-    certificate: Certificate
-
-
 class _Loop(NamedTuple):
     state: State
     W: Array  # [d_out, d_in], the answer so far
@@ -149,7 +64,7 @@ class _Loop(NamedTuple):
     next_change: Array  # [], steps before which rho stays
 
 
-def init(program: Program, graph: Graph, scale: Array) -> State:
+def cold(program: Program, graph: Graph, scale: Array) -> State:
     """The start: zero weights, and a step size of the order of what is sought."""
     (n, d_in), d_out = program.X.shape, program.response.Y.shape[0]
     dtype = program.X.dtype
@@ -190,7 +105,27 @@ def step(
     return State(W_hat, R_hat, W, b, R, rho), Halves(W_half, R_half, dual)
 
 
-def solve(program: Program, config: ADMM | None = None) -> Solution:
+def warm(program: Program, graph: Graph, start: State, init: Solution) -> State:
+    """The state in which a solve of a like program stopped; ``start`` if it is unfit.
+
+    At a fixed point the scaled dual of the weights follows from that of the responses.
+    """
+    assert init.dual is not None
+    rho, L = init.stats.rho, init.dual.T
+    W = _stacked(program, init.W, init.bias)
+    b = matmul(W, graph.mean) + (init.bias if program.bias == "free" else 0)
+    R = matmul(W, graph.XT) + b[:, None]
+    W_hat = W + matmul(L, graph.X) / (rho * graph.metric[None, :])
+    R_hat = R - L / (rho * graph.sigma2)
+    W, b, R = linalg.project(graph, W_hat, R_hat, program.bias == "free")
+    state = State(W_hat, R_hat, W, b, R, rho)
+    fit = functools.reduce(jnp.logical_and, [jnp.isfinite(a).all() for a in state])
+    return jax.tree.map(lambda a, b: jnp.where(fit & (rho > 0), a, b), state, start)
+
+
+def solve(
+    program: Program, config: ADMM | None = None, init: Solution | None = None
+) -> Solution:
     r"""Solves one program; stack programs with ``jax.vmap``.
 
     .. math::
@@ -200,6 +135,8 @@ def solve(program: Program, config: ADMM | None = None) -> Solution:
       program: from :func:`nettrim_jax.relu_program` or
         :func:`nettrim_jax.linear_program`.
       config: the settings; ``ADMM()`` by default.
+      init: the solution of a program of the same shapes, to start from; it saves steps
+        if the programs are alike. One that is not finite is passed over.
 
     Returns:
       The solution, in the dtype of the program. ``result`` says whether the
@@ -207,6 +144,7 @@ def solve(program: Program, config: ADMM | None = None) -> Solution:
 
     Raises:
       MethodError: ``config`` is no ``ADMM``, or its ``tol`` is beyond the dtype.
+      ProgramError: ``program`` is no single program, or ``init`` of other shapes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -218,11 +156,14 @@ def solve(program: Program, config: ADMM | None = None) -> Solution:
       >>> [round(float(w), 1) for w in solution.W[:, 0]]
       [1.9, 0.9, 0.0]
     """
-    return _solve(program, _checked(config, program))
+    config = _checked(config, program)
+    if init is not None:
+        _check_init(program, init)
+    return _solve(program, config, init)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _solve(program: Program, config: ADMM) -> Solution:
+def _solve(program: Program, config: ADMM, init: Solution | None) -> Solution:
     graph = linalg.graph(program.X, program.bias == "free")
     usable = programs.finite(program)
     program = dataclasses.replace(program, X=graph.X)
@@ -236,14 +177,37 @@ def _solve(program: Program, config: ADMM) -> Solution:
     def body(loop: _Loop) -> _Loop:
         return _advance(program, graph, scale, config, loop)
 
-    start = _start(program, init(program, graph, scale), usable)
+    state = cold(program, graph, scale)
+    if init is not None:
+        state = warm(program, graph, state, init)
+    start = _start(program, state, usable)
     loop = jax.lax.while_loop(running, body, start)
     # a stale answer would look like a good one
     W = jnp.where(loop.result == results.NAN, jnp.nan, loop.W.T)
-    b = loop.b - linalg.matmul(graph.mean, W)
+    b = loop.b - matmul(graph.mean, W)
     if program.bias == "penalized":
         W, b = W[:-1], W[-1]
-    return Solution(W, b, loop.result, loop.stats, loop.certificate)
+    state = loop.state
+    dual = state.rho * graph.sigma2 * (state.R - state.R_hat)
+    return Solution(W, b, loop.result, loop.stats, loop.certificate, dual.T)
+
+
+def _stacked(program: Program, W: Array, b: Array) -> Array:
+    """A solution's weights as the loop has them, with a penalised bias's column."""
+    rows = [W, b[None, :]] if program.bias == "penalized" else [W]
+    return jnp.concatenate(rows).T
+
+
+def _check_init(program: Program, init: Solution) -> None:
+    (n, d_in), d_out = program.X.shape, program.response.Y.shape[0]
+    shape = (d_in - (program.bias == "penalized"), d_out)
+    got = getattr(init, "W", init), getattr(init, "dual", None)
+    if [getattr(a, "shape", None) for a in got] != [shape, (n, d_out)]:
+        raise ProgramError(
+            f"solve: expected init with W {list(shape)} and dual {[n, d_out]}, got "
+            f"{jax.tree.map(jnp.shape, init)}; start from what nettrim_jax.solve "
+            "returned for a program of the same shapes"
+        )
 
 
 def _start(program: Program, state: State, usable: Array) -> _Loop:

@@ -11,17 +11,27 @@ import jax
 import jax.numpy as jnp
 
 from nettrim_jax import admm, refitting
-from nettrim_jax.admm import ADMM, Solution
 from nettrim_jax.programs import Program
+from nettrim_jax.settings import ADMM
+from nettrim_jax.solutions import Solution
 
 # products of this many terms take a CPU core longer than to be started
 SMALL = 2**14
 
 
 @functools.partial(jax.jit, static_argnames=("config", "chunk"))
-def solve_stack(program: Program, config: ADMM, chunk: int) -> Solution:
-    """Solves a stack of programs, at most ``chunk`` lanes at a time."""
-    return _by_lanes(lambda one: admm.solve(one, config), program, chunk)
+def solve_stack(
+    program: Program, config: ADMM, chunk: int, before: Solution | None = None
+) -> Solution:
+    """Solves a stack of programs, at most ``chunk`` lanes at a time.
+
+    ``before`` holds what lanes of a like stack ended with.
+    """
+
+    def solve(lane: tuple[Program, Solution | None]) -> Solution:
+        return admm.solve(lane[0], config, lane[1])
+
+    return _by_lanes(solve, (program, before), chunk)
 
 
 @functools.partial(jax.jit, static_argnames="chunk")
@@ -34,6 +44,10 @@ def refit_stack(program: Program, solution: Solution, chunk: int) -> Solution:
         return answer._replace(W=W, bias=b)
 
     return _by_lanes(refit, (program, solution), chunk)
+
+
+def _joined(stacks: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *stacks)
 
 
 def _by_lanes(function: Callable, stack: Any, chunk: int) -> Any:
@@ -72,6 +86,7 @@ def solve_all(
     config: ADMM,
     memory: int,
     done: Callable[[int], None] = lambda stacks: None,
+    before: Sequence[Solution | None] | None = None,
 ) -> list[Solution]:
     """Solves every stack; stacks of one shape are solved in one call.
 
@@ -80,6 +95,7 @@ def solve_all(
       config: the solver's settings.
       memory: bytes that one call may take.
       done: called after each bucket with how many stacks are solved by then.
+      before: solutions of like stacks to start from.
 
     Returns:
       The solutions, in the order of ``stacks``.
@@ -91,11 +107,10 @@ def solve_all(
         buckets.setdefault((tree, shapes), []).append(i)
     out: dict[int, Solution] = {}
     for members in buckets.values():
-        joined = jax.tree.map(
-            lambda *parts: jnp.concatenate(parts), *(stacks[i] for i in members)
-        )
+        joined = _joined([stacks[i] for i in members])
+        starts = None if before is None else _joined([before[i] for i in members])
         chunk = lanes_at_once(joined, memory)
-        solution = solve_stack(joined, config, chunk)
+        solution = solve_stack(joined, config, chunk, starts)
         start = 0
         for i in members:
             stop = start + stacks[i].X.shape[0]

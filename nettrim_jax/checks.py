@@ -3,6 +3,7 @@
 Knows values and messages only.
 """
 
+import math
 import warnings
 from typing import Any
 
@@ -11,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import results as codes
-from nettrim_jax.admm import ADMM
 from nettrim_jax.programs import known
 from nettrim_jax.report import Report
 from nettrim_jax.results import BatchError, MethodError, SolveError
+from nettrim_jax.settings import ADMM
 from nettrim_jax.tracing import is_array
 from nettrim_jax.typing import Array, ArrayLike
 
@@ -22,7 +23,7 @@ MODES = ("parallel", "cascade")
 ON_FAILURE = ("raise", "warn", "keep")
 
 
-def settings(
+def arguments(
     mode: str,
     solver: ADMM | None,
     rows: int,
@@ -132,6 +133,21 @@ def converged(report: Report, on_failure: str, solver: ADMM) -> None:
     """Raises or warns, as asked, if a layer's solve did not converge."""
     failed = [site for site in report.sites if int(site.result) not in codes.GOOD]
     if not failed or on_failure == "keep":
+        return
+    by_rule = [site for site in failed if math.isnan(float(site.violation))]
+    if by_rule:
+        paths = ", ".join(site.path for site in by_rule)
+        text = (
+            f"{len(by_rule)} of {len(report.sites)} layers met what is not a number: "
+            f"{paths}. Either the network's values on this batch overflow, or the "
+            "inputs' second moments are singular and want SparseGPT(damping=...); "
+            "or take on_failure='keep' to leave such layers as trained"
+        )
+        if on_failure == "raise":
+            raise SolveError(text)
+        warnings.warn(text, stacklevel=3)
+    failed = [site for site in failed if site not in by_rule]
+    if not failed:
         return
     lines = [
         f"{site.path}: {site.message} (gap {float(site.gap):.1e}, violation "

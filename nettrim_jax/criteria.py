@@ -9,6 +9,7 @@ Knows arrays and patterns only.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -104,7 +105,8 @@ class SparseGPT(Rule):
     With :math:`H = X^\top X + \lambda I` and :math:`U` the upper Cholesky factor of
     :math:`H^{-1}`, weights are chosen within blocks of inputs by least
     :math:`W_{ij}^2 / U_{ii}^2`, and removing :math:`W_{ij}` moves those behind it by
-    :math:`-W_{ij} U_{ik} / U_{ii}`. (Frantar and Alistarh, 2023.)
+    :math:`-W_{ij} U_{ik} / U_{ii}`. Inputs that are zero on every row lose their
+    weights, even beyond the pattern. (Frantar and Alistarh, 2023.)
 
     Attributes:
       pattern: ``Sparsity`` or ``NM``.
@@ -134,10 +136,13 @@ class SparseGPT(Rule):
                 f"SparseGPT({self.pattern!r}): expected Sparsity or NM; it removes "
                 "weights one by one, not in groups"
             )
-        if not self.damping >= 0 or self.block < 1:
+        damping, block = self.damping, self.block
+        number = isinstance(damping, int | float) and 0 <= damping < math.inf
+        whole = isinstance(block, int) and not isinstance(block, bool)
+        if not number or not whole or block < 1:
             raise MethodError(
-                f"SparseGPT(damping={self.damping!r}, block={self.block!r}): expected "
-                "a number of at least 0 and an integer of at least 1"
+                f"SparseGPT(damping={damping!r}, block={block!r}): expected a finite "
+                "number of at least 0 and an integer of at least 1"
             )
 
     def answer(self, W: Array, gram: Array | None) -> Array:
@@ -196,10 +201,14 @@ def _remove_groups(W: Array, U: Array, pattern: NM) -> tuple[Array, Array]:
     U = jnp.pad(U, ((0, 0), (0, missing), (0, missing)))
     U = U + jnp.diag((jnp.arange(d_in + missing) >= d_in).astype(U.dtype))[None]
 
-    def choose(i: Array, W: Array, keep: Array) -> Array:
+    def anew(i: Array, W: Array, keep: Array) -> Array:
         costs = jax.lax.dynamic_slice_in_dim(_costs(W, U), i, pattern.m, axis=1)
-        new = jax.lax.dynamic_update_slice_in_dim(keep, pattern.keep(costs), i, axis=1)
-        return jnp.where(i % pattern.m == 0, new, keep)
+        return jax.lax.dynamic_update_slice_in_dim(keep, pattern.keep(costs), i, axis=1)
+
+    def choose(i: Array, W: Array, keep: Array) -> Array:
+        return jax.lax.cond(
+            i % pattern.m == 0, anew, lambda i, W, keep: keep, i, W, keep
+        )
 
     W, errors = _remove(W, U, jnp.ones(W.shape, bool), choose)
     return W[:, :d_in], errors[:, :d_in]

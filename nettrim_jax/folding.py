@@ -87,8 +87,8 @@ class Folding:
     def members(self, sizes: Array) -> Array:
         """Which rows meet which lane of a ragged operation, ``[b, n]`` bool."""
         ends = jnp.cumsum(sizes)[:, None]
-        row = jnp.arange(self.rows)[None, :]
-        return (row < ends) & (row >= ends - sizes[:, None])
+        row = jnp.arange(self.rows, dtype=ends.dtype)[None, :]
+        return (row < ends) & (row >= ends - sizes[:, None].astype(ends.dtype))
 
     def weight(self, index: Any, loops: int) -> Any:
         """An array of the weight's layout as ``[*loops, b, d_in, d_out]``."""
@@ -223,7 +223,8 @@ def _fold_conv(op: Op, side: int, rhs: Any, out: Any) -> Folding | str:
         d_out=rhs.shape[rhs_spec[0]] // lanes,
         row_shape=row_shape,
         side=1,
-        weight_order=tuple(rhs_spec),
+        # channels innermost: consecutive inputs are one place's, as N:M wants them
+        weight_order=(rhs_spec[0], *rhs_spec[2:], rhs_spec[1]),
         inputs_order=(),
         result_order=(*row_axes, out_spec[1]),
         labels=tuple(labels),
@@ -257,6 +258,7 @@ def _windows(folding: Folding, A: Array, pick: Array) -> Array:
             A, [sample, zero, *start], [1, A.shape[1], *extent]
         )[0]
         out = out[(slice(None), *(slice(None, None, d) for d in dilation))]
-        return out.reshape(folding.lanes, folding.d_in)
+        out = out.reshape(folding.lanes, -1, *out.shape[1:])
+        return jnp.moveaxis(out, 1, -1).reshape(folding.lanes, folding.d_in)
 
     return jax.vmap(window, out_axes=1)(pick)

@@ -14,12 +14,12 @@ import numpy as np
 
 from nettrim_jax import masks, programs, results
 from nettrim_jax.activations import Activation
-from nettrim_jax.admm import Solution
 from nettrim_jax.criteria import Rule
 from nettrim_jax.linalg import matmul
 from nettrim_jax.masks import Entries
 from nettrim_jax.methods import NetTrim
 from nettrim_jax.programs import Program
+from nettrim_jax.solutions import Solution
 from nettrim_jax.typing import Array
 
 
@@ -114,24 +114,53 @@ def write(
     return leaf, masks.write(place.bias, new)
 
 
-@functools.partial(jax.jit, static_argnames=("rule", "held"))
+@functools.partial(jax.jit, static_argnames=("rule", "layers", "held", "keep"))
 def by_rule(
-    rule: Rule, trained: Place, place: Place, seen: Activation, held: int
+    rule: Rule,
+    trained: Place,
+    place: Place,
+    seen: Activation,
+    layers: int,
+    held: int,
+    keep: bool,
 ) -> tuple[Array, Array]:
-    """The leaf with what a rule leaves of the trained weights, and a result code.
+    """The leaf with what a rule leaves of the trained weights; a code per lane.
 
-    The second moments are those of all rows but the ones held out.
+    The second moments are those of all rows but the ones held out. The lanes belong to
+    so many ``layers``, whose patterns are apart: the steps of a loop. ``keep`` leaves
+    those that are not finite as they were.
     """
     old = masks.read(trained.weights)
     W, gram = old.astype(seen.X.dtype), seen.gram
+    out, rest = split(seen.X.shape[1], held)
+    use = jnp.ones(W.shape[:1], bool)
     if gram is not None:
-        out, _ = split(seen.X.shape[1], held)
-        X = jnp.where(seen.valid[:, out, None], seen.X[:, out], 0)
-        gram = gram - matmul(X.transpose(0, 2, 1), X)
-    new = rule.answer(W, gram)
-    good = jnp.all(jnp.isfinite(new))
-    leaf = masks.write(place.weights, jnp.where(good, new, W))
-    return leaf, jnp.where(good, results.DIRECT, results.NAN).astype(jnp.int32)
+        gram = _without(gram, jnp.where(seen.valid[:, out, None], seen.X[:, out], 0))
+        # without a row that counted nothing is known of the weights: they stay
+        use = jnp.any(seen.valid[:, rest], axis=1)
+
+    def apart(a: Array) -> Array:
+        return a.reshape(layers, -1, *a.shape[1:])
+
+    new = jax.vmap(rule.answer)(*jax.tree.map(apart, (W, gram))).reshape(W.shape)
+    good = jnp.isfinite(new).all((1, 2))
+    answers = jnp.where(seen.valid[:, :, None], seen.P, 0)
+    for a in (answers, gram):
+        good &= True if a is None else jnp.isfinite(a).all((1, 2))
+    use = use & (good | (not keep))
+    new = jnp.where(use[:, None, None], new, W)
+    # what a rule lets stay keeps every bit
+    leaf = masks.write(place.weights, jnp.where(new == W, old, new.astype(old.dtype)))
+    result = jnp.where(good, results.DIRECT, results.NAN).astype(jnp.int32)
+    return leaf, result
+
+
+def _without(gram: Array, X: Array) -> Array:
+    """Second moments less those of some rows; rounding leaves no input alive."""
+    left = gram - matmul(X.transpose(0, 2, 1), X)
+    before, after = (jnp.diagonal(a, axis1=1, axis2=2) for a in (gram, left))
+    live = after > 64 * jnp.finfo(gram.dtype).eps * before
+    return jnp.where(live[:, :, None] & live[:, None, :], left, 0)
 
 
 @functools.partial(jax.jit, static_argnames=("relu", "held"))

@@ -15,7 +15,7 @@ from jax.tree_util import register_dataclass
 
 from nettrim_jax.activations import Activation
 from nettrim_jax.criteria import Rule
-from nettrim_jax.patterns import Pattern
+from nettrim_jax.patterns import NM, Pattern, Sparsity
 from nettrim_jax.penalties import L1, Penalty
 from nettrim_jax.programs import (
     BIASES,
@@ -48,8 +48,8 @@ class NetTrim:
     at the same budget. (Candès, Wakin and Boyd, 2008.)
 
     With ``refit`` the weights that are left then take the values whose response is
-    nearest to the trained one: the same zeros, no shrinkage, and an error that is no
-    larger and often half as large. The certificate speaks of the program's answer.
+    nearest to the trained one: the same zeros, no shrinkage, an error still within the
+    budget and usually about half of it. The certificate speaks of the program's answer.
 
     In cascade mode, a layer that pruned ones feed has ``X`` from the pruned network,
     :math:`\epsilon = \sqrt\gamma \, \|(X W_0 + t - Y)_\Omega\|_F` and the limit
@@ -244,9 +244,10 @@ def assign(
 
 def _checked(value: Any, where: str) -> Method:
     if isinstance(value, Pattern):
+        rule = "SparseGPT" if isinstance(value, Sparsity | NM) else "Wanda"
         raise MethodError(
             f"{where}: expected a method, got the pattern {value!r}; say how to get "
-            f"there, for example nettrim_jax.SparseGPT({value!r})"
+            f"there, for example nettrim_jax.{rule}({value!r})"
         )
     if not isinstance(value, Method):
         raise MethodError(

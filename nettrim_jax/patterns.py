@@ -4,6 +4,10 @@ A pattern is hashable configuration with an exact choice: ``keep(score)`` marks,
 scores ``[b, d_in, d_out]``, the highest ones that the pattern allows; ties go to what
 comes first. Scores of weights are energies (squares), so that a group's is their sum.
 
+The lanes of one operation (groups, heads, experts) share a pattern's count. A unit's
+inputs are in the order of the folded problem; a convolution's are one channel at one
+place of the window each, all channels of a place side by side.
+
 Knows arrays only.
 """
 
@@ -75,6 +79,9 @@ class Sparsity:
 @dataclasses.dataclass(frozen=True)
 class NM:
     """At most ``n`` of every ``m`` consecutive weights of a unit, along its inputs.
+
+    In a convolution these are channels at one place of the window, if ``m`` divides
+    their number.
 
     Attributes:
       n: how many are left, at least 0.
@@ -214,6 +221,8 @@ class Neurons:
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """A share of the inputs is not used: whole rows of ``W`` are zero.
+
+    An input of a convolution is one channel at one place of the window.
 
     Attributes:
       level: the share, in [0, 1]; ``round(level * inputs)`` of them are not used.

@@ -24,7 +24,6 @@ from nettrim_jax import (
 )
 from nettrim_jax import progress as bars
 from nettrim_jax.activations import Activation, capture, gather
-from nettrim_jax.admm import ADMM
 from nettrim_jax.loading import Part, Weights
 from nettrim_jax.methods import Method
 from nettrim_jax.programs import known
@@ -32,6 +31,7 @@ from nettrim_jax.progress import Progress
 from nettrim_jax.report import Report, SiteReport, deviation_of
 from nettrim_jax.results import ParamsError
 from nettrim_jax.selection import Selector
+from nettrim_jax.settings import ADMM
 from nettrim_jax.solving import Settings, prune_sites
 from nettrim_jax.tracing import Graph, is_array, require_sites
 from nettrim_jax.typing import ApplyFn, Array, Batch, Params
@@ -126,7 +126,7 @@ def prune(
       >>> bool(pruned.report.sites[0].error <= 0.3 + 1e-3)
       True
     """
-    solver = checks.settings(mode, solver, rows, held_out, on_failure, memory)
+    solver = checks.arguments(mode, solver, rows, held_out, on_failure, memory)
     checks.finite("params", params, ParamsError)
     parts = loading.parts(apply_fn, params, batch, checks.random_key(key), weights)
     first = next(parts)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from nettrim_jax import batching, layers
 from nettrim_jax.activations import Activation
-from nettrim_jax.admm import ADMM, Solution
 from nettrim_jax.criteria import Rule
 from nettrim_jax.layers import Measured, Place
 from nettrim_jax.masks import Entries
@@ -19,6 +18,8 @@ from nettrim_jax.methods import Method, NetTrim
 from nettrim_jax.programs import Program
 from nettrim_jax.report import SiteReport
 from nettrim_jax.results import ProgramError
+from nettrim_jax.settings import ADMM
+from nettrim_jax.solutions import Solution
 from nettrim_jax.tracing import Graph, Site
 from nettrim_jax.typing import Array
 
@@ -64,7 +65,8 @@ def prune_sites(
     solved = {k: job for k, job in jobs.items() if isinstance(job.method, NetTrim)}
     made = [job.program(old, fed) for job in solved.values()]
     stacks = [program for program, _ in made]
-    solutions = _solve(list(solved.values()), stacks, settings)
+    methods = [m for m in asked.values() if isinstance(m, NetTrim)]
+    solutions = _solve(methods, stacks, settings)
     answers = {
         k: (solution, budget)
         for k, solution, (_, budget) in zip(solved, solutions, made, strict=True)
@@ -72,7 +74,7 @@ def prune_sites(
     return {
         k: _finish(job, old, new, *answers[k], settings.keep)
         if k in answers
-        else _by_rule(job, old, new)
+        else _by_rule(job, old, new, settings.keep)
         for k, job in jobs.items()
     }
 
@@ -117,18 +119,18 @@ class _Job(NamedTuple):
 
 
 def _solve(
-    jobs: Sequence[_Job], stacks: Sequence[Program], settings: Settings
+    methods: Sequence[NetTrim], stacks: Sequence[Program], settings: Settings
 ) -> list[Solution]:
     """All sites' programs, again reweighted and refitted as their methods ask."""
     solver, memory = settings.solver, settings.memory
     solutions = batching.solve_all(
         stacks, solver, memory, lambda solved: settings.show(solved, "solving")
     )
-    methods = [job.method for job in jobs if isinstance(job.method, NetTrim)]
     for again in range(1, max((m.rounds for m in methods), default=1)):
         mine = [i for i, m in enumerate(methods) if m.rounds > again]
         next_ones = [layers.reweight(stacks[i], solutions[i]) for i in mine]
-        answers = batching.solve_all(next_ones, solver, memory)
+        starts = [solutions[i] for i in mine]
+        answers = batching.solve_all(next_ones, solver, memory, before=starts)
         for i, answer in zip(mine, answers, strict=True):
             solutions[i] = answer
     for i, m in enumerate(methods):
@@ -166,17 +168,25 @@ def _finish(
     )
 
 
-def _by_rule(job: _Job, old: list[Array], new: list[Array]) -> SiteReport:
+def _by_rule(job: _Job, old: list[Array], new: list[Array], keep: bool) -> SiteReport:
     """Writes what a rule leaves of one site into ``new`` and says what it is."""
     assert isinstance(job.method, Rule)
+    lanes = job.site.uses[0].folding.lanes
     leaf, result = layers.by_rule(
-        job.method, job.place(old), job.place(new), job.seen, job.held
+        job.method,
+        job.place(old),
+        job.place(new),
+        job.seen,
+        job.site.index.shape[0] // lanes,
+        job.held,
+        keep,
     )
     new[job.site.leaf] = leaf
     measured = layers.measure(job.place(old), job.seen, leaf, None, job.relu, job.held)
     none, steps = jnp.full((), jnp.nan), jnp.zeros((), jnp.int32)
     figures = {"epsilon": none, "gap": none, "violation": none}
-    return _entry(job, measured, result=result, steps=steps, **figures)
+    # NaN has the smaller code of the two
+    return _entry(job, measured, result=jnp.min(result), steps=steps, **figures)
 
 
 def _entry(job: _Job, measured: Measured, **figures: Array) -> SiteReport:

@@ -11,7 +11,7 @@ from problems import data_file, inputs
 
 import nettrim_jax as nt
 from nettrim_jax.layers import split
-from nettrim_jax.results import DIRECT, MethodError
+from nettrim_jax.results import DIRECT, BatchError, MethodError, SolveError
 
 RULES = [
     nt.Magnitude(nt.Sparsity(0.6)),
@@ -181,6 +181,104 @@ def test_layers_of_every_kind(name):
         assert 0 < float(site.error) < 0.8
 
 
+def test_steps_of_a_loop_are_layers_apart():
+    """A network in a loop is pruned as the same one written out."""
+    W = models.normal(2, 8, 8) * jnp.asarray([1, 0.01], "float32")[:, None, None]
+
+    def looped(W, x):
+        return jax.lax.scan(lambda h, w: (jax.nn.relu(h @ w), None), x, W)[0]
+
+    def flat(W, x):
+        return jax.nn.relu(jax.nn.relu(x @ W[0]) @ W[1])
+
+    x = models.data(100, 8)
+    for rule in RULES:
+        loop, out = (
+            nt.prune(W, apply_fn, x, method=rule, held_out=0.0).params
+            for apply_fn in (looped, flat)
+        )
+        np.testing.assert_allclose(loop, out, atol=1e-5)
+
+
+def test_a_weight_that_a_loop_shares_has_the_moments_of_all_steps():
+    w, x = models.normal(8, 8), models.data(50, 8)
+
+    def looped(w, x):
+        return jax.lax.scan(lambda h, _: (jnp.tanh(h @ w), None), x, None, 3)[0]
+
+    rule, seen = nt.SparseGPT(nt.Sparsity(0.5)), [x]
+    for _ in range(2):
+        seen.append(jnp.tanh(jnp.matmul(seen[-1], w, precision="highest")))
+    got = nt.prune(w, looped, x, method=rule, held_out=0.0).params
+    every = np.concatenate(seen).astype(float)
+    want = answer(rule, np.asarray(w, float)[None], every[None])[0]
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_what_no_row_reaches_stays_as_it_is():
+    params = {"a": models.normal(8, 8), "b": models.normal(8, 8, seed=1)}
+
+    def apply_fn(p, x):
+        return jax.lax.cond(
+            jnp.mean(x) > 10, lambda x: x @ p["a"], lambda x: x @ p["b"], x
+        )
+
+    experts, x = models.normal(3, 8, 6), models.data(50, 8)
+
+    def routed(W, x):
+        return jax.lax.ragged_dot(x, W, jnp.array([30, 20, 0], "int32"))
+
+    for rule in RULES[2:]:
+        new = nt.prune(params, apply_fn, x, method=rule).params
+        np.testing.assert_array_equal(new["a"], params["a"])
+        assert not np.array_equal(new["b"], params["b"])
+        new = nt.prune(experts, routed, x, method=rule).params
+        np.testing.assert_array_equal(new[2], experts[2])
+
+
+def test_padding_has_no_part_in_the_moments():
+    model, rule = models.get("square"), nt.SparseGPT(nt.Sparsity(0.5))
+    x = jnp.concatenate([model.batch, 100 * models.data(9, 8, seed=5)])
+    weights = jnp.arange(len(x)) < len(model.batch)
+    settings = {"method": rule, "held_out": 0.0}
+    padded = nt.prune(model.params, model.apply_fn, x, weights=weights, **settings)
+    plain = nt.prune(model.params, model.apply_fn, model.batch, **settings)
+    for one, two in zip(
+        jax.tree.leaves(padded.params), jax.tree.leaves(plain.params), strict=True
+    ):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+def test_not_a_number_is_no_success():
+    W, x = models.normal(8, 8), models.data(50, 8)
+
+    def overflows(w, x):
+        return (x * 1e38) @ w * 1e5
+
+    for rule in RULES:
+        with pytest.raises(SolveError, match="1 of 1 layers met what is not a number"):
+            nt.prune(W, overflows, x, method=rule)
+        kept = nt.prune(W, overflows, x, method=rule, on_failure="keep").params
+        np.testing.assert_array_equal(kept, W)
+    twice = jnp.concatenate([x, x], axis=1)
+    bare = nt.SparseGPT(nt.Sparsity(0.5), damping=0.0)
+    with pytest.raises(SolveError, match="singular and want SparseGPT"):
+        nt.prune(models.normal(16, 4), lambda w, x: x @ w, twice, method=bare)
+
+
+def test_nm_is_along_the_channels_of_a_convolution():
+    w, x = models.normal(3, 3, 8, 5), models.data(4, 6, 6, 8)
+
+    def apply_fn(w, x):
+        return jax.lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    new = np.asarray(nt.prune(w, apply_fn, x, method=nt.Wanda(nt.NM(2, 4))).params)
+    counts = (new.reshape(3, 3, 2, 4, 5) != 0).sum(axis=3)
+    assert (counts == 2).all()
+
+
 def test_moments_are_sums_over_every_row_of_a_stream():
     """As many as fit are kept for the report; the moments are of all."""
     model = models.get("square")
@@ -226,6 +324,7 @@ def test_prune_by_a_rule_under_jit():
     "method, says",
     [
         (nt.Sparsity(0.9), "got the pattern.*nettrim_jax.SparseGPT"),
+        (nt.Neurons(0.9), "got the pattern.*nettrim_jax.Wanda"),
         (nt.Wanda(nt.NM(2, 3)), "0/w: NM.*3 does not divide the 8 inputs"),
     ],
 )
@@ -242,11 +341,21 @@ def test_refusals_of_prune(method, says):
         (lambda: nt.SparseGPT(nt.Neurons(0.5)), "expected Sparsity or NM"),
         (lambda: nt.SparseGPT(nt.NM(2, 4), damping=-1), "damping=-1"),
         (lambda: nt.SparseGPT(nt.NM(2, 4), block=0), "block=0"),
+        (lambda: nt.SparseGPT(nt.NM(2, 4), block=2.5), "block=2.5.*an integer"),
+        (lambda: nt.SparseGPT(nt.NM(2, 4), damping="x"), "damping='x'"),
+        (lambda: nt.SparseGPT(nt.NM(2, 4), damping=np.inf), "damping=inf"),
     ],
 )
 def test_refusals(make, says):
     with pytest.raises(MethodError, match=says):
         make()
+
+
+def test_padding_behind_a_router_cannot_be_told():
+    model = models.get("ragged-experts")
+    weights = np.ones(len(model.batch))
+    with pytest.raises(BatchError, match="ragged_dot are sorted by group"):
+        nt.prune(model.params, model.apply_fn, model.batch, weights=weights)
 
 
 # ---- the official codes on real layers (their errors after the ReLU, on test images)

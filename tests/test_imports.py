@@ -24,7 +24,10 @@ ORDER = [
     "patterns",
     "criteria",
     "programs",
+    "settings",
+    "solutions",
     "admm",
+    "paths",
     "refitting",
     # the network as a program: no solver
     "jaxprs",

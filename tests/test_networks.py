@@ -29,7 +29,7 @@ def few(examples):
 
 
 def folded_problems_are_the_operations(seed):
-    if seed % 50 == 0:  # hundreds of programs take more mappings than a process has
+    if seed % 50 == 0:  # hundreds of programs take more mappings than a process may
         jax.clear_caches()
     params, apply_fn, x = network(seed)
     graph, leaves = trace(apply_fn, params, x), jax.tree.leaves(params)

@@ -151,13 +151,13 @@ prune_deep = functools.partial(
 @pytest.mark.parametrize("rows", [40, pytest.param(44, marks=pytest.mark.slow)])
 def test_20_layers_in_3_shapes_compile_the_solver_3_times(monkeypatch, rows):
     traces = []
-    init = admm.init
+    cold = admm.cold
 
     def counted(program, *rest):
         traces.append((program.X.shape, program.response.Y.shape))
-        return init(program, *rest)
+        return cold(program, *rest)
 
-    monkeypatch.setattr(admm, "init", counted)
+    monkeypatch.setattr(admm, "cold", counted)
     before = batching.solve_stack._cache_size()
     x = models.data(rows, 5)
     if rows == 40:  # traces all there is and compiles nothing

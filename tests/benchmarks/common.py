@@ -3,20 +3,15 @@
 import pathlib
 import sys
 
-import jax
-import jax.numpy as jnp
+import nettrim_jax as nt
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 
-def magnitude(params, mask):
-    """The largest weights of each pruned leaf, as many as the mask keeps."""
-
-    def cut(leaf, kept):
-        zeros = leaf.size - int(kept.sum())
-        if leaf.ndim < 2 or not zeros:
-            return leaf
-        least = jnp.sort(jnp.abs(leaf).ravel())[zeros : zeros + 1]
-        return jnp.where(jnp.abs(leaf) >= least, leaf, 0) if len(least) else 0 * leaf
-
-    return jax.tree.map(cut, params, mask)
+def magnitude(params, apply_fn, batch, report):
+    """The largest weights of each layer, as many as the report has non-zeros."""
+    method = {
+        f"^{site.path}$": nt.Magnitude(nt.Sparsity(float(site.sparsity)))
+        for site in report.sites
+    }
+    return nt.prune(params, apply_fn, batch, method=method).params

@@ -81,7 +81,9 @@ def main():
                 jax.block_until_ready(pruned)
                 seconds = time.perf_counter() - start
                 ours = accuracy(pruned.params)
-                theirs = accuracy(magnitude(params, pruned.mask))
+                theirs = accuracy(
+                    magnitude(params, apply_fn, train[rows], pruned.report)
+                )
                 print(
                     f"| {mode} | {rounds} | {epsilon} "
                     f"| {100 * float(pruned.report.sparsity):.1f} % "

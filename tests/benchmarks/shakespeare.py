@@ -148,7 +148,7 @@ def main():
                 on_failure="warn",
             )
             seconds = time.perf_counter() - start
-            other = magnitude(params, pruned.mask)
+            other = magnitude(params, apply_fn, pieces, pruned.report)
             print(
                 f"| {mode} | {epsilon} | {100 * float(pruned.report.sparsity):.1f} % "
                 f"| {float(loss(pruned.params, test)):.3f} "

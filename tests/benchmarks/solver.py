@@ -165,7 +165,7 @@ def step_cost(rows, repeats, length=20):
     one = program(next(lenet(rows, EPSILONS[0])), jnp.float32)
     graph = jax.jit(linalg.graph, static_argnums=1)(one.X, True)
     one = dataclasses.replace(one, X=graph.X)
-    state = jax.jit(admm.init)(one, graph, one.response.scale())
+    state = jax.jit(admm.cold)(one, graph, one.response.scale())
     R = jax.random.normal(jax.random.key(0), one.response.Y.shape, jnp.float32)
 
     @jax.jit
