@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
+from limits import free_mappings
 
 import nettrim_jax as nt
 
 EPSILON, GAMMA, TOL = 0.1, 1.1, nt.ADMM().tol
+SLOW = pytest.mark.slow
 # name: shape of a sample, layers (units; a tuple is a convolution's channels, window
 # and stride), whether there are biases, and scales as of a batch norm
 NETWORKS = {
@@ -25,7 +27,7 @@ NETWORKS = {
     "conv2d-scaled": ((8, 8, 3), ((8, 3, 2), (12, 3, 2), 16, 6), True, True),
     "conv-deep": ((12, 3), ((8, 3, 1), (8, 3, 1), (8, 3, 1), 6), False, True),
 }
-FAST = ["three", "conv2d-scaled"]
+FAST = ["three"]
 NAMES = pytest.mark.parametrize(
     "name",
     [
@@ -118,7 +120,7 @@ def bound(name):
 
 
 @NAMES
-@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("refit", [False, pytest.param(True, marks=SLOW)])
 def test_deviation_is_within_the_theorems_bound(name, refit):
     found = report(name, "cascade", refit)
     assert all(int(site.result) == nt.results.CONVERGED for site in found.sites)
@@ -133,7 +135,7 @@ def test_the_bound_is_not_idle():
 
 def deviation(name, mode):
     """Of a network of the registry, all that can be pruned of it."""
-    jax.clear_caches()  # so many networks take more mappings than a process may
+    free_mappings()
     model = models.get(name)
     return float(
         nt.prune(

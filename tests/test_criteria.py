@@ -21,6 +21,11 @@ RULES = [
     nt.SparseGPT(nt.Sparsity(0.6)),
     nt.SparseGPT(nt.NM(2, 4, pad=True)),
 ]
+SLOW = pytest.mark.slow
+MARKED = [
+    rule if i in (2, 5) else pytest.param(rule, marks=SLOW)
+    for i, rule in enumerate(RULES)
+]
 
 
 def layer(d_in=12, d_out=5, n=40, lanes=2, kind="correlated", seed=0):
@@ -63,7 +68,7 @@ def obs(w, H, gone):
     return w
 
 
-@pytest.mark.parametrize("block", [1, 5, 128])
+@pytest.mark.parametrize("block", [pytest.param(1, marks=SLOW), 5, 128])
 @pytest.mark.parametrize("pattern", [nt.Sparsity(0.6), nt.NM(2, 4)])
 def test_sparsegpt_is_sequential_optimal_brain_surgery(pattern, block):
     W, X = layer()
@@ -126,8 +131,8 @@ def test_inputs_that_are_zero_get_no_weight():
 # ---- through prune
 
 
-@pytest.mark.parametrize("mode", ["parallel", "cascade"])
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("mode", ["parallel", pytest.param("cascade", marks=SLOW)])
+@pytest.mark.parametrize("rule", MARKED, ids=repr)
 def test_prune_gives_the_rules_answer(rule, mode):
     """The first layer's, on all rows but those held out, whatever the batches."""
     model = models.get("square")
@@ -168,7 +173,14 @@ def test_held_out_rows_have_no_part_in_the_moments():
 
 
 @pytest.mark.parametrize(
-    "name", ["grouped", "scan-of-layers", "ragged-experts", "siamese", "bfloat16"]
+    "name",
+    [
+        "ragged-experts",
+        *(
+            pytest.param(name, marks=SLOW)
+            for name in ("grouped", "scan-of-layers", "siamese", "bfloat16")
+        ),
+    ],
 )
 def test_layers_of_every_kind(name):
     model = models.get(name)
@@ -192,7 +204,7 @@ def test_steps_of_a_loop_are_layers_apart():
         return jax.nn.relu(jax.nn.relu(x @ W[0]) @ W[1])
 
     x = models.data(100, 8)
-    for rule in RULES:
+    for rule in RULES[1::2]:
         loop, out = (
             nt.prune(W, apply_fn, x, method=rule, held_out=0.0).params
             for apply_fn in (looped, flat)
@@ -228,7 +240,7 @@ def test_what_no_row_reaches_stays_as_it_is():
     def routed(W, x):
         return jax.lax.ragged_dot(x, W, jnp.array([30, 20, 0], "int32"))
 
-    for rule in RULES[2:]:
+    for rule in RULES[3:5]:
         new = nt.prune(params, apply_fn, x, method=rule).params
         np.testing.assert_array_equal(new["a"], params["a"])
         assert not np.array_equal(new["b"], params["b"])
@@ -249,6 +261,7 @@ def test_padding_has_no_part_in_the_moments():
         np.testing.assert_allclose(one, two, atol=1e-4)
 
 
+@SLOW
 def test_not_a_number_is_no_success():
     W, x = models.normal(8, 8), models.data(50, 8)
 

@@ -14,7 +14,11 @@ from nettrim_jax.results import CONVERGED, ProgramError
 TIGHT = nt.ADMM(tol=1e-6)
 names = pytest.mark.parametrize(
     "name",
-    [name for name in helpers.FAST if not name.startswith(("lenet", "epsilon"))],
+    [
+        name if i % 4 == 0 else pytest.param(name, marks=pytest.mark.slow)
+        for i, name in enumerate(helpers.FAST)
+        if not name.startswith(("lenet", "epsilon"))
+    ],
 )
 
 
@@ -36,6 +40,7 @@ def test_a_solution_is_a_fixed_point(name):
     )
 
 
+@pytest.mark.slow
 def test_a_warm_start_ends_at_the_optimum_sooner():
     cold, warm = 0, 0
     for name in helpers.FAST:
@@ -74,7 +79,13 @@ def test_a_start_that_is_not_finite_is_passed_over():
     np.testing.assert_array_equal(found.W, first.W)
 
 
-@pytest.mark.parametrize("bias", ["fixed", "free", "penalized"])
+@pytest.mark.parametrize(
+    "bias",
+    [
+        "free",
+        *(pytest.param(b, marks=pytest.mark.slow) for b in ("fixed", "penalized")),
+    ],
+)
 def test_a_path_is_its_solves(bias):
     base = helpers.problem("tall-zero_columns-relu-free-0.2")
     base = dataclasses.replace(base, bias=bias)

@@ -13,7 +13,7 @@ from nettrim_jax.results import MethodError
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 13), st.integers(1, 9))
 levels = st.floats(0, 1)
-QUICK = settings(max_examples=30, deadline=None, derandomize=True, database=None)
+QUICK = settings(max_examples=10, deadline=None, derandomize=True, database=None)
 
 
 def scores(shape, seed, ties):

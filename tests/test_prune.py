@@ -79,7 +79,9 @@ def test_params_keep_tree_shapes_and_dtypes(name):
 
 
 @MODELS
-@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+@pytest.mark.parametrize(
+    "mode", ["parallel", pytest.param("cascade", marks=pytest.mark.slow)]
+)
 def test_where_all_is_kept_every_bit_stays(name, mode):
     model = models.get(name)
     answer = nt.prune(

@@ -63,7 +63,13 @@ def best(p, j, w, b):
     return found.fun
 
 
-@pytest.mark.parametrize("p", PROBLEMS, ids=ids)
+MARKED = [
+    p if i % 3 == 0 else pytest.param(p, marks=pytest.mark.slow)
+    for i, p in enumerate(PROBLEMS)
+]
+
+
+@pytest.mark.parametrize("p", MARKED, ids=ids)
 def test_refit_is_the_least_loss_on_the_support(p):
     p, W0, b0, W, b = answers(p.name)
     np.testing.assert_array_equal(W[W0 == 0], 0)
@@ -76,7 +82,7 @@ def test_refit_is_the_least_loss_on_the_support(p):
     assert sum(got) <= sum(want) * (1 + 1e-2) + 1e-7 * size
 
 
-@pytest.mark.parametrize("p", PROBLEMS, ids=ids)
+@pytest.mark.parametrize("p", MARKED, ids=ids)
 def test_a_refit_keeps_theorem_1(p):
     p, _, _, W, b = answers(p.name)
     Z = p.X @ W + b + p.t
@@ -100,7 +106,9 @@ def test_vmap_is_a_loop():
         np.testing.assert_allclose(b[i], one[1], atol=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+@pytest.mark.parametrize(
+    "mode", ["parallel", pytest.param("cascade", marks=pytest.mark.slow)]
+)
 def test_prune_with_refit_has_the_same_zeros_first_and_less_error(mode):
     model = models.get("square")
     plain, fitted = (
