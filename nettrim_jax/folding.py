@@ -240,12 +240,14 @@ def _windows(folding: Folding, A: Array, pick: Array) -> Array:
     a convolution's arithmetic.
     """
     params = folding.op.params
-    A = A.transpose(params["dimension_numbers"].lhs_spec)  # [batch, channel, *space]
+    batch, channel, *space = params["dimension_numbers"].lhs_spec
+    # channels last: what is copied then lies side by side
+    A = A.transpose((batch, *space, channel))
     inner = [
         (lo, hi, d - 1)
         for (lo, hi), d in zip(params["padding"], params["lhs_dilation"], strict=True)
     ]
-    A = jax.lax.pad(A, jnp.zeros((), A.dtype), [(0, 0, 0), (0, 0, 0), *inner])
+    A = jax.lax.pad(A, jnp.zeros((), A.dtype), [(0, 0, 0), *inner, (0, 0, 0)])
     dilation = params["rhs_dilation"]
     extent = [(k - 1) * d + 1 for k, d in zip(folding.window, dilation, strict=True)]
     strides = params["window_strides"]
@@ -255,10 +257,10 @@ def _windows(folding: Folding, A: Array, pick: Array) -> Array:
         start = [i * s for i, s in zip(at, strides, strict=True)]
         zero = jnp.zeros((), row.dtype)
         out = jax.lax.dynamic_slice(
-            A, [sample, zero, *start], [1, A.shape[1], *extent]
+            A, [sample, *start, zero], [1, *extent, A.shape[-1]]
         )[0]
-        out = out[(slice(None), *(slice(None, None, d) for d in dilation))]
-        out = out.reshape(folding.lanes, -1, *out.shape[1:])
-        return jnp.moveaxis(out, 1, -1).reshape(folding.lanes, folding.d_in)
+        out = out[tuple(slice(None, None, d) for d in dilation)]
+        out = out.reshape(math.prod(folding.window), folding.lanes, -1)
+        return out.swapaxes(0, 1).reshape(folding.lanes, folding.d_in)
 
     return jax.vmap(window, out_axes=1)(pick)
