@@ -27,7 +27,7 @@ NETWORKS = {
     "conv2d-scaled": ((8, 8, 3), ((8, 3, 2), (12, 3, 2), 16, 6), True, True),
     "conv-deep": ((12, 3), ((8, 3, 1), (8, 3, 1), (8, 3, 1), 6), False, True),
 }
-FAST = ["three"]
+FAST = ["two"]
 NAMES = pytest.mark.parametrize(
     "name",
     [

@@ -175,10 +175,10 @@ def test_held_out_rows_have_no_part_in_the_moments():
 @pytest.mark.parametrize(
     "name",
     [
-        "ragged-experts",
+        "siamese",
         *(
             pytest.param(name, marks=SLOW)
-            for name in ("grouped", "scan-of-layers", "siamese", "bfloat16")
+            for name in ("grouped", "scan-of-layers", "ragged-experts", "bfloat16")
         ),
     ],
 )
@@ -193,6 +193,7 @@ def test_layers_of_every_kind(name):
         assert 0 < float(site.error) < 0.8
 
 
+@SLOW
 def test_steps_of_a_loop_are_layers_apart():
     """A network in a loop is pruned as the same one written out."""
     W = models.normal(2, 8, 8) * jnp.asarray([1, 0.01], "float32")[:, None, None]
@@ -227,6 +228,7 @@ def test_a_weight_that_a_loop_shares_has_the_moments_of_all_steps():
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
+@SLOW
 def test_what_no_row_reaches_stays_as_it_is():
     params = {"a": models.normal(8, 8), "b": models.normal(8, 8, seed=1)}
 

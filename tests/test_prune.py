@@ -713,6 +713,7 @@ def test_memory_may_be_a_float():
 # ---- experts
 
 
+@pytest.mark.slow
 def test_an_expert_sees_the_rows_that_are_sent_to_it():
     """As if every expert were pruned alone, on its own rows."""
     model = models.get("ragged-experts")
@@ -733,6 +734,7 @@ def test_an_expert_sees_the_rows_that_are_sent_to_it():
         assert size[0] == pytest.approx(size[1], rel=2 * TOL)
 
 
+@pytest.mark.slow
 def test_a_router_may_change_its_mind_in_cascade_mode():
     """So its experts are pruned as the trained network feeds them."""
     parallel = pruned("ragged-experts").report
