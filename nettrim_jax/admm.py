@@ -112,7 +112,7 @@ def warm(program: Program, graph: Graph, start: State, init: Solution) -> State:
     """
     assert init.dual is not None
     rho, L = init.stats.rho, init.dual.T
-    W = _stacked(program, init.W, init.bias)
+    W = programs.stacked(program, init.W, init.bias)
     b = matmul(W, graph.mean) + (init.bias if program.bias == "free" else 0)
     R = matmul(W, graph.XT) + b[:, None]
     W_hat = W + matmul(L, graph.X) / (rho * graph.metric[None, :])
@@ -190,12 +190,6 @@ def _solve(program: Program, config: ADMM, init: Solution | None) -> Solution:
     state = loop.state
     dual = state.rho * graph.sigma2 * (state.R - state.R_hat)
     return Solution(W, b, loop.result, loop.stats, loop.certificate, dual.T)
-
-
-def _stacked(program: Program, W: Array, b: Array) -> Array:
-    """A solution's weights as the loop has them, with a penalised bias's column."""
-    rows = [W, b[None, :]] if program.bias == "penalized" else [W]
-    return jnp.concatenate(rows).T
 
 
 def _check_init(program: Program, init: Solution) -> None:

@@ -135,38 +135,36 @@ def converged(report: Report, on_failure: str, solver: ADMM) -> None:
     if not failed or on_failure == "keep":
         return
     by_rule = [site for site in failed if math.isnan(float(site.violation))]
+    solved = [site for site in failed if site not in by_rule]
+    texts = []
     if by_rule:
         paths = ", ".join(site.path for site in by_rule)
-        text = (
+        texts.append(
             f"{len(by_rule)} of {len(report.sites)} layers met what is not a number: "
             f"{paths}. Either the network's values on this batch overflow, or the "
             "inputs' second moments are singular and want SparseGPT(damping=...); "
             "or take on_failure='keep' to leave such layers as trained"
         )
+    if solved:
+        lines = [
+            f"{site.path}: {site.message} (gap {float(site.gap):.1e}, violation "
+            f"{float(site.violation):.1e}, steps {int(site.steps)})"
+            for site in solved
+        ]
+        lost = any(int(site.result) == codes.NAN for site in solved)
+        texts.append(
+            f"{len(solved)} of {len(report.sites)} layers did not reach "
+            f"tol={solver.tol:g} in {solver.max_steps} steps: "
+            + "; ".join(lines)
+            + (
+                ". NaN comes from activations that overflow, look at the network's "
+                "values on this batch; or take"
+                if lost
+                else ". Raise solver=ADMM(max_steps=...) or tol, or take"
+            )
+            + " on_failure='keep' to leave such layers as trained"
+        )
+    for text in texts:
         if on_failure == "raise":
             raise SolveError(text)
         warnings.warn(text, stacklevel=3)
-    failed = [site for site in failed if site not in by_rule]
-    if not failed:
-        return
-    lines = [
-        f"{site.path}: {site.message} (gap {float(site.gap):.1e}, violation "
-        f"{float(site.violation):.1e}, steps {int(site.steps)})"
-        for site in failed
-    ]
-    lost = any(int(site.result) == codes.NAN for site in failed)
-    text = (
-        f"{len(failed)} of {len(report.sites)} layers did not reach tol={solver.tol:g}"
-        f" in {solver.max_steps} steps: "
-        + "; ".join(lines)
-        + (
-            ". NaN comes from activations that overflow, look at the network's values "
-            "on this batch; or take"
-            if lost
-            else ". Raise solver=ADMM(max_steps=...) or tol, or take"
-        )
-        + " on_failure='keep' to leave such layers as trained"
-    )
-    if on_failure == "raise":
-        raise SolveError(text)
-    warnings.warn(text, stacklevel=3)

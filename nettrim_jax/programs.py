@@ -178,14 +178,18 @@ def dual_bound(program: Program, L: Array) -> tuple[Array, Array]:
     return program.response.bound(L, program.t) - conjugate, L
 
 
+def stacked(program: Program, W: Array, b: Array) -> Array:
+    """A solution's weights as a program has them: transposed, with a penalised bias."""
+    rows = [W, b[None, :]] if program.bias == "penalized" else [W]
+    return jnp.concatenate(rows).T
+
+
 def reweighted(program: Program, W: Array, b: Array) -> Program:
     """The first program of a series under the weights that follow from a solution.
 
     ``W`` is ``[d_in, d_out]`` and ``b`` ``[d_out]``, as a solution has them.
     """
-    if program.bias == "penalized":
-        W = jnp.concatenate([W, b[None, :]])
-    penalty = program.penalty.reweighted(W.T, FLOOR)
+    penalty = program.penalty.reweighted(stacked(program, W, b), FLOOR)
     return dataclasses.replace(program, penalty=penalty)
 
 

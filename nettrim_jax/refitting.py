@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nettrim_jax.linalg import matmul
-from nettrim_jax.programs import Program
+from nettrim_jax.programs import Program, stacked
 from nettrim_jax.typing import Array
 
 ROUNDS = 10
@@ -42,11 +42,11 @@ def refit(program: Program, W: Array, b: Array) -> tuple[Array, Array]:
       New ``W`` with no other non-zeros, and ``b``.
     """
     X, count = program.X, W.shape[0]
-    rows = [W] if program.bias == "fixed" else [W, b[None, :]]
-    A = jnp.concatenate(rows).T  # [d_out, d_in or d_in + 1]
+    A = stacked(program, W, b)  # [d_out, d_in or d_in + 1]
     support = A != 0
     if program.bias == "free":
-        support = support.at[:, count].set(True)
+        A = jnp.concatenate([A, b[:, None]], axis=1)
+        support = jnp.pad(support, ((0, 0), (0, 1)), constant_values=True)
         X = jnp.concatenate([X, jnp.ones((X.shape[0], 1), X.dtype)], axis=1)
     still = program.t + (b[:, None] if program.bias == "fixed" else 0)
     response = program.response

@@ -1,5 +1,6 @@
 """The registries that the tests run over, and an oracle that shares no code with us."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -156,6 +157,12 @@ def program(problem, dtype, penalty=None):
         np.asarray(x, dtype) for x in (problem.X, problem.Y, problem.t, problem.epsilon)
     )
     return make(X, Y, epsilon, t=t, bias=problem.bias, penalty=penalty)
+
+
+def with_epsilon(program, epsilon):
+    """The same program under another budget."""
+    response = dataclasses.replace(program.response, epsilon=epsilon)
+    return dataclasses.replace(program, response=response)
 
 
 def solve(program, tol=None):

@@ -24,9 +24,7 @@ names = pytest.mark.parametrize(
 
 def program(name, factor=1.0):
     made = helpers.program(helpers.problem(name), "float64")
-    epsilon = factor * made.response.epsilon
-    response = dataclasses.replace(made.response, epsilon=epsilon)
-    return dataclasses.replace(made, response=response)
+    return helpers.with_epsilon(made, factor * made.response.epsilon)
 
 
 @names
@@ -96,8 +94,7 @@ def test_a_path_is_its_solves(bias):
     objectives = np.asarray(found.solutions.stats.objective)
     assert (np.diff(objectives) > 0).all()
     for k, epsilon in enumerate(epsilons):
-        response = dataclasses.replace(start.response, epsilon=epsilon)
-        alone = nt.solve(dataclasses.replace(start, response=response), TIGHT)
+        alone = nt.solve(helpers.with_epsilon(start, epsilon), TIGHT)
         assert objectives[k] == pytest.approx(float(alone.stats.objective), rel=4e-6)
     np.testing.assert_allclose(
         found.sparsity, np.mean(np.asarray(found.solutions.W) == 0, axis=(1, 2))

@@ -20,6 +20,7 @@ from helpers import (
     program,
     solution,
     solve,
+    with_epsilon,
 )
 from problems import layer
 
@@ -34,11 +35,6 @@ def replaced(name, **changes):
 
 def stack(programs):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *programs)
-
-
-def with_epsilon(program, epsilon):
-    response = dataclasses.replace(program.response, epsilon=epsilon)
-    return dataclasses.replace(program, response=response)
 
 
 # ---- lanes
