@@ -86,6 +86,8 @@ def test_pruned_networks_run(mode, seed):
         mode=mode,
         held_out=0.0,
         on_failure="keep",
+        # a distance of tol to the set moves the response by tol of its norm
+        solver=nt.ADMM(tol=4e-4),
     )
     assert jax.tree.structure(answer.params) == jax.tree.structure(params)
     for old, new in zip(
@@ -96,6 +98,4 @@ def test_pruned_networks_run(mode, seed):
     for site in answer.report.sites:
         # in cascade what is off may rise to its limit, beside the budget
         if mode == "parallel" and int(site.result) == nt.results.CONVERGED:
-            # a distance of tol to the set moves the response by tol of its norm
-            slack = nt.ADMM().tol + 1e-5
-            assert float(site.error) <= float(site.epsilon) + slack
+            assert float(site.error) <= float(site.epsilon) * (1 + 2e-3) + 1e-4
