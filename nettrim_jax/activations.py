@@ -25,6 +25,7 @@ from nettrim_jax.tracing import Graph, Site
 from nettrim_jax.typing import Array, DTypeLike, wide
 from nettrim_jax.uses import Use
 
+HIGHEST = jax.lax.Precision.HIGHEST
 CHUNK = 2**22  # numbers of X at once where all rows are summed over
 
 
@@ -150,12 +151,6 @@ def _see(
         key = jax.random.fold_in(key, step)
     folding, chain = use.folding, use.chain
     priority = jax.random.uniform(key, (folding.rows,), jnp.float32, minval=1e-6)
-    if weights is not None and folding.ragged:
-        raise BatchError(
-            "weights: the rows of a ragged_dot are sorted by group, so it cannot be "
-            "told which of them the weights mean; leave padding out of the batch, or "
-            "the experts by exclude="
-        )
     if weights is not None:
         counts = row_weights(use, weights) > 0
         priority = jnp.where(counts, priority, 0)
@@ -202,8 +197,7 @@ def _see(
         inputs, units = use.live
         still = np.setdiff1d(np.arange(folding.d_in), inputs)
         W = folding.weight(read(use.weight), 0).astype(dtype) * scale[:, None, :]
-        highest = jax.lax.Precision.HIGHEST
-        t = t + jnp.matmul(X[:, :, still], W[:, still], precision=highest)
+        t = t + jnp.matmul(X[:, :, still], W[:, still], precision=HIGHEST)
         X, t, P = X[:, :, inputs], t[:, :, units], P[:, :, units]
         scale, gain = scale[:, units], gain[:, units]
         gram = None if gram is None else gram[:, inputs][:, :, inputs]
@@ -226,8 +220,7 @@ def _gram(folding: Folding, A: Array, counts: Array, dtype: DTypeLike) -> Array:
             some = (inside & counts[pick])[None, :]
         X = folding.inputs(A, pick).astype(dtype)
         X = jnp.where(some[:, :, None], X, 0)
-        highest = jax.lax.Precision.HIGHEST
-        return total + jnp.einsum("bni,bnj->bij", X, X, precision=highest), None
+        return total + jnp.einsum("bni,bnj->bij", X, X, precision=HIGHEST), None
 
     zero = jnp.zeros((folding.lanes, folding.d_in, folding.d_in), dtype)
     return jax.lax.scan(add, zero, jnp.arange(0, folding.rows, at_once))[0]
@@ -235,6 +228,12 @@ def _gram(folding: Folding, A: Array, counts: Array, dtype: DTypeLike) -> Array:
 
 def row_weights(use: Use, weights: Array) -> Array:
     """``weights`` spread over the rows of a use, ``[n]``."""
+    if use.folding.ragged:
+        raise BatchError(
+            "weights: the rows of a ragged_dot are sorted by group, so it cannot be "
+            "told which of them the weights mean; leave padding out of the batch, or "
+            "the experts by exclude="
+        )
     shape = use.folding.row_shape
     if shape[: weights.ndim] == weights.shape:
         full = weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
@@ -266,12 +265,8 @@ def _activation(site: Site, by_op: dict[int, _Seen], rows: int) -> Activation:
 
         parts.append(jax.tree.map(merged, seen.rows))
         if seen.gram is not None:
-            lead = seen.gram.ndim - 2  # the loops and b
-            order = [*after, lead, lead + 1]
-            own_lanes = math.prod(seen.gram.shape[i] for i in after[: len(own) + 1])
-            gram = seen.gram.transpose(order)
-            gram = gram.reshape(own_lanes, -1, *gram.shape[lead:])
-            grams.append(gram.sum(1))
+            # like one row of every run
+            grams.append(merged(jnp.expand_dims(seen.gram, loops + 1)).sum(1))
         lanes = parts[0].X.shape[0]
         first = tuple(slice(None) if lane else 0 for lane in use.lanes)
         scale, gain = (a[first].reshape(lanes, -1) for a in (seen.scale, seen.gain))

@@ -246,12 +246,12 @@ def _capture(
         both.append(activations.collect(graph, chosen, seen, rows))
     return tuple(
         # a router may send other rows here by now, which the trained ones do not match
-        a if ragged(graph.sites[k]) else b._replace(P=a.P, P0=b.P)
+        a if _ragged(graph.sites[k]) else b._replace(P=a.P, P0=b.P)
         for k, a, b in zip(chosen, *both, strict=True)
     )
 
 
-def ragged(site: Site) -> bool:
+def _ragged(site: Site) -> bool:
     """Whether groups of rows, whose sizes the data decide, meet matrices apart."""
     return any(use.folding.ragged for use in site.uses)
 

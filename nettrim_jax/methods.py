@@ -85,6 +85,8 @@ class NetTrim:
     rounds: int = dataclasses.field(default=1, metadata={"static": True})
     refit: bool = dataclasses.field(default=False, metadata={"static": True})
 
+    moments: ClassVar[bool] = False  # whether it needs those of all rows
+
     def __post_init__(self):
         # also runs whenever JAX rebuilds the record, then with anything as a leaf
         plain = int | float | str
@@ -98,8 +100,6 @@ class NetTrim:
             )
         if not isinstance(self.refit, bool):
             raise MethodError(f"NetTrim(refit={self.refit!r}): expected True or False")
-
-    moments: ClassVar[bool] = False
 
     def fits(self, shape: tuple[int, ...]) -> None:
         """Fits every layer."""

@@ -13,6 +13,7 @@ Knows arrays only.
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -189,7 +190,26 @@ class Blocks:
 
 
 @dataclasses.dataclass(frozen=True)
-class Neurons:
+class _Lines:
+    """A share of the lines along one axis is zero, the others are whole."""
+
+    level: float
+    axis: ClassVar[int]
+
+    def __post_init__(self):
+        _share(type(self).__name__, self.level)
+
+    def check(self, shape: Shape) -> None:
+        """Raises MethodError if the pattern does not fit a layer."""
+
+    def keep(self, score: Array) -> Array:
+        """The weights to keep, ``[b, d_in, d_out]`` bool."""
+        sums = jnp.sum(score, axis=self.axis, keepdims=True)
+        kept = _highest(sums.ravel(), _left(self.level, sums.size), 0)
+        return jnp.broadcast_to(kept.reshape(sums.shape), score.shape)
+
+
+class Neurons(_Lines):
     """A share of the units is zero: whole columns of ``W``.
 
     Attributes:
@@ -205,21 +225,10 @@ class Neurons:
       [[False, True], [False, True]]
     """
 
-    level: float
-
-    def __post_init__(self):
-        _share("Neurons", self.level)
-
-    def check(self, shape: Shape) -> None:
-        """Raises MethodError if the pattern does not fit a layer."""
-
-    def keep(self, score: Array) -> Array:
-        """The weights to keep, ``[b, d_in, d_out]`` bool."""
-        return _groups(score, 1, self.level)
+    axis = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Inputs:
+class Inputs(_Lines):
     """A share of the inputs is not used: whole rows of ``W`` are zero.
 
     An input of a convolution is one channel at one place of the window.
@@ -237,17 +246,7 @@ class Inputs:
       [[False, False], [True, True]]
     """
 
-    level: float
-
-    def __post_init__(self):
-        _share("Inputs", self.level)
-
-    def check(self, shape: Shape) -> None:
-        """Raises MethodError if the pattern does not fit a layer."""
-
-    def keep(self, score: Array) -> Array:
-        """The weights to keep, ``[b, d_in, d_out]`` bool."""
-        return _groups(score, 2, self.level)
+    axis = 2
 
 
 Pattern = Sparsity | NM | Blocks | Neurons | Inputs
@@ -255,13 +254,6 @@ Pattern = Sparsity | NM | Blocks | Neurons | Inputs
 
 def _left(level: float, count: int) -> int:
     return count - round(level * count)
-
-
-def _groups(score: Array, axis: int, level: float) -> Array:
-    """Keeps whole lines along ``axis``, those of the highest sums."""
-    sums = jnp.sum(score, axis=axis, keepdims=True)
-    kept = _highest(sums.ravel(), _left(level, sums.size), 0).reshape(sums.shape)
-    return jnp.broadcast_to(kept, score.shape)
 
 
 def _highest(score: Array, count: int, axis: int) -> Array:

@@ -1116,8 +1116,8 @@ def _():
     params["lora"] = layers(("a", "b", "w"))
     params["masked"] = layers(("m", "w"))
     params["product"] = layers(("a", "b"))
-    params |= layers("broadcast image indexed joined outer rounded ragged".split())
-    params |= layers(["scattered"])
+    params |= layers("broadcast image indexed joined outer".split())
+    params |= layers("ragged rounded scattered".split())
     params["added"] = normal(N, 8)
 
     @relaxed

@@ -64,7 +64,7 @@ def main():
     def accuracy(params):
         return 100 * float((jnp.argmax(apply_fn(params, test), 1) == labels).mean())
 
-    rows = np.random.default_rng(0).permutation(len(train))[: arguments.rows]
+    x = train[np.random.default_rng(0).permutation(len(train))[: arguments.rows]]
     print(f"Trained: {accuracy(params):.2f} % on the test images.\n")
     print("| mode | rounds | epsilon | removed | Net-Trim | magnitude | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -76,14 +76,12 @@ def main():
                 )
                 start = time.perf_counter()
                 pruned = nt.prune(
-                    params, apply_fn, train[rows], method=method, mode=mode, held_out=0
+                    params, apply_fn, x, method=method, mode=mode, held_out=0
                 )
                 jax.block_until_ready(pruned)
                 seconds = time.perf_counter() - start
                 ours = accuracy(pruned.params)
-                theirs = accuracy(
-                    magnitude(params, apply_fn, train[rows], pruned.report)
-                )
+                theirs = accuracy(magnitude(params, apply_fn, x, pruned.report))
                 print(
                     f"| {mode} | {rounds} | {epsilon} "
                     f"| {100 * float(pruned.report.sparsity):.1f} % "
