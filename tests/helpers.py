@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
+from marks import only_fast
 
 import nettrim_jax as nt
 from nettrim_jax.responses import Match
@@ -126,10 +127,7 @@ FAST = [
     "lenet-0-fixed-0.2",
 ]
 PROBLEMS = [*GENERATED, *REAL]
-MARKED = [
-    name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
-    for name in PROBLEMS
-]
+MARKED = only_fast(FAST, PROBLEMS)
 
 # what is asked of a solve in each dtype, and how far rounding may move a figure
 TOL = {"float64": 1e-6, "float32": 1e-4}

@@ -8,11 +8,11 @@ import models
 import numpy as np
 import pytest
 from limits import free_mappings
+from marks import only_fast, slow
 
 import nettrim_jax as nt
 
 EPSILON, GAMMA, TOL = 0.1, 1.1, nt.ADMM().tol
-SLOW = pytest.mark.slow
 # name: shape of a sample, layers (units; a tuple is a convolution's channels, window
 # and stride), whether there are biases, and scales as of a batch norm
 NETWORKS = {
@@ -28,13 +28,7 @@ NETWORKS = {
     "conv-deep": ((12, 3), ((8, 3, 1), (8, 3, 1), (8, 3, 1), 6), False, True),
 }
 FAST = ["two"]
-NAMES = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in FAST else pytest.mark.slow)
-        for name in NETWORKS
-    ],
-)
+NAMES = pytest.mark.parametrize("name", only_fast(FAST, NETWORKS))
 
 
 def linear(layer, x, w, scale):
@@ -120,7 +114,7 @@ def bound(name):
 
 
 @NAMES
-@pytest.mark.parametrize("refit", [False, pytest.param(True, marks=SLOW)])
+@pytest.mark.parametrize("refit", only_fast([False], [False, True]))
 def test_deviation_is_within_the_theorems_bound(name, refit):
     found = report(name, "cascade", refit)
     assert all(int(site.result) == nt.results.CONVERGED for site in found.sites)
@@ -151,7 +145,7 @@ def deviation(name, mode):
     )
 
 
-@pytest.mark.slow
+@slow
 def test_cascade_moves_the_output_less_than_parallel():
     """Networks with a ReLU and something behind it; not all: a rule of thumb."""
     names = [

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
+from marks import only_fast, slow
 from problems import data_file, inputs
 
 import nettrim_jax as nt
@@ -21,11 +22,7 @@ RULES = [
     nt.SparseGPT(nt.Sparsity(0.6)),
     nt.SparseGPT(nt.NM(2, 4, pad=True)),
 ]
-SLOW = pytest.mark.slow
-MARKED = [
-    rule if i in (2, 5) else pytest.param(rule, marks=SLOW)
-    for i, rule in enumerate(RULES)
-]
+MARKED = only_fast([RULES[5]], RULES)
 
 
 def layer(d_in=12, d_out=5, n=40, lanes=2, kind="correlated", seed=0):
@@ -68,7 +65,7 @@ def obs(w, H, gone):
     return w
 
 
-@pytest.mark.parametrize("block", [pytest.param(1, marks=SLOW), 5, 128])
+@pytest.mark.parametrize("block", only_fast([5], [1, 5, 128]))
 @pytest.mark.parametrize("pattern", [nt.Sparsity(0.6), nt.NM(2, 4)])
 def test_sparsegpt_is_sequential_optimal_brain_surgery(pattern, block):
     W, X = layer()
@@ -131,7 +128,7 @@ def test_inputs_that_are_zero_get_no_weight():
 # ---- through prune
 
 
-@pytest.mark.parametrize("mode", ["parallel", pytest.param("cascade", marks=SLOW)])
+@pytest.mark.parametrize("mode", only_fast(["parallel"], ["parallel", "cascade"]))
 @pytest.mark.parametrize("rule", MARKED, ids=repr)
 def test_prune_gives_the_rules_answer(rule, mode):
     """The first layer's, on all rows but those held out, whatever the batches."""
@@ -174,13 +171,9 @@ def test_held_out_rows_have_no_part_in_the_moments():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "siamese",
-        *(
-            pytest.param(name, marks=SLOW)
-            for name in ("grouped", "scan-of-layers", "ragged-experts", "bfloat16")
-        ),
-    ],
+    only_fast(
+        ["siamese"], "siamese grouped scan-of-layers ragged-experts bfloat16".split()
+    ),
 )
 def test_layers_of_every_kind(name):
     model = models.get(name)
@@ -193,7 +186,7 @@ def test_layers_of_every_kind(name):
         assert 0 < float(site.error) < 0.8
 
 
-@SLOW
+@slow
 def test_steps_of_a_loop_are_layers_apart():
     """A network in a loop is pruned as the same one written out."""
     W = models.normal(2, 8, 8) * jnp.asarray([1, 0.01], "float32")[:, None, None]
@@ -228,7 +221,7 @@ def test_a_weight_that_a_loop_shares_has_the_moments_of_all_steps():
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-@SLOW
+@slow
 def test_what_no_row_reaches_stays_as_it_is():
     params = {"a": models.normal(8, 8), "b": models.normal(8, 8, seed=1)}
 
@@ -263,7 +256,7 @@ def test_padding_has_no_part_in_the_moments():
         np.testing.assert_allclose(one, two, atol=1e-4)
 
 
-@SLOW
+@slow
 def test_not_a_number_is_no_success():
     W, x = models.normal(8, 8), models.data(50, 8)
 
@@ -389,7 +382,7 @@ OFFICIAL = {
 }
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("rule", OFFICIAL, ids=repr)
 def test_errors_are_those_of_the_official_codes(rule):
     files = [data_file(name) for name in ("lenet300_mnist.npz", "mnist.npz")]

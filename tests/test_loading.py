@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
+from marks import only_fast, slow
 from scipy import stats
 
 import nettrim_jax as nt
@@ -58,7 +59,9 @@ def seen(batch, rows, key=0):
 
 
 @pytest.mark.parametrize("mode", ["parallel", "cascade"])
-@pytest.mark.parametrize("form", [iter, Loader, lambda b: (x for x in b)])
+@pytest.mark.parametrize(
+    "form", only_fast([iter], [iter, Loader, lambda b: (x for x in b)])
+)
 def test_a_loader_is_one_batch(form, mode):
     whole = prune(X, mode=mode, held_out=0.0)
     parts = prune(form(cut()), mode=mode, held_out=0.0)
@@ -135,9 +138,7 @@ def test_moments_are_those_of_one_batch():
     np.testing.assert_allclose(one.T @ one, many.T @ many, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "few, many", [(10, 50), pytest.param(50, 500, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("few, many", [(10, 50), pytest.param(50, 500, marks=slow)])
 def test_memory_does_not_grow_with_the_stream(few, many):
     def peak(count):
         most = 0

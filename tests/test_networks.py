@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from limits import free_mappings
+from marks import slow
 from networks import network
 
 import nettrim_jax as nt
@@ -57,20 +58,20 @@ def folded_problems_are_the_operations(seed):
         np.testing.assert_allclose(one, two, atol=1e-5 * float(jnp.abs(two).max() + 1))
 
 
-@few(12)
+@few(8)
 @seeds
 def test_folded_problems_are_the_operations(seed):
     folded_problems_are_the_operations(seed)
 
 
-@pytest.mark.slow
+@slow
 @few(300)
 @seeds
 def test_folded_problems_of_many_networks(seed):
     folded_problems_are_the_operations(10**6 + seed)
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("mode", ["parallel", "cascade"])
 @few(4)
 @seeds

@@ -18,6 +18,7 @@ from helpers import (
     problem,
     solution,
 )
+from marks import slow
 
 import nettrim_jax as nt
 
@@ -77,7 +78,7 @@ def test_certificate_says_what_the_weights_say(name, dtype):
     assert float(answer.certificate.gap) <= TOL[dtype]
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("name", STEEP)
 def test_nothing_but_the_tolerance_keeps_the_objectives_apart(name):
     answer = solution(name, "float64", tol=1e-8)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import only_fast, slow
 
 import nettrim_jax as nt
 from nettrim_jax.results import CONVERGED, ProgramError
@@ -14,11 +15,10 @@ from nettrim_jax.results import CONVERGED, ProgramError
 TIGHT = nt.ADMM(tol=1e-6)
 names = pytest.mark.parametrize(
     "name",
-    [
-        name if i % 4 == 0 else pytest.param(name, marks=pytest.mark.slow)
-        for i, name in enumerate(helpers.FAST)
-        if not name.startswith(("lenet", "epsilon"))
-    ],
+    only_fast(
+        helpers.FAST[::4],
+        [name for name in helpers.FAST if not name.startswith(("lenet", "epsilon"))],
+    ),
 )
 
 
@@ -38,7 +38,7 @@ def test_a_solution_is_a_fixed_point(name):
     )
 
 
-@pytest.mark.slow
+@slow
 def test_a_warm_start_ends_at_the_optimum_sooner():
     cold, warm = 0, 0
     for name in helpers.FAST:
@@ -79,10 +79,7 @@ def test_a_start_that_is_not_finite_is_passed_over():
 
 @pytest.mark.parametrize(
     "bias",
-    [
-        "free",
-        *(pytest.param(b, marks=pytest.mark.slow) for b in ("fixed", "penalized")),
-    ],
+    only_fast(["free"], nt.programs.BIASES),
 )
 def test_a_path_is_its_solves(bias):
     base = helpers.problem("tall-zero_columns-relu-free-0.2")

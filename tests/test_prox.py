@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import PENALTIES, PROXES, RESPONSES
 from jaxopt import projection
+from marks import slow
 
 from nettrim_jax._jaxopt import prox as jaxopt_prox
 
@@ -187,6 +188,7 @@ def test_jaxopt_prox_lasso_is_right(weight, rng):
     np.testing.assert_allclose(answer, expected, rtol=1e-14, atol=1e-15)
 
 
+@slow
 def test_why_jaxopt_projection_l2_ball_is_not_used():
     # it divides by the norm outside the branch: the value is right everywhere, the
     # gradient at the centre is NaN in reverse mode, with vmap and without

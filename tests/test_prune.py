@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
+from marks import only_fast, slow
 
 import nettrim_jax as nt
 from nettrim_jax.activations import capture
@@ -21,13 +22,7 @@ from nettrim_jax.tracing import is_array, trace
 TOL = nt.ADMM().tol
 EPSILON = 0.2
 FAST = ["square", "linen-batch-norm", "grouped", "bfloat16"]
-MODELS = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in FAST else pytest.mark.slow)
-        for name in models.MODELS
-    ],
-)
+MODELS = pytest.mark.parametrize("name", only_fast(FAST, models.MODELS))
 # rounding of the written weights to bfloat16, or of the network's own arithmetic
 ROUNDING = {"bfloat16": 0.02, "cast": 0.02, "linen-bfloat16": 0.02}
 
@@ -79,9 +74,7 @@ def test_params_keep_tree_shapes_and_dtypes(name):
 
 
 @MODELS
-@pytest.mark.parametrize(
-    "mode", ["parallel", pytest.param("cascade", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("mode", only_fast(["parallel"], ["parallel", "cascade"]))
 def test_where_all_is_kept_every_bit_stays(name, mode):
     model = models.get(name)
     answer = nt.prune(
@@ -276,7 +269,7 @@ def test_free_bias_needs_no_more_weight_than_a_fixed_one():
         assert not np.array_equal(free.params[f"{i}"]["b"], old)
 
 
-@pytest.mark.slow
+@slow
 def test_penalized_bias_counts():
     free, penalized = pruned("square"), pruned("square", bias="penalized")
     for i in range(3):
@@ -713,7 +706,7 @@ def test_memory_may_be_a_float():
 # ---- experts
 
 
-@pytest.mark.slow
+@slow
 def test_an_expert_sees_the_rows_that_are_sent_to_it():
     """As if every expert were pruned alone, on its own rows."""
     model = models.get("ragged-experts")
@@ -734,7 +727,7 @@ def test_an_expert_sees_the_rows_that_are_sent_to_it():
         assert size[0] == pytest.approx(size[1], rel=2 * TOL)
 
 
-@pytest.mark.slow
+@slow
 def test_a_router_may_change_its_mind_in_cascade_mode():
     """So its experts are pruned as the trained network feeds them."""
     parallel = pruned("ragged-experts").report

@@ -8,6 +8,7 @@ import models
 import numpy as np
 import problems
 import pytest
+from marks import only_fast, slow
 from scipy.optimize import minimize
 
 import nettrim_jax as nt
@@ -64,8 +65,7 @@ def best(p, j, w, b):
 
 
 MARKED = [
-    p if i % 3 == 0 else pytest.param(p, marks=pytest.mark.slow)
-    for i, p in enumerate(PROBLEMS)
+    p if i % 6 == 0 else pytest.param(p, marks=slow) for i, p in enumerate(PROBLEMS)
 ]
 
 
@@ -106,9 +106,7 @@ def test_vmap_is_a_loop():
         np.testing.assert_allclose(b[i], one[1], atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "mode", ["parallel", pytest.param("cascade", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("mode", only_fast(["parallel"], ["parallel", "cascade"]))
 def test_prune_with_refit_has_the_same_zeros_first_and_less_error(mode):
     model = models.get("square")
     plain, fitted = (

@@ -6,6 +6,7 @@ import jax
 import models
 import numpy as np
 import pytest
+from marks import only_fast
 
 import nettrim_jax as nt
 from nettrim_jax.results import MethodError
@@ -22,7 +23,9 @@ def paths(listing):
     return [site.path for site in listing.sites]
 
 
-@pytest.mark.parametrize("name", ["square", "convolutions", "tied-embedding"])
+@pytest.mark.parametrize(
+    "name", only_fast(["square"], ["square", "convolutions", "tied-embedding"])
+)
 def test_lists_what_prune_takes(name):
     model, there = models.get(name), listing(name)
     report = nt.prune(
@@ -137,7 +140,9 @@ def test_uses_of_one_matrix_are_one_problem():
 
 
 @pytest.mark.parametrize("mode", ["parallel", "cascade"])
-@pytest.mark.parametrize("name", ["siamese", "called-twice", "tied-scales"])
+@pytest.mark.parametrize(
+    "name", only_fast(["siamese"], ["siamese", "called-twice", "tied-scales"])
+)
 def test_tied_layers_keep_their_promise(name, mode):
     model = models.get(name)
     answer = nt.prune(

@@ -22,6 +22,7 @@ from helpers import (
     solve,
     with_epsilon,
 )
+from marks import only_fast, slow
 from problems import layer
 
 import nettrim_jax as nt
@@ -119,9 +120,7 @@ def test_some_weights_are_pruned():
 # ---- edges
 
 
-@pytest.mark.parametrize(
-    "bias", ["fixed", pytest.param("free", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("bias", only_fast(["fixed"], ["fixed", "free"]))
 def test_units_never_on_and_always_on(bias):
     edge = problem(f"on-off-{bias}")
     never, always = edge.Y.max(axis=0) == 0, edge.Y.min(axis=0) > 0
@@ -147,7 +146,7 @@ def test_no_unit_is_ever_on(relu):
 
 
 @pytest.mark.parametrize(
-    "name", ["one-unit", pytest.param("one-unit-linear", marks=pytest.mark.slow)]
+    "name", only_fast(["one-unit"], ["one-unit", "one-unit-linear"])
 )
 def test_one_unit(name):
     answer = solution(name, "float32")
@@ -349,7 +348,7 @@ def test_few_steps():
     assert max(counts) <= 1500
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("names", [[*GENERATED], REAL], ids=["generated", "real"])
 @pytest.mark.parametrize("tol, median", [(1e-3, 150), (1e-4, 300)])
 def test_few_steps_from_the_default_settings(names, tol, median):
@@ -362,7 +361,7 @@ DEAR = pytest.mark.xfail(
 )
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize(
     "names, tol, most",
     [

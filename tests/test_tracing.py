@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
+from marks import only_fast
 
 from nettrim_jax import masks
 from nettrim_jax.activations import capture
@@ -21,13 +22,7 @@ scan-of-layers scale-of-its-own-per-step scan-in-scan wrapped switch
 convolutions grouped linen-transposed linen-batch-norm linen-residual
 equinox
 """.split()
-CAPTURED = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in FAST else pytest.mark.slow)
-        for name in models.MODELS
-    ],
-)
+CAPTURED = pytest.mark.parametrize("name", only_fast(FAST, models.MODELS))
 EVERY_ROW = 10**6
 # of the largest answer: products in bfloat16 round before we see them
 TOL = {"bfloat16": 0.02, "cast": 0.02, "linen-bfloat16": 0.02, "float64": 1e-12}

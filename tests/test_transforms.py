@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
+from marks import only_fast, slow
 
 import nettrim_jax as nt
 from nettrim_jax import admm, batching
@@ -85,7 +86,7 @@ def test_jit():
     assert "0/w" in str(answer.report) and answer.report.to_dict()["size"] == 192
 
 
-@pytest.mark.slow
+@slow
 def test_jit_over_the_batch_and_epsilon():
     @jax.jit
     def call(params, x, epsilon):
@@ -95,7 +96,7 @@ def test_jit_over_the_batch_and_epsilon():
     same(call(params, X, jnp.float32(0.2)), plain(0))
 
 
-@pytest.mark.slow
+@slow
 def test_jit_raises_nothing_on_values():
     hasty = nt.ADMM(max_steps=10, tol=1e-6)
     params = models.mlp_params(DIMS, 0)
@@ -116,7 +117,7 @@ def test_vmap_over_an_ensemble():
     assert answers.report.sites[0].nonzeros.shape == (3,)
 
 
-@pytest.mark.slow
+@slow
 def test_vmap_over_batches():
     params = models.mlp_params(DIMS, 0)
     xs = jnp.stack([X, models.data(64, 8, seed=5)])
@@ -126,7 +127,7 @@ def test_vmap_over_batches():
         same(one, nt.prune(params, models.mlp, xs[i], method=METHOD))
 
 
-@pytest.mark.slow
+@slow
 def test_vmap_over_epsilon_within_jit():
     params = models.mlp_params(DIMS, 0)
 
@@ -148,7 +149,7 @@ prune_deep = functools.partial(
 )
 
 
-@pytest.mark.parametrize("rows", [40, pytest.param(44, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows", only_fast([40], [40, 44]))
 def test_20_layers_in_3_shapes_compile_the_solver_3_times(monkeypatch, rows):
     traces = []
     cold = admm.cold
