@@ -162,22 +162,23 @@ def _parallel(
     """Every layer from the trained network's own activations, all solved together."""
     settings.show(0, "activations")
     chosen, rows, moments = tuple(asked), settings.rows, _moments(asked)
-    first: list[tuple[Part, list[Array]]] = []
+    first: list[Part] = []
 
     def captured(part: Part) -> tuple[Activation, ...]:
         graph, batch, key, weights = part
-        seen, outputs = capture(
+        if not first:
+            first.append(part)
+        seen, _ = capture(
             graph, chosen, rows, graph.consts, old, batch, key, weights, moments
         )
-        if not first:
-            first.append((part, outputs))
         return seen
 
     seen = gather(map(captured, parts), rows)
-    (graph, batch, *_), before = first[0]
+    graph, batch, *_ = first[0]
     new = list(old)
     entries = prune_sites(graph, asked, seen, old, new, settings, fed=False)
-    after = _run(graph, graph.consts, new, batch)
+    # both by one program: what capture compiles to rounds in another way
+    before, after = (_run(graph, graph.consts, leaves, batch) for leaves in (old, new))
     return new, entries, deviation_of(before, after)
 
 
