@@ -6,9 +6,13 @@ semi-smooth Newton step by conjugate gradients, and a step length for every unit
 Knows programs; knows no solver and no model.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
+from nettrim_jax.implicit import minres
 from nettrim_jax.linalg import matmul
 from nettrim_jax.programs import Program, stacked
 from nettrim_jax.typing import Array
@@ -31,7 +35,7 @@ def refit(program: Program, W: Array, b: Array) -> tuple[Array, Array]:
     It stops when a round gains less than a thousandth: within a per cent of the least
     where inputs are well conditioned. Twice the value bounds the squared error after
     the ReLU, and it is no more than at the start: a bound that the program's answer
-    meets, its refit meets.
+    meets, its refit meets. Its derivatives are those of the least loss on the support.
 
     Args:
       program: one program; its budget and penalty play no part.
@@ -41,15 +45,36 @@ def refit(program: Program, W: Array, b: Array) -> tuple[Array, Array]:
     Returns:
       New ``W`` with no other non-zeros, and ``b``.
     """
-    X, count = program.X, W.shape[0]
-    A = stacked(program, W, b)  # [d_out, d_in or d_in + 1]
-    support = A != 0
+    return _refit(program, W, b)
+
+
+class _Fit(NamedTuple):
+    """What is fitted: ``Z = A X^T + still``, and where ``A`` may move."""
+
+    X: Array  # [n, k], with ones for a free bias
+    A: Array  # [d_out, k]
+    support: Array  # [d_out, k]
+    still: Array  # [d_out, n]
+
+    def response(self, A: Array) -> Array:
+        return matmul(A, self.X.T) + self.still
+
+
+def _fit(program: Program, W: Array, b: Array) -> _Fit:
+    X, A = program.X, stacked(program, W, b)
+    support, still = A != 0, program.t
     if program.bias == "free":
         A = jnp.concatenate([A, b[:, None]], axis=1)
         support = jnp.pad(support, ((0, 0), (0, 1)), constant_values=True)
         X = jnp.concatenate([X, jnp.ones((X.shape[0], 1), X.dtype)], axis=1)
-    still = program.t + (b[:, None] if program.bias == "fixed" else 0)
-    response = program.response
+    if program.bias == "fixed":
+        still = still + b[:, None]
+    return _Fit(X, A, support, still)
+
+
+@jax.custom_jvp
+def _refit(program: Program, W: Array, b: Array) -> tuple[Array, Array]:
+    fit, response = _fit(program, W, b), program.response
 
     def losses(Z: Array) -> Array:
         return jnp.sum(response.residual(Z) ** 2, axis=1)
@@ -61,8 +86,8 @@ def refit(program: Program, W: Array, b: Array) -> tuple[Array, Array]:
     def body(carry: tuple) -> tuple:
         A, Z, _, done = carry
         off = response.residual(Z)
-        direction = _newton(X, support, response.moves(Z), matmul(off, X))
-        turn = matmul(direction, X.T)
+        direction = _newton(fit, response.moves(Z), matmul(off, fit.X))
+        turn = matmul(direction, fit.X.T)
         before = losses(Z)
 
         def shorter(carry: tuple, length: Array) -> tuple:
@@ -81,25 +106,61 @@ def refit(program: Program, W: Array, b: Array) -> tuple[Array, Array]:
         total = jnp.sum(before)
         gain = jnp.where(total > 0, 1 - jnp.sum(least) / total, 0)
         # once more from A: sums of steps drift
-        return A, matmul(A, X.T) + still, gain, done + 1
+        return A, fit.response(A), gain, done + 1
 
     start = jnp.ones((), W.dtype), jnp.zeros((), jnp.int32)
-    A, _, _, _ = jax.lax.while_loop(running, body, (A, matmul(A, X.T) + still, *start))
+    carry = fit.A, fit.response(fit.A), *start
+    A, _, _, _ = jax.lax.while_loop(running, body, carry)
+    return _apart(program, A, W.shape[0], b)
+
+
+@_refit.defjvp
+def _refit_jvp(primals: tuple, tangents: tuple) -> tuple:
+    """That of the point where the loss is flat: one solve with its curvature."""
+    program, W, b = primals
+    new = _refit(program, W, b)
+    A = _fit(program, *new).A
+
+    def slope(program: Program, b: Array) -> Array:
+        fit = _fit(program, W, b)
+        off = program.response.residual(fit.response(A))
+        return jnp.where(fit.support, matmul(off, fit.X), 0)
+
+    _, turn = jax.jvp(slope, (program, b), (tangents[0], tangents[2]))
+    fit = _fit(program, W, b)
+    curved = _curvature(fit, program.response.moves(fit.response(A)))
+    moved = jax.lax.custom_linear_solve(curved, -turn, minres, symmetric=True)
+    return new, _apart(program, moved, W.shape[0], tangents[2])
+
+
+def _apart(program: Program, A: Array, count: int, b: Array) -> tuple[Array, Array]:
+    """Weights ``[d_in, d_out]`` and bias of what was fitted."""
     return A[:, :count].T, b if program.bias == "fixed" else A[:, count]
 
 
-def _newton(X: Array, support: Array, moves: Array, slope: Array) -> Array:
-    """Solves every unit's normal equations on its support, ``[d_out, d_in]``.
+def _curvature(fit: _Fit, moves: Array) -> Callable[[Array], Array]:
+    """The product with every unit's Gram matrix on its support; off it, the identity.
 
-    Preconditioned by the diagonal; ``moves`` says which rows of a unit count.
+    ``moves`` says which rows of a unit count.
     """
-    counts = moves.astype(X.dtype)
-    diagonal = matmul(counts, X**2)
-    usable = support & (diagonal > 0)
-    scale = jnp.where(usable, 1 / jnp.where(usable, diagonal, 1), 0)
+    counts = moves.astype(fit.X.dtype)
 
     def curved(P: Array) -> Array:
-        return jnp.where(usable, matmul(counts * matmul(P, X.T), X), 0)
+        turn = matmul(jnp.where(fit.support, P, 0), fit.X.T)
+        return jnp.where(fit.support, matmul(counts * turn, fit.X), P)
+
+    return curved
+
+
+def _newton(fit: _Fit, moves: Array, slope: Array) -> Array:
+    """Solves every unit's normal equations on its support, ``[d_out, k]``.
+
+    By conjugate gradients, preconditioned by the diagonal.
+    """
+    diagonal = matmul(moves.astype(fit.X.dtype), fit.X**2)
+    usable = fit.support & (diagonal > 0)
+    scale = jnp.where(usable, 1 / jnp.where(usable, diagonal, 1), 0)
+    curved = _curvature(fit._replace(support=usable), moves)
 
     def inner(_, carry: tuple) -> tuple:
         A, R, P, energy = carry

@@ -58,7 +58,7 @@ def seen(batch, rows, key=0):
     return gather(captured, rows)[0]
 
 
-@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+@pytest.mark.parametrize("mode", only_fast(["cascade"], ["parallel", "cascade"]))
 @pytest.mark.parametrize(
     "form", only_fast([iter], [iter, Loader, lambda b: (x for x in b)])
 )

@@ -92,6 +92,7 @@ def test_a_refit_keeps_theorem_1(p):
     assert np.linalg.norm(Z - p.Y) <= p.epsilon + slack
 
 
+@slow
 def test_vmap_is_a_loop():
     p = PROBLEMS[0]
     programs = [made(p, "float32"), made(p, "float32")]

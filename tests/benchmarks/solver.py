@@ -27,7 +27,8 @@ import numpy as np  # noqa: E402
 import problems  # noqa: E402
 
 import nettrim_jax as nt  # noqa: E402
-from nettrim_jax import admm, batching, linalg  # noqa: E402
+from nettrim_jax import batching, linalg  # noqa: E402
+from nettrim_jax.steps import cold, step  # noqa: E402
 
 ROWS = 4096
 EPSILONS = (0.05, 0.2)
@@ -165,13 +166,13 @@ def step_cost(rows, repeats, length=20):
     one = program(next(lenet(rows, EPSILONS[0])), jnp.float32)
     graph = jax.jit(linalg.graph, static_argnums=1)(one.X, True)
     one = dataclasses.replace(one, X=graph.X)
-    state = jax.jit(admm.cold)(one, graph, one.response.scale())
+    state = jax.jit(cold)(one, graph, one.response.scale())
     R = jax.random.normal(jax.random.key(0), one.response.Y.shape, jnp.float32)
 
     @jax.jit
     def steps(one, graph, state):
         def body(_, state):
-            return admm.step(one, graph, state, 1.7)[0]
+            return step(one, graph, state, 1.7)[0]
 
         return jax.lax.fori_loop(0, length, body, state)
 
@@ -192,7 +193,7 @@ def step_cost(rows, repeats, length=20):
             took = seconds(*run)[1]
             if repeat:  # the first one compiles
                 times[name].append(1e3 * took / length)
-    step, product = (statistics.median(times[name]) for name in runs)
+    whole, product = (statistics.median(times[name]) for name in runs)
     (n, d_in), d_out = graph.X.shape, R.shape[0]
     flops = 2 * d_out * (2 * n * d_in + d_in**2)
     table(
@@ -200,7 +201,7 @@ def step_cost(rows, repeats, length=20):
         f"medians of {repeats}",
         ["step, ms", "its three products, ms", "ratio", "products, GFLOP/s"],
         [
-            [figure(step), figure(product), f"{step / product:.2f}"]
+            [figure(whole), figure(product), f"{whole / product:.2f}"]
             + [figure(flops / product / 1e6)]
         ],
     )
