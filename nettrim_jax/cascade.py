@@ -80,8 +80,20 @@ def plan(graph: Graph, chosen: tuple[int, ...]) -> Plan:
         block([host[u.visit] for k in now for u in graph.sites[k].uses], at)
         for at, now in enumerate(levels)
     ]
+    # what is returned of the leaves alone waits until they are what they will be
+    last = [
+        made_by[slot]
+        for slot in graph.flat.block.outputs
+        if not isinstance(slot, Literal)
+        and slot in made_by
+        and made_by[slot].id not in steady
+    ]
     advances = [
-        block([op for op in ops if steady.get(op.id) == at], at)
+        block(
+            [op for op in ops if steady.get(op.id) == at]
+            + (last if at == count - 1 else []),
+            at,
+        )
         for at in range(-1, count)
     ]
     return Plan(levels, tuple(captures), tuple(_live(graph, captures, advances)))

@@ -162,3 +162,20 @@ def test_cascade_moves_the_output_less_than_parallel():
     }
     assert len(names) >= 30
     assert len(worse) <= 0.1 * len(names), worse
+
+
+def test_what_is_returned_of_the_leaves_alone_is_that_of_the_new_ones():
+    params, x = models.mlp_params((8, 8, 8), 0), models.get("square").batch
+
+    def apply_fn(params, x):
+        return models.mlp(params, x), jnp.sum(params["0"]["w"] ** 2)
+
+    pruned = nt.prune(
+        params, apply_fn, x, method=nt.NetTrim(epsilon=EPSILON), mode="cascade"
+    )
+    before, after = (jax.tree.leaves(apply_fn(p, x)) for p in (params, pruned.params))
+    off = sum(float(jnp.sum((a - b) ** 2)) for a, b in zip(before, after, strict=True))
+    size = sum(float(jnp.sum(a**2)) for a in before)
+    assert float(pruned.report.deviation) == pytest.approx(
+        np.sqrt(off / size), rel=1e-4
+    )
