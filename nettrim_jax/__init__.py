@@ -3,10 +3,18 @@
 from nettrim_jax import results
 from nettrim_jax.admm import solve
 from nettrim_jax.criteria import Magnitude, SparseGPT, Wanda
+from nettrim_jax.interop import to_cvxpy
 from nettrim_jax.methods import NetTrim
 from nettrim_jax.paths import Path, path
 from nettrim_jax.patterns import NM, Blocks, Inputs, Neurons, Sparsity
-from nettrim_jax.penalties import L1
+from nettrim_jax.penalties import (
+    L1,
+    Box,
+    ElasticNet,
+    FixedPattern,
+    Nonnegative,
+    Sign,
+)
 from nettrim_jax.programs import Program, linear_program, relu_program
 from nettrim_jax.pruning import Pruned, prune
 from nettrim_jax.report import Listing, Report, SiteInfo, SiteReport
@@ -18,7 +26,10 @@ from nettrim_jax.solutions import Certificate, Solution, Stats
 __all__ = [
     "ADMM",
     "Blocks",
+    "Box",
     "Certificate",
+    "ElasticNet",
+    "FixedPattern",
     "Inputs",
     "L1",
     "Listing",
@@ -27,10 +38,12 @@ __all__ = [
     "NetTrim",
     "NetTrimError",
     "Neurons",
+    "Nonnegative",
     "Path",
     "Program",
     "Pruned",
     "Report",
+    "Sign",
     "SiteInfo",
     "SiteReport",
     "Solution",
@@ -45,4 +58,5 @@ __all__ = [
     "results",
     "sites",
     "solve",
+    "to_cvxpy",
 ]

@@ -175,11 +175,11 @@ class NetTrim:
                 budget = jnp.where(moved, jnp.sqrt(gamma) * off, budget)
                 V = jnp.where(moved, jnp.maximum(seen.P0, 0), 0)
             d_in, d_out = seen.X.shape[1], Y.shape[1]
-            sizes = jnp.broadcast_to(jnp.abs(seen.scale)[None, :], (d_in, d_out))
+            scales = jnp.broadcast_to(seen.scale[None, :], (d_in, d_out))
             if bias == "penalized":  # it moves the response by its own gain
-                sizes = jnp.concatenate([sizes, jnp.abs(seen.gain)[None, :]])
-            check_shapes(self.penalty, sizes.shape)
-            penalty = self.penalty.scaled(1 / jnp.where(sizes > 0, sizes, 1))
+                scales = jnp.concatenate([scales, seen.gain[None, :]])
+            check_shapes(self.penalty, scales.shape)
+            penalty = self.penalty.scaled(1 / jnp.where(scales != 0, scales, 1))
             X = jnp.where(valid, seen.X, 0)
             t = jnp.where(valid, seen.t, 0)
             program = make(X, Y, budget, t=t, penalty=penalty, bias=bias)

@@ -11,16 +11,24 @@ d_in]``, which is how programs hold it. It has three pure methods:
   ``g*`` is finite there and returns the shrinkage, ``[d_out]``, and ``g*`` at the
   shrunk matrix, so that any dual is turned into a bound.
 
+All but ``L1`` are boxes: a weight of magnitudes, a ridge and two limits per entry.
+
 Knows nothing of responses, programs or solvers.
 """
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from nettrim_jax._jaxopt import prox as jaxopt_prox
 from nettrim_jax.typing import Array, ArrayLike
+
+POSITIVE = (
+    "positive, finite penalty weights; a weight that is free to move is a bias, see "
+    "bias='free'"
+)
 
 
 @register_dataclass
@@ -46,34 +54,38 @@ class L1:
     @property
     def T(self) -> "L1":
         """The same penalty for one unit per row."""
-        weight = jnp.asarray(self.weight)
-        return L1(weight[:, None] if weight.ndim == 1 else weight.T)
+        return L1(_transposed(self.weight))
+
+    def box(self) -> "Box":
+        """The same penalty as a box."""
+        return Box(weight=self.weight)
+
+    def fits(self) -> dict[str, Array]:
+        """What its values have to be, and whether they are."""
+        return {POSITIVE: _all_positive(self.weight)}
 
     def value(self, W: Array) -> Array:
         """The penalty of ``W``, a scalar."""
-        return jnp.sum(self._weight(W) * jnp.abs(W))
+        return jnp.sum(_full(self.weight, W) * jnp.abs(W))
 
     def prox(self, W: Array, step: Array) -> Array:
         """Soft thresholding by ``weight * step``."""
-        return jaxopt_prox.prox_lasso(W, self._weight(W) * step)
+        return jaxopt_prox.prox_lasso(W, _full(self.weight, W) * step)
 
     def conjugate(self, A: Array) -> tuple[Array, Array]:
         """Shrinkage per row until ``|A| <= weight``; ``g*`` is zero there."""
-        weight = self._weight(A)
+        weight = _full(self.weight, A)
         over = jnp.abs(A) > weight
         ratio = jnp.where(over, weight / jnp.where(over, jnp.abs(A), 1), 1)
         return jnp.min(ratio, axis=1, initial=1), jnp.zeros((), A.dtype)
 
     def slope(self, W: Array) -> Array:
         """The size of a subgradient at ``W``, in its shape."""
-        return self._weight(W)
+        return _full(self.weight, W)
 
     def scaled(self, factor: Array) -> "L1":
-        """The same penalty with its weight multiplied by ``factor``."""
-        weight = jnp.asarray(self.weight, factor.dtype)
-        if weight.ndim == 1:  # per unit, the last axis
-            weight = weight[None, :]
-        return L1(weight * factor)
+        """The same penalty of ``factor * W``."""
+        return L1(_per_entry(self.weight, factor) * jnp.abs(factor))
 
     def reweighted(self, W: Array, floor: float) -> "L1":
         r"""The next weights of a log-sum penalty whose first weights are these.
@@ -85,17 +97,281 @@ class L1:
         with :math:`\delta` the share ``floor`` of the root mean square of the
         non-zeros. (Candès, Wakin and Boyd, 2008, sec. 2.2.)
         """
-        size = self._weight(W) * jnp.abs(W)
-        count = jnp.maximum(jnp.sum(size > 0), 1).astype(W.dtype)
-        delta = floor * jnp.sqrt(jnp.sum(size**2) / count)
-        delta = jnp.where(delta > 0, delta, 1)  # all zero: the weights stay
-        return self.scaled(delta / (size + delta))
-
-    def _weight(self, W: Array) -> Array:
-        weight = jnp.asarray(self.weight, W.dtype)
-        if weight.ndim < W.ndim:  # under strict rank promotion a vector is per unit
-            weight = weight.reshape((1,) * (W.ndim - weight.ndim) + weight.shape)
-        return jnp.broadcast_to(weight, W.shape)
+        return L1(_reweighted(self.weight, W, floor))
 
 
-Penalty = L1
+class _Entrywise:
+    """A penalty that is a box by another name."""
+
+    def box(self) -> "Box":
+        """The same penalty as a box."""
+        raise NotImplementedError
+
+    @property
+    def T(self) -> "Box":
+        """The same penalty for one unit per row."""
+        box = self.box()
+        fields = (box.lower, box.upper, box.weight, box.ridge)
+        return Box(*map(_transposed, fields))
+
+    def fits(self) -> dict[str, Array]:
+        """What its values have to be, and whether they are."""
+        box = self.box()
+        lower, upper, ridge = map(jnp.asarray, (box.lower, box.upper, box.ridge))
+        return {
+            POSITIVE: _all_positive(box.weight),
+            "a finite ridge of at least 0": jnp.all(jnp.isfinite(ridge) & (ridge >= 0)),
+            "lower <= 0 <= upper, so that a weight may be zero": jnp.all(lower <= 0)
+            & jnp.all(upper >= 0),
+        }
+
+    def value(self, W: Array) -> Array:
+        """The penalty of a ``W`` within the limits, a scalar."""
+        box = self.box()
+        size, ridge = jnp.abs(W), _full(box.ridge, W)
+        return jnp.sum(_full(box.weight, W) * size + ridge / 2 * size**2)
+
+    def prox(self, W: Array, step: Array) -> Array:
+        """Soft thresholding, a shrinkage by the ridge, then the nearest allowed."""
+        box = self.box()
+        W = jaxopt_prox.prox_lasso(W, _full(box.weight, W) * step)
+        W = W / (1 + _full(box.ridge, W) * step)
+        return jnp.clip(W, _full(box.lower, W), _full(box.upper, W))
+
+    def conjugate(self, A: Array) -> tuple[Array, Array]:
+        """Shrinkage per row until no entry gains without end, and ``g*`` there."""
+        box = self.box()
+        fields = (box.lower, box.upper, box.weight, box.ridge)
+        lower, upper, weight, ridge = (_full(a, A) for a in fields)
+        limit = jnp.where(A > 0, upper, -lower)
+        endless = (limit == jnp.inf) & (ridge == 0)
+        over = endless & (jnp.abs(A) > weight)
+        ratio = jnp.where(over, weight / jnp.where(over, jnp.abs(A), 1), 1)
+        shrink = jnp.min(ratio, axis=1, initial=1)
+        gain = jnp.maximum(jnp.abs(A) * shrink[:, None] - weight, 0)
+        gain = jnp.where(endless, 0, gain)
+        best = jnp.where(ridge > 0, gain / jnp.where(ridge > 0, ridge, 1), jnp.inf)
+        best = jnp.where(gain > 0, jnp.minimum(best, limit), 0)
+        return shrink, jnp.sum(gain * best - ridge / 2 * best**2)
+
+    def slope(self, W: Array) -> Array:
+        """The size of a subgradient at ``W``, in its shape."""
+        box = self.box()
+        return _full(box.weight, W) + _full(box.ridge, W) * jnp.abs(W)
+
+    def scaled(self, factor: Array) -> "Box":
+        """The same penalty of ``factor * W``, which may turn signs."""
+        box = self.box()
+        fields = (box.lower, box.upper, box.weight, box.ridge)
+        lower, upper, weight, ridge = (_per_entry(a, factor) for a in fields)
+        ends = lower / factor, upper / factor
+        return Box(
+            jnp.minimum(*ends),
+            jnp.maximum(*ends),
+            weight * jnp.abs(factor),
+            ridge * factor**2,
+        )
+
+    def reweighted(self, W: Array, floor: float) -> "Box":
+        """The same box under the next weights of a log-sum penalty, as ``L1``'s."""
+        box = self.box()
+        return dataclasses.replace(box, weight=_reweighted(box.weight, W, floor))
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Box(_Entrywise):
+    r"""Magnitudes and squares of weights that stay within limits.
+
+    .. math::
+        g(W) = \sum_{ij} \lambda_{ij} |W_{ij}| + \frac{\mu_{ij}}{2} W_{ij}^2
+        \quad\text{if}\quad l_{ij} \le W_{ij} \le u_{ij}, \qquad
+        \infty \;\text{otherwise}
+
+    Each attribute is one number, or an array that broadcasts to ``[d_in, d_out]``. The
+    trained weights should lie within the limits, or the budget may be out of reach.
+
+    Attributes:
+      lower: :math:`l`, at most 0, in units of the weights.
+      upper: :math:`u`, at least 0.
+      weight: :math:`\lambda`, positive.
+      ridge: :math:`\mu`, at least 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nettrim_jax import Box
+      >>> W = jnp.array([[-2.0, 0.3, 2.0]])
+      >>> Box(-1.0, 1.0, weight=0.5).prox(W, jnp.ones((1, 1))).tolist()
+      [[-1.0, 0.0, 1.0]]
+    """
+
+    lower: ArrayLike = -math.inf
+    upper: ArrayLike = math.inf
+    weight: ArrayLike = 1.0
+    ridge: ArrayLike = 0.0
+
+    def box(self) -> "Box":
+        """Itself."""
+        return self
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ElasticNet(_Entrywise):
+    r"""Magnitudes and squares, which spread what correlated inputs share.
+
+    .. math::
+        g(W) = \sum_{ij} \lambda_{ij} |W_{ij}| + \frac{\mu_{ij}}{2} W_{ij}^2
+
+    (Zou and Hastie, 2005, eq. 3, there with twice the ridge.)
+
+    Attributes:
+      ridge: :math:`\mu`, at least 0; one number, or an array that broadcasts to
+        ``[d_in, d_out]``.
+      weight: :math:`\lambda`, positive; likewise.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nettrim_jax import ElasticNet
+      >>> float(ElasticNet(ridge=2.0).value(jnp.array([[1.0, -2.0]])))
+      8.0
+    """
+
+    ridge: ArrayLike
+    weight: ArrayLike = 1.0
+
+    def box(self) -> Box:
+        """The same penalty as a box."""
+        return Box(weight=self.weight, ridge=self.ridge)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Nonnegative(_Entrywise):
+    r"""Weights that add and never subtract.
+
+    .. math::
+        g(W) = \sum_{ij} \lambda_{ij} W_{ij} \;\text{if}\; W \ge 0, \qquad
+        \infty \;\text{otherwise}
+
+    Attributes:
+      weight: :math:`\lambda`, positive; one number, or an array that broadcasts to
+        ``[d_in, d_out]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nettrim_jax import Nonnegative
+      >>> W = jnp.array([[-2.0, 3.0]])
+      >>> Nonnegative().prox(W, jnp.ones((1, 1))).tolist()
+      [[0.0, 2.0]]
+    """
+
+    weight: ArrayLike = 1.0
+
+    def box(self) -> Box:
+        """The same penalty as a box."""
+        return Box(lower=0.0, weight=self.weight)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sign(_Entrywise):
+    r"""Weights that keep a sign, as that of the trained ones.
+
+    .. math::
+        g(W) = \sum_{ij} \lambda_{ij} |W_{ij}| \;\text{if}\; S_{ij} W_{ij} \ge 0,
+        \qquad \infty \;\text{otherwise}
+
+    Attributes:
+      signs: :math:`S`; only the signs count, and zero allows both. An array that
+        broadcasts to ``[d_in, d_out]``.
+      weight: :math:`\lambda`, positive; likewise, or one number.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nettrim_jax import Sign
+      >>> W = jnp.array([[-2.0, -2.0]])
+      >>> Sign(jnp.array([[1.0, -0.3]])).prox(W, jnp.ones((1, 1))).tolist()
+      [[0.0, -1.0]]
+    """
+
+    signs: ArrayLike
+    weight: ArrayLike = 1.0
+
+    def box(self) -> Box:
+        """The same penalty as a box."""
+        signs = jnp.asarray(self.signs)
+        return Box(
+            jnp.where(signs > 0, 0.0, -math.inf),
+            jnp.where(signs < 0, 0.0, math.inf),
+            self.weight,
+        )
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FixedPattern(_Entrywise):
+    r"""Weights that may differ from zero only where a mask allows.
+
+    .. math::
+        g(W) = \sum_{ij} \lambda_{ij} |W_{ij}| \;\text{if}\;
+        M_{ij} = 0 \Rightarrow W_{ij} = 0, \qquad \infty \;\text{otherwise}
+
+    Attributes:
+      mask: :math:`M`; non-zero where a weight may move. An array that broadcasts to
+        ``[d_in, d_out]``.
+      weight: :math:`\lambda`, positive; likewise, or one number.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nettrim_jax import FixedPattern
+      >>> W = jnp.array([[-2.0, -2.0]])
+      >>> FixedPattern(jnp.array([[False, True]])).prox(W, jnp.ones((1, 1))).tolist()
+      [[0.0, -1.0]]
+    """
+
+    mask: ArrayLike
+    weight: ArrayLike = 1.0
+
+    def box(self) -> Box:
+        """The same penalty as a box."""
+        allowed = jnp.asarray(self.mask).astype(bool)
+        return Box(
+            jnp.where(allowed, -math.inf, 0.0),
+            jnp.where(allowed, math.inf, 0.0),
+            self.weight,
+        )
+
+
+Penalty = L1 | Box | ElasticNet | Nonnegative | Sign | FixedPattern
+
+
+def _full(value: ArrayLike, W: Array) -> Array:
+    value = jnp.asarray(value, W.dtype)
+    if value.ndim < W.ndim:  # under strict rank promotion a vector is per unit
+        value = value.reshape((1,) * (W.ndim - value.ndim) + value.shape)
+    return jnp.broadcast_to(value, W.shape)
+
+
+def _per_entry(value: ArrayLike, factor: Array) -> Array:
+    value = jnp.asarray(value, factor.dtype)
+    return value[None, :] if value.ndim == 1 else value  # per unit, the last axis
+
+
+def _transposed(value: ArrayLike) -> Array:
+    value = jnp.asarray(value)
+    return value[:, None] if value.ndim == 1 else value.T
+
+
+def _all_positive(weight: ArrayLike) -> Array:
+    weight = jnp.asarray(weight)
+    return jnp.all(jnp.isfinite(weight) & (weight > 0))
+
+
+def _reweighted(weight: ArrayLike, W: Array, floor: float) -> Array:
+    weight = _full(weight, W)
+    size = weight * jnp.abs(W)
+    count = jnp.maximum(jnp.sum(size > 0), 1).astype(W.dtype)
+    delta = floor * jnp.sqrt(jnp.sum(size**2) / count)
+    delta = jnp.where(delta > 0, delta, 1)  # all zero: the weights stay
+    return weight * (delta / (size + delta))

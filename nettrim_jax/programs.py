@@ -154,10 +154,10 @@ def distance(program: Program, W: Array, b: Array) -> Array:
 
 
 def finite(program: Program) -> Array:
-    """Whether all data of the program is numbers, and its weights positive."""
+    """Whether all data of the program is numbers, and fit for its penalty."""
     numbers = jnp.all(jnp.isfinite(program.X)) & jnp.all(jnp.isfinite(program.t))
-    for weight in jax.tree.leaves(program.penalty):
-        numbers &= jnp.all(jnp.isfinite(weight) & (weight > 0))
+    for fits in program.penalty.fits().values():
+        numbers &= fits
     return numbers & program.response.finite()
 
 
@@ -173,7 +173,7 @@ def dual_bound(program: Program, L: Array) -> tuple[Array, Array]:
     was (Aghasi et al., 2017, and the dual of the norm).
     """
     L = program.response.dual(L, program.bias == "free")
-    shrink, conjugate = program.penalty.conjugate(matmul(L, program.X))
+    shrink, conjugate = program.penalty.conjugate(-matmul(L, program.X))
     L = L * shrink[:, None]
     return program.response.bound(L, program.t) - conjugate, L
 
@@ -251,14 +251,13 @@ def _program(
 
 
 def check_weights(penalty: Penalty) -> None:
-    """Raises ProgramError if a weight of the penalty is known and not positive."""
-    for weight in jax.tree.leaves(penalty):
-        values = np.asarray(weight) if known(weight) else np.ones(())
-        if not (np.isfinite(values) & (values > 0)).all():
-            raise ProgramError(
-                "program: expected positive, finite penalty weights; a weight that is "
-                "free to move is a bias, see bias='free'"
-            )
+    """Raises ProgramError if the penalty's values are known and not as they must be."""
+    if not all(known(leaf) for leaf in jax.tree.leaves(penalty)):
+        return
+    with jax.ensure_compile_time_eval():  # the values are known within jit, too
+        for text, fits in penalty.fits().items():
+            if not fits:
+                raise ProgramError(f"program: expected {text}")
 
 
 def check_shapes(penalty: Penalty, shape: tuple[int, ...]) -> None:

@@ -25,26 +25,30 @@ class Prox(NamedTuple):
     value: Callable  # value of a point of the domain
     step: Any  # [6, 1]
     centre: Any  # [6, 4], where the residual is zero
-    projection: bool
+    limited: bool  # whether some points are not of the domain
     cvx: Callable  # variable -> (expression, constraints)
 
 
-def _l1(weight):
+def _entrywise(name):
     step = np.array([0.3, 0.5, 1.0, 1.0, 2.0, 3.0])[:, None]
-    penalty = nt.L1(weight)
-    full = np.broadcast_to(np.asarray(weight), (6, 4))
+    penalty = PENALTIES[name]
+    lower, upper, weight, ridge = (np.broadcast_to(a, (6, 4)) for a in TERMS[name])
 
     def cvx(P):
         import cvxpy as cp
 
-        return cp.sum(cp.multiply(full, cp.abs(P))), []
+        inside = [np.where(np.isfinite(limit)) for limit in (lower, upper)]
+        constraints = [P[inside[0]] >= lower[inside[0]]] if inside[0][0].size else []
+        constraints += [P[inside[1]] <= upper[inside[1]]] if inside[1][0].size else []
+        size = cp.sum(cp.multiply(weight, cp.abs(P)))
+        return size + cp.sum(cp.multiply(ridge / 2, cp.square(P))), constraints
 
     return Prox(
         call=jax.jit(lambda V: penalty.prox(V, jnp.asarray(step))),
         value=penalty.value,
         step=step,
         centre=np.zeros((6, 4)),
-        projection=False,
+        limited=bool(np.isfinite(lower).any() or np.isfinite(upper).any()),
         cvx=cvx,
     )
 
@@ -82,16 +86,47 @@ def _projection(response):
         value=lambda P: jnp.zeros(()),
         step=np.ones((6, 1)),
         centre=np.where(on, Y, 0),
-        projection=True,
+        limited=True,
         cvx=cvx,
     )
 
 
+_noise = np.random.default_rng(2).normal(size=(6, 4))
+_signs = np.sign(_noise) * (np.abs(_noise) > 0.3)
 PENALTIES = {
     "l1": nt.L1(2.0),
     "l1-per-row": nt.L1(np.linspace(0, 2, 6)[:, None]),
     "l1-per-unit": nt.L1(np.linspace(0.5, 2, 4)),
-    "l1-per-entry": nt.L1(np.abs(np.random.default_rng(2).normal(size=(6, 4)))),
+    "l1-per-entry": nt.L1(np.abs(_noise)),
+    "box": nt.Box(-0.5, np.abs(_noise), 0.7),
+    "box-with-ridge": nt.Box(-0.5, np.inf, 0.7, np.linspace(0, 2, 4)),
+    "elastic-net": nt.ElasticNet(np.linspace(0.1, 2, 6)[:, None], 0.4),
+    "nonnegative": nt.Nonnegative(0.3),
+    "sign": nt.Sign(_signs, np.linspace(0.5, 2, 4)),
+    "fixed-pattern": nt.FixedPattern(_noise > 0, 0.5),
+}
+# the same in figures: limits below and above, weight of magnitudes, ridge
+TERMS = {
+    "l1": (-np.inf, np.inf, 2.0, 0.0),
+    "l1-per-row": (-np.inf, np.inf, np.linspace(0, 2, 6)[:, None], 0.0),
+    "l1-per-unit": (-np.inf, np.inf, np.linspace(0.5, 2, 4), 0.0),
+    "l1-per-entry": (-np.inf, np.inf, np.abs(_noise), 0.0),
+    "box": (-0.5, np.abs(_noise), 0.7, 0.0),
+    "box-with-ridge": (-0.5, np.inf, 0.7, np.linspace(0, 2, 4)),
+    "elastic-net": (-np.inf, np.inf, 0.4, np.linspace(0.1, 2, 6)[:, None]),
+    "nonnegative": (0.0, np.inf, 0.3, 0.0),
+    "sign": (
+        np.where(_signs > 0, 0.0, -np.inf),
+        np.where(_signs < 0, 0.0, np.inf),
+        np.linspace(0.5, 2, 4),
+        0.0,
+    ),
+    "fixed-pattern": (
+        np.where(_noise > 0, -np.inf, 0.0),
+        np.where(_noise > 0, np.inf, 0.0),
+        0.5,
+        0.0,
+    ),
 }
 RESPONSES = {
     "relu": match(),
@@ -100,7 +135,7 @@ RESPONSES = {
     "rows-that-do-not-count": match(rows=[1, 3]),
     "epsilon-zero": match(epsilon=0.0),
 }
-PROXES = {name: _l1(penalty.weight) for name, penalty in PENALTIES.items()}
+PROXES = {name: _entrywise(name) for name in PENALTIES}
 PROXES |= {name: _projection(response) for name, response in RESPONSES.items()}
 
 

@@ -24,6 +24,7 @@ ORDER = [
     "patterns",
     "criteria",
     "programs",
+    "interop",
     "settings",
     "solutions",
     "implicit",

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import PENALTIES, PROXES, RESPONSES
+from helpers import PENALTIES, PROXES, RESPONSES, TERMS
 from jaxopt import projection
 from marks import slow
 
@@ -71,7 +71,7 @@ def test_no_perturbation_is_better(prox, scale, rng):
     for size in (1e-4, 1e-2, 1.0):
         for _ in range(20):
             other = P + size * rng.normal(size=(6, 4))
-            other = prox.call(other) if prox.projection else other  # back into the set
+            other = prox.call(other) if prox.limited else other  # back into the set
             assert objective(prox, other, V) >= best - 1e-12
 
 
@@ -129,35 +129,65 @@ def test_match_by_hand():
     np.testing.assert_allclose(response.distance(Z), np.sqrt(4.0**2 + 1.5**2))
 
 
-@pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)
+@pytest.mark.parametrize("name", PENALTIES)
 @scales
-def test_penalty_conjugate(penalty, scale, rng):
-    A = jnp.asarray(scale * rng.normal(size=(6, 4)))
-    shrink, value = penalty.T.conjugate(A.T)
-    weight = np.broadcast_to(penalty.weight, (6, 4))
-    small = np.asarray(A * shrink[None, :])
-    assert shrink.shape == (4,)
-    assert value == 0
-    assert ((shrink >= 0) & (shrink <= 1)).all()
-    assert (np.abs(small) <= weight * (1 + 1e-15)).all()
-    # and no more than that: a column that was shrunk touches its weight
-    touches = np.isclose(np.abs(small), weight, rtol=1e-12).any(axis=0)
-    assert (touches | (shrink == 1)).all()
-    # g*(A) = sup <A, W> - g(W), which is zero, reached at W = 0
+def test_penalty_conjugate(name, scale, rng):
+    penalty = PENALTIES[name]
+    A = scale * rng.normal(size=(6, 4))
+    shrink, value = penalty.T.conjugate(jnp.asarray(A.T))
+    assert shrink.shape == (4,) and ((shrink >= 0) & (shrink <= 1)).all()
+    small = A * np.asarray(shrink)[None, :]
+    lower, upper, weight, ridge = (np.broadcast_to(a, (6, 4)) for a in TERMS[name])
+    # nothing that goes on for ever gains
+    endless = (ridge == 0) & np.isinf(np.where(A > 0, upper, lower))
+    assert (np.abs(small) <= np.where(endless, weight * (1 + 1e-15), np.inf)).all()
+    # and no more than that: a column that was shrunk touches such a weight
+    touches = (endless & np.isclose(np.abs(small), weight, rtol=1e-12)).any(axis=0)
+    assert (touches | (np.asarray(shrink) == 1)).all()
+
+    def gain(W):
+        return small * W - weight * np.abs(W) - ridge / 2 * W**2
+
+    # g*(A) = sup <A, W> - g(W), of a concave function of each entry: at zero, where its
+    # slope is zero, or at a limit
+    with np.errstate(divide="ignore", invalid="ignore"):
+        flat = np.sign(small) * (np.abs(small) - weight) / ridge
+    points = [np.zeros((6, 4)), flat, lower, upper]
+    points = [np.where(np.isfinite(p), np.clip(p, lower, upper), 0) for p in points]
+    best = np.max([gain(p) for p in points], axis=0)
+    np.testing.assert_allclose(value, best.sum(), rtol=1e-12, atol=1e-14)
     for size in (1e-3, 1.0, 1e3):
-        W = jnp.asarray(size * rng.normal(size=(6, 4)))
-        assert jnp.sum(small * W) - penalty.value(W) <= 1e-12 * size
+        W = np.clip(size * rng.normal(size=(6, 4)), lower, upper)
+        total = np.sum(small * W) - penalty.value(jnp.asarray(W))
+        assert total <= value + 1e-12 * size
 
 
-@pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES)
-def test_scaled_and_transposed_penalty(penalty, rng):
-    W, factor = jnp.asarray(rng.normal(size=(6, 4))), jnp.array(3.0)
-    scaled = penalty.scaled(factor)
-    np.testing.assert_allclose(scaled.value(W), 3 * penalty.value(W), rtol=1e-14)
-    np.testing.assert_allclose(penalty.T.value(W.T), penalty.value(W), rtol=1e-14)
-    step = jnp.array([[0.3]])
-    answer = penalty.T.prox(W.T, step)
-    np.testing.assert_allclose(answer.T, penalty.prox(W, step), rtol=1e-14)
+@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("factor", [3.0, -0.5])
+def test_scaled_and_transposed_penalty(name, factor, rng):
+    penalty = PENALTIES[name]
+    V, step = jnp.asarray(rng.normal(size=(6, 4))), jnp.array([[0.3]])
+    P = penalty.prox(V, step)
+    np.testing.assert_allclose(penalty.T.value(P.T), penalty.value(P), rtol=1e-14)
+    np.testing.assert_allclose(penalty.T.prox(V.T, step).T, P, rtol=1e-14)
+    np.testing.assert_allclose(penalty.box().prox(V, step), P, rtol=1e-14)
+    # g'(W) = g(factor W), so its prox is that of g, in other units
+    scaled = penalty.scaled(jnp.array(factor))
+    answer = scaled.prox(V / factor, step / factor**2)
+    np.testing.assert_allclose(factor * answer, P, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(scaled.value(answer), penalty.value(P), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_reweighted_penalty_spares_what_is_large(name):
+    penalty = PENALTIES[name]
+    W = penalty.prox(jnp.linspace(-3, 3, 24).reshape(6, 4), jnp.array([[0.1]]))
+    again = penalty.reweighted(W, 0.1).box()
+    weight = np.broadcast_to(TERMS[name][2], (6, 4))
+    ratio = np.asarray(again.weight)[weight > 0] / weight[weight > 0]
+    order = np.argsort((weight * np.abs(W))[weight > 0])
+    assert (np.diff(ratio[order]) <= 1e-12).all() and ratio.max() <= 1
+    np.testing.assert_array_equal(again.prox(W, jnp.zeros((1, 1))), W)  # same limits
 
 
 @pytest.mark.parametrize("name", RESPONSES)

@@ -1,0 +1,144 @@
+"""Programs handed to cvxpy: what Clarabel finds is what we find, penalty by penalty."""
+
+import functools
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from marks import only_fast
+
+import nettrim_jax as nt
+from nettrim_jax.results import CONVERGED, ProgramError
+
+rng = np.random.default_rng(0)
+W0 = rng.normal(size=(12, 3)) * (rng.random((12, 3)) < 0.6)
+X, T = rng.normal(size=(30, 12)), 0.3 * rng.normal(size=(30, 3))
+# what the trained weights meet, one unit or input apart from the others here and there
+PENALTIES = {
+    "l1": nt.L1(np.linspace(0.5, 2, 12)[:, None]),
+    "box": nt.Box(-3.0, np.linspace(2.5, 3, 3)),
+    "box-that-binds": nt.Box(-0.8, 1.2),
+    "elastic-net": nt.ElasticNet(np.linspace(0, 2, 12)[:, None]),
+    "nonnegative": nt.Nonnegative(),
+    "sign": nt.Sign(W0, 0.5),
+    "fixed-pattern": nt.FixedPattern(W0, np.linspace(0.5, 2, 3)),
+}
+EPSILON = {"box-that-binds": 0.6}  # of the response; else 0.2
+penalties = pytest.mark.parametrize("penalty", PENALTIES)
+responses = pytest.mark.parametrize(
+    "relu", only_fast([True], [True, False]), ids=["relu", "linear"]
+)
+biases = pytest.mark.parametrize(
+    "bias", only_fast(["free"], ["fixed", "free", "penalized"])
+)
+
+
+def program(penalty, relu, bias):
+    Y = X @ (np.abs(W0) if penalty == "nonnegative" else W0) + T
+    Y = np.maximum(Y, 0) if relu else Y
+    make = nt.relu_program if relu else nt.linear_program
+    epsilon = EPSILON.get(penalty, 0.2) * np.linalg.norm(Y)
+    given = PENALTIES[penalty]
+    if bias == "penalized":  # one row more
+        given = jax.tree.map(
+            lambda a: (
+                np.vstack([a, np.ones((1, np.shape(a)[1]))])
+                if np.shape(a)[:1] == (12,)
+                else a
+            ),
+            given,
+        )
+    return make(X, Y, epsilon, t=T, penalty=given, bias=bias)
+
+
+@functools.cache
+def both(penalty, relu, bias):
+    made = program(penalty, relu, bias)
+    problem = nt.to_cvxpy(made)
+    problem.solve("CLARABEL", tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9)
+    return nt.solve(made, nt.ADMM(tol=1e-8, max_steps=50000)), problem
+
+
+@penalties
+@responses
+@biases
+def test_the_same_optimum(penalty, relu, bias):
+    found, problem = both(penalty, relu, bias)
+    assert problem.status == "optimal" and problem.value > 0.1
+    assert int(found.result) == CONVERGED
+    assert float(found.stats.objective) == pytest.approx(problem.value, rel=1e-6)
+    assert float(found.certificate.lower_bound) <= problem.value * (1 + 1e-7)
+    box = PENALTIES[penalty].box()
+    lower, upper = (np.asarray(a, float) for a in (box.lower, box.upper))
+    ours = np.asarray(found.W)
+    assert (ours >= lower).all() and (ours <= upper).all()
+    W = problem.var_dict["W"].value
+    assert W.shape == ours.shape
+    if bias != "fixed":
+        assert problem.var_dict["bias"].value.shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", helpers.FAST[::3])
+def test_the_same_problem_as_the_oracle(name):
+    made = helpers.program(helpers.problem(name), "float64")
+    problem = nt.to_cvxpy(made)
+    problem.solve("CLARABEL")
+    expected = helpers.oracle(name).value
+    assert problem.value == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("penalty", only_fast(["nonnegative"], PENALTIES))
+def test_float32_and_vmap(penalty):
+    one = jax.tree.map(
+        lambda a: a if a.dtype == bool else a.astype(jnp.float32),
+        program(penalty, True, "free"),
+    )
+    stack = jax.tree.map(lambda a: jnp.stack([a, a]), one)
+    found = jax.vmap(lambda p: nt.solve(p, nt.ADMM(tol=1e-4)))(stack)
+    expected = both(penalty, True, "free")[1].value
+    assert (found.result == CONVERGED).all()
+    np.testing.assert_allclose(found.stats.objective, expected, rtol=3e-4)
+
+
+def test_pruned_layers_keep_their_signs():
+    params = {"w": jnp.asarray(W0, jnp.float32), "v": jnp.ones((3, 2), jnp.float32)}
+    scale = jnp.asarray([[1.0, -2.0, 0.5]], jnp.float32)  # turns the sign of a column
+
+    def apply_fn(params, x):
+        return jax.nn.relu((x @ params["w"]) * scale) @ params["v"]
+
+    x = jnp.asarray(X, jnp.float32)
+    pruned = nt.prune(
+        params,
+        apply_fn,
+        x,
+        method={"w": nt.NetTrim(0.2, penalty=nt.Sign(W0)), "v": None},
+    )
+    W = np.asarray(pruned.params["w"])
+    assert ((W * np.sign(W0) > 0) | (W == 0) | (W0 == 0)).all()
+    assert 0 < (W != 0).sum() < 36 and float(pruned.report.sites[0].error) < 0.21
+
+
+@pytest.mark.parametrize(
+    "penalty, says",
+    [
+        (nt.Box(lower=0.5), "lower <= 0 <= upper"),
+        (nt.Box(upper=np.nan), "lower <= 0 <= upper"),
+        (nt.ElasticNet(-1.0), "a finite ridge of at least 0"),
+        (nt.Nonnegative(0.0), "positive, finite penalty weights"),
+        (nt.Sign(np.ones((5, 5))), r"broadcast to W \[12, 3\]"),
+    ],
+    ids=repr,
+)
+def test_refusals(penalty, says):
+    with pytest.raises(ProgramError, match=says):
+        nt.linear_program(X, X @ W0, 1.0, penalty=penalty)
+
+
+def test_what_is_no_program():
+    stack = jax.tree.map(lambda a: jnp.stack([a, a]), program("l1", True, "fixed"))
+    for given, got in ((stack, "a stack"), (3, "int")):
+        with pytest.raises(ProgramError, match=f"expected one program, got {got}"):
+            nt.to_cvxpy(given)
