@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import boxes
 import helpers
 import jax
 import jax.numpy as jnp
@@ -43,14 +44,19 @@ def direction(program, seed=1):
             return jnp.zeros(a.shape, a.dtype)
         return jnp.asarray(rng.normal(size=a.shape))
 
+    def limited(a):
+        # a limit that is zero or infinite stays so
+        return jnp.where(jnp.isinf(a) | (a == 0), 0, like(a))
+
     turn = jax.tree.map(like, program)
+    penalty = jax.tree.map(limited, program.penalty)
     # columns that are zero stay so: what enters there changes the regime
     X = jnp.where(jnp.any(program.X != 0, axis=0)[None, :], turn.X, 0)
     if program.bias == "penalized":
         X = X.at[:, -1].set(0)
     epsilon = program.response.epsilon * turn.response.epsilon
     response = dataclasses.replace(turn.response, epsilon=epsilon)
-    return dataclasses.replace(turn, X=X, response=response)
+    return dataclasses.replace(turn, X=X, penalty=penalty, response=response)
 
 
 def moved(program, turn, s):
@@ -60,11 +66,15 @@ def moved(program, turn, s):
     return jax.tree.map(step, program, turn)
 
 
-def line(name, config=EXACT):
-    """Numbers of a solution, along a line through the program of this name."""
+def named(name):
+    """The program of this name, with a weight per entry that may move."""
     program = helpers.program(helpers.problem(name), "float64")
     weight = jnp.ones((len(program.response.Y), program.X.shape[1]))
-    program = dataclasses.replace(program, penalty=nt.L1(weight))
+    return dataclasses.replace(program, penalty=nt.L1(weight))
+
+
+def line(program, config=EXACT):
+    """Numbers of a solution, along a line through a program."""
     turn = direction(program)
     rng = np.random.default_rng(2)
     shape = program.X.shape[1] - (program.bias == "penalized"), len(program.response.Y)
@@ -81,9 +91,8 @@ def line(name, config=EXACT):
     return numbers
 
 
-@names
-def test_solutions_move_as_differences_say(name):
-    numbers = line(name)
+def check(program):
+    numbers = line(program)
     zero = jnp.zeros(())
     (value, result), (slope, _) = jax.jvp(numbers, (zero,), (zero + 1,))
     assert int(result) == CONVERGED
@@ -93,9 +102,21 @@ def test_solutions_move_as_differences_say(name):
     np.testing.assert_allclose(back, slope, rtol=1e-9)
 
 
+@names
+def test_solutions_move_as_differences_say(name):
+    check(named(name))
+
+
+@slow
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@pytest.mark.parametrize("penalty", boxes.PENALTIES)
+def test_solutions_of_every_penalty(penalty, relu):
+    check(boxes.program(penalty, relu, "free"))
+
+
 @slow
 def test_vmap_is_a_loop():
-    numbers = line("tall-zero_columns-relu-free-0.2")
+    numbers = line(named("tall-zero_columns-relu-free-0.2"))
     slope = jax.jacrev(lambda s: numbers(s)[0])
     points = jnp.asarray([0.0, 0.01, -0.02])
     for at, row in zip(points, jax.vmap(slope)(points), strict=True):
@@ -119,7 +140,9 @@ def test_second_derivatives():
 
 
 def test_no_derivative_of_a_solve_that_did_not_converge():
-    numbers = line("tall-white-linear-fixed-0.05", nt.ADMM(tol=1e-11, max_steps=20))
+    numbers = line(
+        named("tall-white-linear-fixed-0.05"), nt.ADMM(tol=1e-11, max_steps=20)
+    )
     zero = jnp.zeros(())
     (value, _), (slope, _) = jax.jvp(numbers, (zero,), (zero + 1,))
     assert np.isfinite(value).all() and np.isnan(slope).all()
