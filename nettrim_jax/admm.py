@@ -46,18 +46,18 @@ def solve(
     .. math::
         \min_{W, b} \; g(W) + f(X W + b + t)
 
+    It has derivatives with respect to all arrays of the program, forward and in
+    reverse, of any order: those of the fixed point, whatever the steps were; NaN where
+    the solve did not converge. They are as exact as the solution, so lower
+    ``config.tol`` if they matter. Between two regimes, as where a weight is about to
+    leave zero, they are those of one side. By ``init`` there are none.
+
     Args:
       program: from :func:`nettrim_jax.relu_program` or
         :func:`nettrim_jax.linear_program`.
       config: the settings; ``ADMM()`` by default.
       init: the solution of a program of the same shapes, to start from; it saves steps
         if the programs are alike. One that is not finite is passed over.
-
-    It has derivatives with respect to all arrays of the program, forward and in
-    reverse, of any order: those of the fixed point, whatever the steps were; NaN where
-    the solve did not converge. They are as exact as the solution, so lower
-    ``config.tol`` if they matter. Between two regimes, as where a weight is about to
-    leave zero, they are those of one side.
 
     Returns:
       The solution, in the dtype of the program. ``result`` says whether the
@@ -144,8 +144,8 @@ def _start(program: Program, state: State, usable: Array) -> _Loop:
         b=state.b,
         result=jnp.where(usable, results.MAX_STEPS, results.NAN).astype(jnp.int32),
         stats=Stats(jnp.zeros((), jnp.int32), zero, state.rho),
-        # from the dual point zero: no penalty is below its least
-        certificate=Certificate(inf, -program.penalty.conjugate(state.W)[1], inf),
+        # no penalty is negative
+        certificate=Certificate(inf, zero, inf),
         next_change=zero,
     )
 

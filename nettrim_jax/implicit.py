@@ -26,8 +26,9 @@ Map = Callable[[Point], Point]
 
 STEPS = 2000  # of MINRES, at most
 ROUNDINGS = 50  # of the right side, where MINRES stops
-FLAT = 0.5  # power of the rounding; of a right side out of reach no more is known
-LEAST = 1e-3  # what is off by more, relative to the right side, is no solution
+# power of the rounding: what A shrinks by more is out of reach, and a residual below it
+# that of a solution
+FLAT = 0.5
 
 
 def root(residual: Map, at: Point, reflect: Map) -> Point:
@@ -91,15 +92,19 @@ def minres(matvec: Callable[[Array], Array], b: Array) -> Array:
     Returns:
       ``x``, in the shape of ``b``; NaN if the steps allowed were too few.
     """
+    # of size one: squares of what is very large or small are not numbers
+    most = jnp.max(jnp.abs(b), initial=0)
+    b = jnp.where(most > 0, b / jnp.where(most > 0, most, 1), b)
+    length = jnp.sqrt(jnp.sum(b**2))
+    b = jnp.where(length > 0, b / jnp.where(length > 0, length, 1), b)
     size, zero = jnp.sqrt(jnp.sum(b**2)), jnp.zeros((), b.dtype)
     eps = jnp.finfo(b.dtype).eps
-    # what A shrinks by more than ``flat`` is out of reach
     tol, flat = ROUNDINGS * eps, eps**FLAT
 
     def divided(a: Array, by: Array) -> Array:
         return jnp.where(by > 0, a / jnp.where(by > 0, by, 1), 0)
 
-    def open_(k: _Lanczos) -> Array:
+    def running(k: _Lanczos) -> Array:
         return (
             (k.left > tol * size)
             & (k.slope > flat)
@@ -121,7 +126,9 @@ def minres(matvec: Callable[[Array], Array], b: Array) -> Array:
         cosine = divided(bar, gamma)
         sine = jnp.where(gamma > 0, divided(beta, gamma), 1)
         w = divided(v - k.above * k.w_old - delta * k.w, gamma)
-        norm = jnp.maximum(k.norm, jnp.sqrt(alpha**2 + k.beta_old**2 + beta**2))
+        # a column of the tridiagonal matrix; the first has nothing above
+        over = jnp.where(k.steps > 0, k.beta, 0)
+        norm = jnp.maximum(k.norm, jnp.sqrt(over**2 + alpha**2 + beta**2))
         slope = divided(jnp.hypot(bar, corner), norm)
         # the last x is the answer, and gamma may be rounding
         done = slope <= flat
@@ -149,10 +156,10 @@ def minres(matvec: Callable[[Array], Array], b: Array) -> Array:
         *(size, zero, zero - 1, zero, zero, zero, size, zero + 1, zero),
         steps=jnp.zeros((), jnp.int32),
     )
-    found = jax.lax.while_loop(open_, body, start)
-    x, solved = found.x, found.left <= LEAST * size
+    found = jax.lax.while_loop(running, body, start)
+    x, solved = found.x, found.left <= flat * size
     # what is out of reach is left out of the solution, too
     off = b - matvec(x)
     lifted = x - divided(jnp.sum(off * x), jnp.sum(off**2)) * off
     x = jnp.where(solved, x, lifted)
-    return jnp.where(solved | (found.steps < STEPS), x, jnp.nan)
+    return jnp.where(solved | (found.steps < STEPS), most * length * x, jnp.nan)

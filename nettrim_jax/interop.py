@@ -5,9 +5,10 @@ Knows programs; needs cvxpy where it is called, and only there.
 
 from typing import Any
 
+import jax
 import numpy as np
 
-from nettrim_jax.programs import Program
+from nettrim_jax.programs import Program, known
 from nettrim_jax.results import ProgramError
 
 
@@ -48,6 +49,11 @@ def to_cvxpy(program: Program) -> Any:
             f"to_cvxpy: expected one program, got {got}; make one with "
             "nettrim_jax.relu_program(X, Y, epsilon) or linear_program"
         )
+    if not all(known(leaf) for leaf in jax.tree.leaves(program)):
+        raise ProgramError(
+            "to_cvxpy: the program is being traced; call it outside of jax.jit, "
+            "jax.vmap and jax.grad"
+        )
     response = program.response
     X, Y, t = (np.asarray(a, float) for a in (program.X, response.Y.T, program.t.T))
     on = np.asarray(response.on.T)
@@ -63,9 +69,8 @@ def to_cvxpy(program: Program) -> Any:
         Z = Z + np.ones((n, 1)) @ rows[0]
 
     box = program.penalty.box()
-    fields = (box.lower, box.upper, box.weight, box.ridge)
     lower, upper, weight, ridge = (
-        np.broadcast_to(np.asarray(a, float).T, penalised.shape) for a in fields
+        np.broadcast_to(np.asarray(a, float).T, penalised.shape) for a in box.terms()
     )
     objective = cp.sum(cp.multiply(weight, cp.abs(penalised)))
     if ridge.any():
@@ -74,7 +79,9 @@ def to_cvxpy(program: Program) -> Any:
     off = Z[inside] - Y[inside]
     epsilon = float(response.epsilon)
     # a ball of radius zero has no interior, which interior-point methods need
-    constraints: list[Any] = [cp.norm(off, 2) <= epsilon if epsilon > 0 else off == 0]
+    constraints: list[Any] = []
+    if inside[0].size:
+        constraints = [cp.norm(off, 2) <= epsilon if epsilon > 0 else off == 0]
     constraints += [Z[below] <= V[below]] if below[0].size else []
     for limit, sign in ((lower, 1), (upper, -1)):
         some = np.where(np.isfinite(limit))

@@ -27,6 +27,12 @@ def matmul(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=HIGHEST)
 
 
+def norm(A: Array) -> Array:
+    """Frobenius norm, with a gradient of zero at zero rather than NaN."""
+    square = jnp.sum(A**2)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
 class Graph(NamedTuple):
     """Everything that the projection on the graph needs, made once per program."""
 

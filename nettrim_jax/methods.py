@@ -15,6 +15,7 @@ from jax.tree_util import register_dataclass
 
 from nettrim_jax.activations import Activation
 from nettrim_jax.criteria import Rule
+from nettrim_jax.linalg import norm
 from nettrim_jax.patterns import NM, Pattern, Sparsity
 from nettrim_jax.penalties import L1, Penalty
 from nettrim_jax.programs import (
@@ -61,7 +62,8 @@ class NetTrim:
     Attributes:
       epsilon: budget relative to the norm of the layer's trained response, a
         non-negative number; it may be traced.
-      penalty: what is minimised.
+      penalty: what is minimised. Where it has limits that the trained weights do not
+        meet, the budget may be out of reach and no solve converge.
       bias: ``"free"``: a layer's own bias moves without penalty. ``"fixed"``: it
         stays. ``"penalized"``: it moves under the penalty, as in the authors' code.
       gamma: in cascade mode, the growth of the squared error that a layer may add,
@@ -112,6 +114,17 @@ class NetTrim:
                 f"{self.penalty!r}"
             )
         check_weights(self.penalty)
+        limits = self.penalty.box().terms()[:2]
+        if self.refit and all(known(limit) for limit in limits):
+            lower, upper = (np.asarray(limit) for limit in limits)
+            if (np.isfinite(lower) != np.isfinite(upper)).any() or (
+                np.isfinite(lower) & (lower != upper)
+            ).any():
+                raise MethodError(
+                    "NetTrim(refit=True): a refit keeps zeros but no other limits, so "
+                    f"it would leave those of {type(self.penalty).__name__}; use "
+                    "refit=False"
+                )
         self._check_numbers()
 
     def _check_numbers(self) -> None:
@@ -145,8 +158,8 @@ class NetTrim:
     ) -> tuple[Program, Array]:
         """The program of every lane of a site, stacked.
 
-        Columns are the units' weights times ``seen.scale``, so the penalty of each
-        is divided by it; a unit of scale zero costs the least at zero weights.
+        Columns are the units' weights times ``seen.scale``, so the penalty is of them
+        divided by it; a unit of scale zero costs the least at zero weights.
 
         Args:
           seen: the site's activation, ``[b, n, ...]``.
@@ -165,13 +178,13 @@ class NetTrim:
         def lane(seen: Activation) -> tuple[Program, Array]:
             valid = seen.valid[:, None]
             Y = jnp.where(valid, jnp.maximum(seen.P, 0) if relu else seen.P, 0)
-            norm = jnp.sqrt(jnp.sum(Y**2))
-            budget, V = epsilon * norm, jnp.zeros((1, 1), Y.dtype)
+            size = norm(Y)
+            budget, V = epsilon * size, jnp.zeros((1, 1), Y.dtype)
             if fed and seen.P0 is not None:
                 on = valid & (Y > 0) if relu else valid
-                off = jnp.sqrt(jnp.sum(jnp.where(on, seen.P0 - Y, 0) ** 2))
+                off = norm(jnp.where(on, seen.P0 - Y, 0))
                 # where all before was kept as trained there is nothing to scale
-                moved = off > 8 * jnp.finfo(off.dtype).eps * norm
+                moved = off > 8 * jnp.finfo(off.dtype).eps * size
                 budget = jnp.where(moved, jnp.sqrt(gamma) * off, budget)
                 V = jnp.where(moved, jnp.maximum(seen.P0, 0), 0)
             d_in, d_out = seen.X.shape[1], Y.shape[1]
@@ -188,7 +201,8 @@ class NetTrim:
             on = program.response.on & valid.T
             response = dataclasses.replace(program.response, on=on, V=V.T)
             program = dataclasses.replace(program, response=response)
-            return program, jnp.where(norm > 0, budget / norm, 0)
+            known_size = jnp.where(size > 0, size, 1)
+            return program, jnp.where(size > 0, budget / known_size, 0)
 
         return jax.vmap(lane)(seen)
 

@@ -2,7 +2,7 @@
 
 A penalty is a frozen record of its own data. Users give it for ``W`` as a layer has
 it, ``[d_in, d_out]``; ``T`` is the same penalty with one unit per row, ``[d_out,
-d_in]``, which is how programs hold it. It has three pure methods:
+d_in]``, which is how programs hold it. Its methods are pure; of most weight are:
 
 - ``value(W)``;
 - ``prox(W, step)``, the minimiser of ``g(V) + sum (V - W)^2 / (2 step)``, with
@@ -11,7 +11,8 @@ d_in]``, which is how programs hold it. It has three pure methods:
   ``g*`` is finite there and returns the shrinkage, ``[d_out]``, and ``g*`` at the
   shrunk matrix, so that any dual is turned into a bound.
 
-All but ``L1`` are boxes: a weight of magnitudes, a ridge and two limits per entry.
+All are boxes: a weight of magnitudes, a ridge and two limits per entry. ``L1``, which
+needs one of the four, is written out, since every step of most solves takes its prox.
 
 Knows nothing of responses, programs or solvers.
 """
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from nettrim_jax._jaxopt import prox as jaxopt_prox
+from nettrim_jax.linalg import norm
 from nettrim_jax.typing import Array, ArrayLike
 
 POSITIVE = (
@@ -111,8 +113,7 @@ class _Entrywise:
     def T(self) -> "Box":
         """The same penalty for one unit per row."""
         box = self.box()
-        fields = (box.lower, box.upper, box.weight, box.ridge)
-        return Box(*map(_transposed, fields))
+        return Box(*map(_transposed, box.terms()))
 
     def fits(self) -> dict[str, Array]:
         """What its values have to be, and whether they are."""
@@ -136,13 +137,14 @@ class _Entrywise:
         box = self.box()
         W = jaxopt_prox.prox_lasso(W, _full(box.weight, W) * step)
         W = W / (1 + _full(box.ridge, W) * step)
-        return jnp.clip(W, _full(box.lower, W), _full(box.upper, W))
+        lower, upper = _full(box.lower, W), _full(box.upper, W)
+        # a clip would share the derivative with a limit that is met and does not bind
+        return jnp.where(W < lower, lower, jnp.where(W > upper, upper, W))
 
     def conjugate(self, A: Array) -> tuple[Array, Array]:
         """Shrinkage per row until no entry gains without end, and ``g*`` there."""
         box = self.box()
-        fields = (box.lower, box.upper, box.weight, box.ridge)
-        lower, upper, weight, ridge = (_full(a, A) for a in fields)
+        lower, upper, weight, ridge = (_full(a, A) for a in box.terms())
         limit = jnp.where(A > 0, upper, -lower)
         endless = (limit == jnp.inf) & (ridge == 0)
         over = endless & (jnp.abs(A) > weight)
@@ -152,7 +154,7 @@ class _Entrywise:
         gain = jnp.where(endless, 0, gain)
         best = jnp.where(ridge > 0, gain / jnp.where(ridge > 0, ridge, 1), jnp.inf)
         best = jnp.where(gain > 0, jnp.minimum(best, limit), 0)
-        return shrink, jnp.sum(gain * best - ridge / 2 * best**2)
+        return shrink, jnp.sum(best * (gain - ridge / 2 * best))
 
     def slope(self, W: Array) -> Array:
         """The size of a subgradient at ``W``, in its shape."""
@@ -162,8 +164,7 @@ class _Entrywise:
     def scaled(self, factor: Array) -> "Box":
         """The same penalty of ``factor * W``, which may turn signs."""
         box = self.box()
-        fields = (box.lower, box.upper, box.weight, box.ridge)
-        lower, upper, weight, ridge = (_per_entry(a, factor) for a in fields)
+        lower, upper, weight, ridge = (_per_entry(a, factor) for a in box.terms())
         ends = lower / factor, upper / factor
         return Box(
             jnp.minimum(*ends),
@@ -189,7 +190,8 @@ class Box(_Entrywise):
         \infty \;\text{otherwise}
 
     Each attribute is one number, or an array that broadcasts to ``[d_in, d_out]``. The
-    trained weights should lie within the limits, or the budget may be out of reach.
+    trained weights should lie within the limits, or the budget may be out of reach and
+    no solve converge. One number also limits a bias that is penalised.
 
     Attributes:
       lower: :math:`l`, at most 0, in units of the weights.
@@ -214,6 +216,10 @@ class Box(_Entrywise):
         """Itself."""
         return self
 
+    def terms(self) -> tuple[ArrayLike, ...]:
+        """Lower and upper limits, weight and ridge."""
+        return self.lower, self.upper, self.weight, self.ridge
+
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +229,7 @@ class ElasticNet(_Entrywise):
     .. math::
         g(W) = \sum_{ij} \lambda_{ij} |W_{ij}| + \frac{\mu_{ij}}{2} W_{ij}^2
 
-    (Zou and Hastie, 2005, eq. 3, there with twice the ridge.)
+    (Zou and Hastie, 2005, eq. 3, there with half the ridge.)
 
     Attributes:
       ridge: :math:`\mu`, at least 0; one number, or an array that broadcasts to
@@ -372,6 +378,6 @@ def _reweighted(weight: ArrayLike, W: Array, floor: float) -> Array:
     weight = _full(weight, W)
     size = weight * jnp.abs(W)
     count = jnp.maximum(jnp.sum(size > 0), 1).astype(W.dtype)
-    delta = floor * jnp.sqrt(jnp.sum(size**2) / count)
+    delta = floor * norm(size) / jnp.sqrt(count)
     delta = jnp.where(delta > 0, delta, 1)  # all zero: the weights stay
     return weight * (delta / (size + delta))

@@ -173,9 +173,21 @@ def dual_bound(program: Program, L: Array) -> tuple[Array, Array]:
     was (Aghasi et al., 2017, and the dual of the norm).
     """
     L = program.response.dual(L, program.bias == "free")
-    shrink, conjugate = program.penalty.conjugate(-matmul(L, program.X))
-    L = L * shrink[:, None]
-    return program.response.bound(L, program.t) - conjugate, L
+    A, penalty = -matmul(L, program.X), program.penalty
+
+    def bound(penalty: Penalty) -> tuple[Array, Array]:
+        shrink, conjugate = penalty.conjugate(A)
+        shrunk = L * shrink[:, None]
+        return program.response.bound(shrunk, program.t) - conjugate, shrunk
+
+    best, multiplier = bound(penalty)
+    if isinstance(penalty, L1):
+        return best, multiplier
+    # a limit far off or a small ridge makes g* large; without them L is shrunk more,
+    # and g* is zero
+    other, shrunk = bound(L1(penalty.box().weight))
+    better = ~(best >= other)
+    return jnp.where(better, other, best), jnp.where(better, shrunk, multiplier)
 
 
 def stacked(program: Program, W: Array, b: Array) -> Array:
@@ -232,9 +244,9 @@ def _program(
         raise ProgramError(
             f"program: expected a penalty such as L1(), got {type(given).__name__}"
         )
-    chosen: Penalty = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), given)
-    check_weights(chosen)
-    check_shapes(chosen, (d_in + (bias == "penalized"), d_out))
+    check_weights(given)
+    check_shapes(given, (d_in + (bias == "penalized"), d_out))
+    chosen = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), given.T)
     if known(V) and not (V > -jnp.inf).all():
         raise ProgramError("program: V holds NaN or minus infinity; no Z is below that")
     for name, array in {"X": X, "Y": Y, "t": t, "epsilon": epsilon}.items():
@@ -247,16 +259,14 @@ def _program(
     if bias == "penalized":
         X = jnp.concatenate([X, jnp.ones((X.shape[0], 1), dtype)], axis=1)
     on = Y > 0 if relu else jnp.ones(shape, bool)
-    return Program(X, t.T, chosen.T, Match(Y.T, on.T, V.T, epsilon), bias)
+    return Program(X, t.T, chosen, Match(Y.T, on.T, V.T, epsilon), bias)
 
 
 def check_weights(penalty: Penalty) -> None:
     """Raises ProgramError if the penalty's values are known and not as they must be."""
-    if not all(known(leaf) for leaf in jax.tree.leaves(penalty)):
-        return
-    with jax.ensure_compile_time_eval():  # the values are known within jit, too
+    with jax.ensure_compile_time_eval():  # what is known is known within jit, too
         for text, fits in penalty.fits().items():
-            if not fits:
+            if known(fits) and not fits:
                 raise ProgramError(f"program: expected {text}")
 
 

@@ -74,8 +74,10 @@ def prune(
     after its ReLU; over all entries where no ReLU follows. Needs no labels and no
     retraining. (Aghasi et al., 2017.)
 
-    It is a pure function: it works within ``jax.jit`` and under ``jax.vmap`` over a
-    stack of params; there nothing raises on values, and the codes are in the report.
+    It is a pure function: it works within ``jax.jit``, under ``jax.vmap`` over a
+    stack of params and under ``jax.grad``; there nothing raises on values, and the
+    codes are in the report. Derivatives are those of the solutions: NaN where a solve
+    did not converge, and as exact as ``solver.tol`` lets the solutions be.
 
     Args:
       params: a pytree of arrays; leaves of other kinds stay as they are.

@@ -11,14 +11,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.sparse.linalg import cg
 
-from nettrim_jax.implicit import minres
 from nettrim_jax.linalg import matmul
 from nettrim_jax.programs import Program, stacked
 from nettrim_jax.typing import Array
 
 ROUNDS = 10
 INNER = 15  # steps of conjugate gradients in a round
+STEPS = 1000  # of conjugate gradients for a derivative, at most
 # a round that gains less than this share of what is left is the last
 GAIN = 1e-3
 
@@ -128,9 +129,31 @@ def _refit_jvp(primals: tuple, tangents: tuple) -> tuple:
 
     _, turn = jax.jvp(slope, (program, b), (tangents[0], tangents[2]))
     fit = _fit(program, W, b)
-    curved = _curvature(fit, program.response.moves(fit.response(A)))
-    moved = jax.lax.custom_linear_solve(curved, -turn, minres, symmetric=True)
-    return new, _apart(program, moved, W.shape[0], tangents[2])
+    moves = program.response.moves(fit.response(A))
+    # units are apart, and inputs of any size: each has a system of unit diagonal
+    diagonal = matmul(moves.astype(A.dtype), fit.X**2)
+    usable = fit.support & (diagonal > 0)
+    scale = jnp.where(usable, diagonal, 1) ** -0.5
+
+    def unit(X: Array, support: Array, moves: Array, scale: Array, right: Array):
+        def system(p: Array) -> Array:  # the identity where nothing moves
+            q = matmul(X, jnp.where(support, scale * p, 0))
+            return jnp.where(support, scale * matmul(moves * q, X), p)
+
+        def solver(system: Callable[[Array], Array], right: Array) -> Array:
+            tol = 10 * jnp.finfo(X.dtype).eps
+            return cg(system, right, tol=tol, maxiter=STEPS)[0]
+
+        return scale * jax.lax.custom_linear_solve(
+            system, scale * right, solver, symmetric=True
+        )
+
+    each = jax.vmap(unit, in_axes=(None, 0, 0, 0, 0))
+    moved = each(fit.X, usable, moves.astype(A.dtype), scale, -turn)
+    moved = jnp.where(usable, moved, 0)
+    # of W no more counts than where it is zero; but what is unknown stays unknown
+    unknown = 0 * (jnp.sum(tangents[1]) + jnp.sum(tangents[2]))
+    return new, _apart(program, moved + unknown, W.shape[0], tangents[2])
 
 
 def _apart(program: Program, A: Array, count: int, b: Array) -> tuple[Array, Array]:

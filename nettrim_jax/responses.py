@@ -18,6 +18,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
+from nettrim_jax.linalg import norm
 from nettrim_jax.typing import Array
 
 
@@ -56,7 +57,7 @@ class Match:
 
     def distance(self, Z: Array) -> Array:
         """Distance to the set (Frobenius), a scalar."""
-        return _norm(Z - self.prox(Z))
+        return norm(Z - self.prox(Z))
 
     def residual(self, Z: Array) -> Array:
         """``Z - Y`` where on, what a ReLU lets through elsewhere, ``[d_out, n]``.
@@ -76,8 +77,8 @@ class Match:
 
     def scale(self) -> Array:
         """Norm of the trained response where it is on; one if that is zero."""
-        norm = _norm(jnp.where(self.on, self.Y, 0))
-        return jnp.where(norm > 0, norm, 1)
+        size = norm(jnp.where(self.on, self.Y, 0))
+        return jnp.where(size > 0, size, 1)
 
     def dual(self, L: Array, free_bias: bool) -> Array:
         """Clips ``L`` where ``f*`` would be infinite; then sums rows to zero."""
@@ -93,15 +94,11 @@ class Match:
     def bound(self, L: Array, t: Array) -> Array:
         """``<L, t> - f*(L)`` for a dual that :meth:`dual` returned, a scalar."""
         limit = jnp.where(self.on, self.Y, jnp.where(self.V < jnp.inf, self.V, 0))
-        reach = self.epsilon * _norm(jnp.where(self.on, L, 0))
+        reach = self.epsilon * norm(jnp.where(self.on, L, 0))
         return jnp.sum(L * (t - limit)) - reach
 
 
 Response = Match
-
-
-def _norm(A: Array) -> Array:
-    return jnp.sqrt(jnp.sum(A**2))
 
 
 def _ball(R: Array, radius: Array) -> Array:

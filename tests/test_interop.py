@@ -2,6 +2,7 @@
 
 import functools
 
+import boxes
 import helpers
 import jax
 import jax.numpy as jnp
@@ -104,6 +105,43 @@ def test_pruned_layers_keep_their_signs():
 def test_refusals(penalty, says):
     with pytest.raises(ProgramError, match=says):
         nt.linear_program(X, X @ W0, 1.0, penalty=penalty)
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        nt.Box(upper=1e30),
+        nt.Box(-1e3, 1e3),
+        nt.ElasticNet(1e-20),
+        nt.ElasticNet(1e-8),
+    ],
+    ids=repr,
+)
+def test_limits_far_off_and_small_ridges_are_none(penalty):
+    X, Y = (a.astype("float32") for a in (boxes.X, boxes.X @ boxes.W0))
+    epsilon = 0.2 * np.linalg.norm(Y)
+    ours, plain = (
+        nt.solve(nt.linear_program(X, Y, epsilon, penalty=p)) for p in (penalty, None)
+    )
+    assert int(ours.result) == CONVERGED
+    assert int(ours.stats.steps) <= 2 * int(plain.stats.steps)
+    np.testing.assert_allclose(ours.stats.objective, plain.stats.objective, rtol=2e-3)
+
+
+def test_a_refit_leaves_no_limits():
+    for penalty in (nt.Nonnegative(), nt.Sign(W0), nt.Box(-1, 1)):
+        with pytest.raises(nt.NetTrimError, match="keeps zeros but no other limits"):
+            nt.prune(
+                {"w": jnp.ones((12, 3), jnp.float32)},
+                lambda params, x: x @ params["w"],
+                jnp.asarray(X, jnp.float32),
+                method=nt.NetTrim(penalty=penalty, refit=True),
+            )
+
+
+def test_a_program_that_is_traced():
+    with pytest.raises(ProgramError, match="is being traced; call it outside"):
+        jax.jit(lambda p: nt.to_cvxpy(p).value)(program("l1", True, "fixed"))
 
 
 def test_what_is_no_program():
