@@ -141,7 +141,7 @@ def _refit_jvp(primals: tuple, tangents: tuple) -> tuple:
             return jnp.where(support, scale * matmul(moves * q, X), p)
 
         def solver(system: Callable[[Array], Array], right: Array) -> Array:
-            tol = 10 * jnp.finfo(X.dtype).eps
+            tol = 10 * float(jnp.finfo(X.dtype).eps)
             return cg(system, right, tol=tol, maxiter=STEPS)[0]
 
         return scale * jax.lax.custom_linear_solve(
