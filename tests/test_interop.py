@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from boxes import PENALTIES, W0, X, program
-from marks import only_fast
+from marks import only_fast, slow
 
 import nettrim_jax as nt
 from nettrim_jax.results import CONVERGED, ProgramError
@@ -107,6 +107,7 @@ def test_refusals(penalty, says):
         nt.linear_program(X, X @ W0, 1.0, penalty=penalty)
 
 
+@slow
 @pytest.mark.parametrize(
     "penalty",
     [
