@@ -29,10 +29,16 @@ names = pytest.mark.parametrize(
 )
 
 
-def difference(f, h=1e-4):
-    """The derivative at zero of a function of one number, of fourth order."""
-    a, b = f(h) - f(-h), f(2 * h) - f(-2 * h)
-    return (8 * a - b) / (12 * h)
+def difference(f):
+    """The derivative at zero of a function of one number, of fourth order.
+
+    A stencil that reaches into another regime, where its two halves disagree, shrinks.
+    """
+    for h in (1e-4, 1e-5, 1e-6):
+        near, far = ((f(k) - f(-k)) / (2 * k) for k in (h, 2 * h))
+        if (abs(near - far) <= 1e-4 * abs(near)).all():
+            return (4 * near - far) / 3
+    pytest.fail("a regime ends at the program itself")
 
 
 def direction(program, seed=1):
