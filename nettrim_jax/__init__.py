@@ -3,11 +3,7 @@
 from nettrim_jax import results
 from nettrim_jax.admm import solve
 from nettrim_jax.criteria import Magnitude, SparseGPT, Wanda
-from nettrim_jax.interop import to_cvxpy
-from nettrim_jax.methods import NetTrim
-from nettrim_jax.paths import Path, path
-from nettrim_jax.patterns import NM, Blocks, Inputs, Neurons, Sparsity
-from nettrim_jax.penalties import (
+from nettrim_jax.entrywise import (
     L1,
     Box,
     ElasticNet,
@@ -15,6 +11,11 @@ from nettrim_jax.penalties import (
     Nonnegative,
     Sign,
 )
+from nettrim_jax.grouping import GroupL1, SparseGroup
+from nettrim_jax.interop import to_cvxpy
+from nettrim_jax.methods import NetTrim
+from nettrim_jax.paths import Path, path
+from nettrim_jax.patterns import NM, Blocks, Inputs, Neurons, Sparsity
 from nettrim_jax.programs import Program, linear_program, relu_program
 from nettrim_jax.pruning import Pruned, prune
 from nettrim_jax.report import Listing, Report, SiteInfo, SiteReport
@@ -30,6 +31,7 @@ __all__ = [
     "Certificate",
     "ElasticNet",
     "FixedPattern",
+    "GroupL1",
     "Inputs",
     "L1",
     "Listing",
@@ -48,6 +50,7 @@ __all__ = [
     "SiteReport",
     "Solution",
     "SparseGPT",
+    "SparseGroup",
     "Sparsity",
     "Stats",
     "Wanda",

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from nettrim_jax.penalties import Groups
 from nettrim_jax.programs import Program, known
 from nettrim_jax.results import ProgramError
 
@@ -75,6 +76,8 @@ def to_cvxpy(program: Program) -> Any:
     objective = cp.sum(cp.multiply(weight, cp.abs(penalised)))
     if ridge.any():
         objective += cp.sum(cp.multiply(ridge / 2, cp.square(penalised)))
+    if isinstance(program.penalty, Groups):
+        objective += _norms(program.penalty, penalised, cp)
     inside, below = np.where(on), np.where(~on & np.isfinite(V))
     off = Z[inside] - Y[inside]
     epsilon = float(response.epsilon)
@@ -88,3 +91,16 @@ def to_cvxpy(program: Program) -> Any:
         if some[0].size:
             constraints.append(sign * penalised[some] >= sign * limit[some])
     return cp.Problem(cp.Minimize(objective), constraints)
+
+
+def _norms(penalty: Groups, W: Any, cp: Any) -> Any:
+    """The sum of the norms of a program's groups; ``W`` is ``[d_in, d_out]``."""
+    layer = penalty.T
+    members = layer.members(W.shape)
+    weights, entries = layer.norms(W.shape)
+    return cp.sum(
+        [
+            weights[g] * cp.norm(cp.multiply(entries[members == g], W[members == g]), 2)
+            for g in range(members.max() + 1)
+        ]
+    )

@@ -30,6 +30,8 @@ class Measured(NamedTuple):
     error: Array  # [], relative, rows that the solver saw
     held_out_error: Array  # [], relative, the others
     live_inputs: Array  # [], int32, inputs of all lanes that are ever non-zero
+    bare_units: Array  # [], int32, units of all lanes without a weight left
+    bare_inputs: Array  # [], int32, inputs, or a convolution's channels, likewise
 
 
 class Place(NamedTuple):
@@ -163,7 +165,7 @@ def _without(gram: Array, X: Array) -> Array:
     return jnp.where(live[:, :, None] & live[:, None, :], left, 0)
 
 
-@functools.partial(jax.jit, static_argnames=("relu", "held"))
+@functools.partial(jax.jit, static_argnames=("relu", "held", "channels"))
 def measure(
     place: Place,
     seen: Activation,
@@ -171,6 +173,7 @@ def measure(
     bias: Array | None,
     relu: bool,
     held: int,
+    channels: int,
 ) -> Measured:
     """Counts and errors of new leaves, as they are stored, against the trained."""
     W = masks.read(place.weights._replace(leaf=leaf))
@@ -195,7 +198,13 @@ def measure(
     count = jnp.sum(W != 0, dtype=jnp.int32)
     fires = jnp.any(jnp.where(counts, seen.X, 0) != 0, axis=1)
     live = jnp.sum(fires, dtype=jnp.int32)
-    return Measured(count, relative(rest), held_out, live)
+    b, _, d_out = W.shape
+    linked = (W != 0).reshape(b, -1, channels, d_out)
+    bare = [
+        jnp.sum(~jnp.any(linked, axis=axes), dtype=jnp.int32)
+        for axes in ((1, 2), (1, 3))
+    ]
+    return Measured(count, relative(rest), held_out, live, *bare)
 
 
 def _divide(a: Array, b: Array) -> Array:

@@ -27,9 +27,9 @@ def matmul(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=HIGHEST)
 
 
-def norm(A: Array) -> Array:
+def norm(A: Array, axis: int | None = None) -> Array:
     """Frobenius norm, with a gradient of zero at zero rather than NaN."""
-    square = jnp.sum(A**2)
+    square = jnp.sum(A**2, axis=axis)
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 

@@ -15,9 +15,10 @@ from jax.tree_util import register_dataclass
 
 from nettrim_jax.activations import Activation
 from nettrim_jax.criteria import Rule
+from nettrim_jax.entrywise import L1
 from nettrim_jax.linalg import norm
 from nettrim_jax.patterns import NM, Pattern, Sparsity
-from nettrim_jax.penalties import L1, Penalty
+from nettrim_jax.penalties import Groups, Penalty
 from nettrim_jax.programs import (
     BIASES,
     Program,
@@ -105,6 +106,12 @@ class NetTrim:
 
     def fits(self, shape: tuple[int, ...]) -> None:
         """Fits every layer."""
+
+    def of_channels(self, channels: int) -> "NetTrim":
+        """The same method for a layer whose inputs come from so many channels."""
+        if not isinstance(self.penalty, Groups):
+            return self
+        return dataclasses.replace(self, penalty=self.penalty.of_channels(channels))
 
     def check(self) -> None:
         """Raises MethodError if what was asked for is not what it should be."""

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
-from nettrim_jax.linalg import matmul
-from nettrim_jax.penalties import L1, Penalty
+from nettrim_jax.entrywise import L1
+from nettrim_jax.linalg import matmul, norm
+from nettrim_jax.penalties import Entrywise, Penalty
 from nettrim_jax.responses import Match, Response
 from nettrim_jax.results import ProgramError
 from nettrim_jax.typing import Array, ArrayLike, DTypeLike
@@ -153,6 +154,31 @@ def distance(program: Program, W: Array, b: Array) -> Array:
     return program.response.distance(response_of(program, W, b))
 
 
+def hopeless(program: Program) -> Array:
+    r"""A penalty so large that no weights are worth looking at beyond it, a scalar.
+
+    .. math::
+        \epsilon_{\text{mach}}^{-1/2} \; g(W), \qquad
+        |W_{ij}| = \|Z\|_F / \|X_{:i}\|_2
+
+    where each weight alone makes a response of the size that is asked for: a bound
+    above it is as near to infinity as the dtype can tell. Zero if zero weights will do.
+    """
+    response, columns = program.response, norm(program.X, axis=0)
+    asked = jnp.where(response.on, response.Y, jnp.minimum(response.V, program.t))
+    size = norm(asked - program.t)
+    each = jnp.where(columns > 0, size / jnp.where(columns > 0, columns, 1), 0)
+    W = jnp.broadcast_to(each[None, :], (len(response.Y), len(columns)))
+    return objective(program, W) / jnp.sqrt(jnp.finfo(W.dtype).eps)
+
+
+def proves(program: Program, L: Array) -> Array:
+    """Whether rounding leaves a multiplier's bound at least half of what it is."""
+    units, columns = norm(L, axis=1)[:, None], norm(program.X, axis=0)[None, :]
+    rounding = 2 * jnp.finfo(L.dtype).eps * units * columns
+    return jnp.all(rounding <= program.penalty.slope(jnp.zeros_like(rounding)))
+
+
 def finite(program: Program) -> Array:
     """Whether all data of the program is numbers, and fit for its penalty."""
     numbers = jnp.all(jnp.isfinite(program.X)) & jnp.all(jnp.isfinite(program.t))
@@ -181,7 +207,7 @@ def dual_bound(program: Program, L: Array) -> tuple[Array, Array]:
         return program.response.bound(shrunk, program.t) - conjugate, shrunk
 
     best, multiplier = bound(penalty)
-    if isinstance(penalty, L1):
+    if isinstance(penalty, L1) or not isinstance(penalty, Entrywise):
         return best, multiplier
     # a limit far off or a small ridge makes g* large; without them L is shrunk more,
     # and g* is zero
@@ -271,17 +297,10 @@ def check_weights(penalty: Penalty) -> None:
 
 
 def check_shapes(penalty: Penalty, shape: tuple[int, ...]) -> None:
-    """Raises ProgramError if a weight of the penalty does not fit ``W``."""
-    for weight in jax.tree.leaves(penalty):
-        try:
-            fits = np.broadcast_shapes(np.shape(weight), shape) == shape
-        except ValueError:
-            fits = False
-        if not fits:
-            raise ProgramError(
-                f"program: expected penalty weights that broadcast to W {list(shape)}, "
-                f"got {list(np.shape(weight))}"
-            )
+    """Raises ProgramError if the penalty does not fit ``W``."""
+    expected = penalty.misfit(shape)
+    if expected:
+        raise ProgramError(f"program: expected {expected}")
 
 
 def _broadcast(name: str, array: ArrayLike, dtype: DTypeLike, shape: tuple) -> Array:

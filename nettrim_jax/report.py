@@ -100,6 +100,9 @@ class SiteReport:
         where there is one) on the rows that the solver saw.
       held_out_error: the same on rows that it did not see; NaN if there are none.
       live_inputs: how many inputs, over all lanes, are ever non-zero on those rows.
+      bare_units: how many units, over all lanes, have no weight left: they answer their
+        bias, whatever comes in.
+      bare_inputs: how many inputs, or channels of a convolution's, likewise.
       result: the worst lane's code, see :mod:`nettrim_jax.results`.
       steps: the slowest lane's steps.
       gap: the worst lane's relative duality gap.
@@ -116,6 +119,8 @@ class SiteReport:
     error: Array
     held_out_error: Array
     live_inputs: Array
+    bare_units: Array
+    bare_inputs: Array
     result: Array
     steps: Array
     gap: Array
@@ -241,12 +246,24 @@ def _table(report: Report) -> str:
         for site in report.sites
         if int(site.live_inputs) == 0
     ]
+    notes += [
+        f"{site.path}: no weight is left of {' and '.join(bare)}: removable"
+        for site in report.sites
+        if (bare := _bare(site))
+    ]
     total = ["", f"{report.size}", f"{int(report.nonzeros)}"]
     total += [f"{100 * float(report.sparsity):.1f}%"]
     rows.append(("all", total + [""] * 5))
     moved = f"output moved by {float(report.deviation):.4f} of its norm on the batch"
     lines = [*_grid(_COLUMNS, rows), moved, *notes, *_left_lines(report.skipped)]
     return "\n".join(lines)
+
+
+def _bare(site: SiteReport) -> list[str]:
+    counts = (int(site.bare_units), "unit"), (int(site.bare_inputs), "input")
+    if site.kind == "conv":
+        counts = (counts[0][0], "filter"), (counts[1][0], "channel")
+    return [f"{n} {name}{'s' * (n > 1)}" for n, name in counts if n]
 
 
 def _grid(

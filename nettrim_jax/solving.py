@@ -99,7 +99,7 @@ class _Job(NamedTuple):
         assert isinstance(self.method, NetTrim)
         try:
             return layers.program(
-                self.method,
+                self.method.of_channels(self.site.channels),
                 self.place(old),
                 self.seen,
                 self.relu,
@@ -155,7 +155,7 @@ def _finish(
     new[job.site.leaf] = leaf
     if bias is not None and job.site.bias is not None:
         new[job.site.bias[0]] = bias
-    measured = layers.measure(job.place(old), job.seen, leaf, bias, job.relu, job.held)
+    measured = _measure(job, old, leaf, bias)
     stats, certificate = solution.stats, solution.certificate
     return _entry(
         job,
@@ -182,11 +182,18 @@ def _by_rule(job: _Job, old: list[Array], new: list[Array], keep: bool) -> SiteR
         keep,
     )
     new[job.site.leaf] = leaf
-    measured = layers.measure(job.place(old), job.seen, leaf, None, job.relu, job.held)
+    measured = _measure(job, old, leaf, None)
     none, steps = jnp.full((), jnp.nan), jnp.zeros((), jnp.int32)
     figures = {"epsilon": none, "gap": none, "violation": none}
     # NaN has the smaller code of the two
     return _entry(job, measured, result=jnp.min(result), steps=steps, **figures)
+
+
+def _measure(
+    job: _Job, old: Sequence[Array], leaf: Array, bias: Array | None
+) -> Measured:
+    place, channels = job.place(old), job.site.channels
+    return layers.measure(place, job.seen, leaf, bias, job.relu, job.held, channels)
 
 
 def _entry(job: _Job, measured: Measured, **figures: Array) -> SiteReport:

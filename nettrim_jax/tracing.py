@@ -8,6 +8,7 @@ Knows programs of JAX; knows no solver and no framework's modules.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -50,6 +51,11 @@ class Site:
     def rows(self) -> int:
         """Rows that one batch gives each lane."""
         return sum(use.rows for use in self.uses)
+
+    @property
+    def channels(self) -> int:
+        """Of the inputs, which a convolution has at every place of its window."""
+        return self.index.shape[1] // math.prod(self.uses[0].folding.window)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ class Prox(NamedTuple):
 
 def _entrywise(name):
     step = np.array([0.3, 0.5, 1.0, 1.0, 2.0, 3.0])[:, None]
-    penalty = PENALTIES[name]
+    penalty = ENTRYWISE[name]
     lower, upper, weight, ridge = (np.broadcast_to(a, (6, 4)) for a in TERMS[name])
 
     def cvx(P):
@@ -93,7 +93,7 @@ def _projection(response):
 
 _noise = np.random.default_rng(2).normal(size=(6, 4))
 _signs = np.sign(_noise) * (np.abs(_noise) > 0.3)
-PENALTIES = {
+ENTRYWISE = {
     "l1": nt.L1(2.0),
     "l1-per-row": nt.L1(np.linspace(0, 2, 6)[:, None]),
     "l1-per-unit": nt.L1(np.linspace(0.5, 2, 4)),
@@ -135,7 +135,7 @@ RESPONSES = {
     "rows-that-do-not-count": match(rows=[1, 3]),
     "epsilon-zero": match(epsilon=0.0),
 }
-PROXES = {name: _entrywise(name) for name in PENALTIES}
+PROXES = {name: _entrywise(name) for name in ENTRYWISE}
 PROXES |= {name: _projection(response) for name, response in RESPONSES.items()}
 
 

@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 
-import boxes
 import helpers
 import jax
 import jax.numpy as jnp
 import models
 import numpy as np
+import penalized
 import pytest
 from marks import only_fast, slow
 
@@ -115,9 +115,9 @@ def test_solutions_move_as_differences_say(name):
 
 @slow
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
-@pytest.mark.parametrize("penalty", boxes.PENALTIES)
+@pytest.mark.parametrize("penalty", penalized.PENALTIES)
 def test_solutions_of_every_penalty(penalty, relu):
-    check(boxes.program(penalty, relu, "free"))
+    check(penalized.program(penalty, relu, "free"))
 
 
 @slow

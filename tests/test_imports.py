@@ -19,6 +19,8 @@ ORDER = [
     # numerics: matrices only
     "_jaxopt",
     "linalg",
+    "entrywise",
+    "grouping",
     "penalties",
     "responses",
     "patterns",
@@ -130,8 +132,8 @@ def test_jaxopt_is_behind_one_door(room):
     assert room == "_jaxopt" or "jaxopt" not in names, (
         f"{room}.py imports jaxopt; import prox from nettrim_jax._jaxopt"
     )
-    assert room in ("penalties", "responses") or "_jaxopt" not in rooms_of(room), (
-        f"{room}.py imports _jaxopt; proxes live in penalties.py and responses.py"
+    assert room in ("entrywise", "grouping") or "_jaxopt" not in rooms_of(room), (
+        f"{room}.py imports _jaxopt; proxes live in entrywise.py and grouping.py"
     )
 
 

@@ -2,24 +2,29 @@
 
 import functools
 
-import boxes
 import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
+import penalized
 import pytest
-from boxes import PENALTIES, W0, X, program
 from marks import only_fast, slow
+from penalized import NOT_PENALIZED, PENALTIES, W0, X, program
 
 import nettrim_jax as nt
 from nettrim_jax.results import CONVERGED, ProgramError
 
-penalties = pytest.mark.parametrize("penalty", PENALTIES)
 responses = pytest.mark.parametrize(
     "relu", only_fast([True], [True, False]), ids=["relu", "linear"]
 )
-biases = pytest.mark.parametrize(
-    "bias", only_fast(["free"], ["fixed", "free", "penalized"])
+cases = pytest.mark.parametrize(
+    "penalty, bias",
+    [
+        pytest.param(name, bias, marks=[] if bias == "free" else slow)
+        for name in PENALTIES
+        for bias in ("fixed", "free", "penalized")
+        if bias != "penalized" or name not in NOT_PENALIZED
+    ],
 )
 
 
@@ -31,9 +36,8 @@ def both(penalty, relu, bias):
     return nt.solve(made, nt.ADMM(tol=1e-8, max_steps=50000)), problem
 
 
-@penalties
+@cases
 @responses
-@biases
 def test_the_same_optimum(penalty, relu, bias):
     found, problem = both(penalty, relu, bias)
     assert problem.status == "optimal" and problem.value > 0.1
@@ -119,7 +123,7 @@ def test_refusals(penalty, says):
     ids=repr,
 )
 def test_limits_far_off_and_small_ridges_are_none(penalty):
-    X, Y = (a.astype("float32") for a in (boxes.X, boxes.X @ boxes.W0))
+    X, Y = (a.astype("float32") for a in (penalized.X, penalized.X @ penalized.W0))
     epsilon = 0.2 * np.linalg.norm(Y)
     ours, plain = (
         nt.solve(nt.linear_program(X, Y, epsilon, penalty=p)) for p in (penalty, None)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import PENALTIES, PROXES, RESPONSES, TERMS
+from helpers import ENTRYWISE, PROXES, RESPONSES, TERMS
 from jaxopt import projection
 from marks import only_fast, slow
 
@@ -129,10 +129,10 @@ def test_match_by_hand():
     np.testing.assert_allclose(response.distance(Z), np.sqrt(4.0**2 + 1.5**2))
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("name", ENTRYWISE)
 @scales
 def test_penalty_conjugate(name, scale, rng):
-    penalty = PENALTIES[name]
+    penalty = ENTRYWISE[name]
     A = scale * rng.normal(size=(6, 4))
     shrink, value = penalty.T.conjugate(jnp.asarray(A.T))
     assert shrink.shape == (4,) and ((shrink >= 0) & (shrink <= 1)).all()
@@ -162,10 +162,10 @@ def test_penalty_conjugate(name, scale, rng):
         assert total <= value + 1e-12 * size
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("name", ENTRYWISE)
 @pytest.mark.parametrize("factor", [3.0, -0.5])
 def test_scaled_and_transposed_penalty(name, factor, rng):
-    penalty = PENALTIES[name]
+    penalty = ENTRYWISE[name]
     V, step = jnp.asarray(rng.normal(size=(6, 4))), jnp.array([[0.3]])
     P = penalty.prox(V, step)
     np.testing.assert_allclose(penalty.T.value(P.T), penalty.value(P), rtol=1e-14)
@@ -178,9 +178,9 @@ def test_scaled_and_transposed_penalty(name, factor, rng):
     np.testing.assert_allclose(scaled.value(answer), penalty.value(P), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("name", ENTRYWISE)
 def test_reweighted_penalty_spares_what_is_large(name):
-    penalty = PENALTIES[name]
+    penalty = ENTRYWISE[name]
     W = penalty.prox(jnp.linspace(-3, 3, 24).reshape(6, 4), jnp.array([[0.1]]))
     again = penalty.reweighted(W, 0.1).box()
     weight = np.broadcast_to(TERMS[name][2], (6, 4))

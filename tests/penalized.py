@@ -17,8 +17,18 @@ PENALTIES = {
     "nonnegative": nt.Nonnegative(),
     "sign": nt.Sign(W0, 0.5),
     "fixed-pattern": nt.FixedPattern(W0, np.linspace(0.5, 2, 3)),
+    "inputs": nt.GroupL1("inputs", np.linspace(0.5, 2, 12)[:, None]),
+    "neurons": nt.GroupL1("neurons", np.linspace(0.5, 2, 3)[None, :]),
+    "channels": nt.GroupL1("channels", channels=4),
+    "blocks": nt.GroupL1((3, 1), np.linspace(0.5, 2, 12).reshape(4, 3)),
+    "sparse-inputs": nt.SparseGroup("inputs", 1.0, np.linspace(0, 1, 3)),
+    "sparse-neurons": nt.SparseGroup("neurons", 2.0, np.linspace(0, 1, 12)[:, None]),
 }
-EPSILON = {"box-that-binds": 0.6}  # of the response; else 0.2
+GROUPS = {name: p for name, p in PENALTIES.items() if hasattr(p, "groups")}
+# of the response; else 0.2, and for groups 0.4
+EPSILON = {"box-that-binds": 0.6} | dict.fromkeys(GROUPS, 0.4)
+# a penalised bias is one more input, which makes no whole groups of these
+NOT_PENALIZED = ("channels", "blocks")
 
 
 def program(penalty, relu, bias):
