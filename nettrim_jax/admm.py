@@ -89,6 +89,7 @@ def _solved(program: Program, config: ADMM, init: Solution | None) -> Solution:
     usable = programs.finite(program)
     program = dataclasses.replace(program, X=graph.X)
     scale = program.response.scale()
+    hopeless = programs.hopeless(program)
 
     def running(loop: _Loop) -> Array:
         return (loop.result == results.MAX_STEPS) & (
@@ -96,7 +97,7 @@ def _solved(program: Program, config: ADMM, init: Solution | None) -> Solution:
         )
 
     def body(loop: _Loop) -> _Loop:
-        return _advance(program, graph, scale, config, loop)
+        return _advance(program, graph, scale, hopeless, config, loop)
 
     state = cold(program, graph, scale)
     if init is not None:
@@ -104,7 +105,8 @@ def _solved(program: Program, config: ADMM, init: Solution | None) -> Solution:
     start = _start(program, state, usable)
     loop = jax.lax.while_loop(running, body, start)
     # a stale answer would look like a good one
-    W = jnp.where(loop.result == results.NAN, jnp.nan, loop.W.T)
+    stale = (loop.result == results.NAN) | (loop.result == results.INFEASIBLE)
+    W = jnp.where(stale, jnp.nan, loop.W.T)
     b = loop.b - matmul(graph.mean, W)
     if program.bias == "penalized":
         W, b = W[:-1], W[-1]
@@ -151,7 +153,12 @@ def _start(program: Program, state: State, usable: Array) -> _Loop:
 
 
 def _advance(
-    program: Program, graph: Graph, scale: Array, config: ADMM, loop: _Loop
+    program: Program,
+    graph: Graph,
+    scale: Array,
+    hopeless: Array,
+    config: ADMM,
+    loop: _Loop,
 ) -> _Loop:
     """``check_every`` steps, then the certificate, then the step size."""
     relaxation = config.relaxation
@@ -162,12 +169,14 @@ def _advance(
         loop.state,
     )
     state, halves = step(program, graph, before, relaxation)
-    certificate, value = _certify(
+    certificate, value, proof = _certify(
         program, scale, halves, state.b, loop.certificate.lower_bound
     )
     done = (certificate.gap <= config.tol) & (certificate.violation <= config.tol)
     lost = ~jnp.isfinite(value + certificate.lower_bound + certificate.violation)
     result = jnp.where(done, results.CONVERGED, results.MAX_STEPS)
+    none = ~done & (hopeless > 0) & (proof > hopeless)
+    result = jnp.where(none, results.INFEASIBLE, result)
     result = jnp.where(lost, results.NAN, result).astype(jnp.int32)
 
     steps = loop.stats.steps + config.check_every
@@ -182,11 +191,15 @@ def _advance(
 
 def _certify(
     program: Program, scale: Array, halves: Halves, b: Array, best: Array
-) -> tuple[Certificate, Array]:
-    """The certificate of ``(halves.W, b)``, given the best bound, and its objective."""
+) -> tuple[Certificate, Array, Array]:
+    """The certificate of ``(halves.W, b)`` given the best bound, and its objective.
+
+    Last comes the bound by this dual, zero if rounding may have made it.
+    """
     value = programs.objective(program, halves.W)
-    bound, multiplier = programs.dual_bound(program, halves.dual)
-    bound = jnp.maximum(best, bound)
+    proof, multiplier = programs.dual_bound(program, halves.dual)
+    bound = jnp.maximum(best, proof)
+    proof = jnp.where(programs.proves(program, multiplier), proof, 0)
     distance = programs.distance(program, halves.W, b)
     norm, info = jnp.sqrt(jnp.sum(multiplier**2)), jnp.finfo(value.dtype)
     # weights that miss the set, by more than rounding, may be cheaper by this much
@@ -196,11 +209,15 @@ def _certify(
     size = norm * (scale + program.response.epsilon)
     nothing = jnp.maximum(jnp.abs(value), jnp.abs(bound)) <= 8 * info.eps * size
     off = jnp.where(nothing, 0, off)
-    return Certificate(
-        gap=off / jnp.maximum(jnp.abs(value), info.tiny),
-        lower_bound=bound,
-        violation=distance / scale,
-    ), value
+    return (
+        Certificate(
+            gap=off / jnp.maximum(jnp.abs(value), info.tiny),
+            lower_bound=bound,
+            violation=distance / scale,
+        ),
+        value,
+        proof,
+    )
 
 
 def _balance(

@@ -135,7 +135,8 @@ def converged(report: Report, on_failure: str, solver: ADMM) -> None:
     if not failed or on_failure == "keep":
         return
     by_rule = [site for site in failed if math.isnan(float(site.violation))]
-    solved = [site for site in failed if site not in by_rule]
+    hopeless = [site for site in failed if int(site.result) == codes.INFEASIBLE]
+    solved = [site for site in failed if site not in (*by_rule, *hopeless)]
     texts = []
     if by_rule:
         paths = ", ".join(site.path for site in by_rule)
@@ -144,6 +145,14 @@ def converged(report: Report, on_failure: str, solver: ADMM) -> None:
             f"{paths}. Either the network's values on this batch overflow, or the "
             "inputs' second moments are singular and want SparseGPT(damping=...); "
             "or take on_failure='keep' to leave such layers as trained"
+        )
+    if hopeless:
+        paths = ", ".join(site.path for site in hopeless)
+        texts.append(
+            f"{len(hopeless)} of {len(report.sites)} layers have no weights that meet "
+            f"the budget: {paths}. The trained ones do, so the penalty's limits forbid "
+            "them: loosen those or raise NetTrim(epsilon=...); or take "
+            "on_failure='keep' to leave such layers as trained"
         )
     if solved:
         lines = [

@@ -39,10 +39,16 @@ def tangent(program: Program, moved: Any, solution: Solution) -> Solution:
       with the objective; zeros for what else a solution has.
     """
     fixed = jax.lax.stop_gradient(solution)
-    _, moves = jax.jvp(lambda p: _answer(p, fixed), (program,), (moved,))
-    # a factor: of a choice between the two, the reverse would be zero
+    # a factor: of a choice between the two, the reverse would be zero; and at both ends,
+    # since a choice in between drops what is not a number
     known = jnp.where(solution.result == CONVERGED, 1, jnp.nan)
-    W, bias, dual, objective = (a * known.astype(a.dtype) for a in moves)
+
+    def if_known(a: Any) -> Any:
+        return a if a.dtype == jax.dtypes.float0 else a * known.astype(a.dtype)
+
+    moved = jax.tree.map(if_known, moved)
+    _, moves = jax.jvp(lambda p: _answer(p, fixed), (program,), (moved,))
+    W, bias, dual, objective = map(if_known, moves)
     still = jax.tree.map(_still, solution)
     return still._replace(
         W=W,

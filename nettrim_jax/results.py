@@ -8,12 +8,14 @@ CONVERGED = 0
 MAX_STEPS = 1
 NAN = 2
 DIRECT = 3
+INFEASIBLE = 4
 GOOD = (CONVERGED, DIRECT)
 
 MESSAGES = {
     CONVERGED: "converged: gap and violation are certified within tol",
     MAX_STEPS: "max_steps: stopped before gap and violation fell below tol",
     DIRECT: "direct: by a rule, without a solver and so without a certificate",
+    INFEASIBLE: "infeasible: no weights meet the budget, and the dual proves it",
     NAN: "nan: not a number met, in the data or by overflow",
 }
 NAMES = {code: text.split(":")[0] for code, text in MESSAGES.items()}
