@@ -1,7 +1,7 @@
 """Prunes trained neural networks by convex optimisation (Net-Trim), in JAX."""
 
-from nettrim_jax import results
-from nettrim_jax.admm import solve
+from nettrim_jax import plots, results
+from nettrim_jax.admm import history, solve
 from nettrim_jax.criteria import Magnitude, SparseGPT, Wanda
 from nettrim_jax.interop import to_cvxpy
 from nettrim_jax.methods import NetTrim
@@ -21,7 +21,7 @@ from nettrim_jax.report import Listing, Report, SiteInfo, SiteReport
 from nettrim_jax.results import NetTrimError
 from nettrim_jax.selection import sites
 from nettrim_jax.settings import ADMM
-from nettrim_jax.solutions import Certificate, Solution, Stats
+from nettrim_jax.solutions import Certificate, History, Solution, Stats
 
 __all__ = [
     "ADMM",
@@ -30,6 +30,7 @@ __all__ = [
     "Certificate",
     "ElasticNet",
     "FixedPattern",
+    "History",
     "Inputs",
     "L1",
     "Listing",
@@ -51,8 +52,10 @@ __all__ = [
     "Sparsity",
     "Stats",
     "Wanda",
+    "history",
     "linear_program",
     "path",
+    "plots",
     "prune",
     "relu_program",
     "results",

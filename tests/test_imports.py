@@ -55,6 +55,8 @@ ORDER = [
     "selection",
     "solving",
     "pruning",
+    "drawing",
+    "plots",
     "__init__",
 ]
 SHARED = {"typing", "results"}
