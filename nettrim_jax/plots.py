@@ -228,7 +228,8 @@ def path(found: Path, ax: "Axes | None" = None) -> "Axes":
         np.asarray(a, float)[order]
         for a in (found.epsilons, found.sparsity, found.solutions.stats.objective)
     )
-    lost = codes == results.NAN
+    # no weights, no sparsity: a NaN is not a zero
+    lost = ~np.isfinite(np.asarray(found.solutions.W)[order]).all(axis=(1, 2))
     sparsity, value = (np.where(lost, np.nan, a) for a in (100 * sparsity, value))
     handles = ax.plot(epsilons, sparsity, "-o", color=BLUE, label="sparsity")
     twin = ax.twinx()

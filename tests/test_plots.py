@@ -190,7 +190,8 @@ def test_path():
 
 def test_a_path_that_did_not_converge():
     codes = jnp.asarray([CONVERGED, MAX_STEPS, NAN], jnp.int32)
-    solutions = found().solutions._replace(result=codes)
+    W = found().solutions.W.at[2].set(jnp.nan)
+    solutions = found().solutions._replace(result=codes, W=W)
     zero = found().epsilons.at[1].set(0.0)
     ax = nt.plots.path(found()._replace(solutions=solutions, epsilons=zero))
     drawn = lines(ax)
