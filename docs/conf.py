@@ -1,5 +1,8 @@
 """Sphinx: MyST pages, docstrings by autodoc and napoleon, doctests of both."""
 
+import pathlib
+import sys
+
 import jax
 from sphinx.util.typing import stringify_annotation
 
@@ -39,6 +42,15 @@ def shorten(app, what, name, obj, options, args, returns):
     return args and args.replace(members, "ArrayLike"), returns
 
 
+def draw(app):
+    """Draws the pictures of the pages where the pages look for them."""
+    sys.path.insert(0, str(app.srcdir))
+    import figures
+
+    figures.draw_if_older(pathlib.Path(app.srcdir) / "_figures")
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("builder-inited", draw)
     app.connect("autodoc-process-signature", shorten)

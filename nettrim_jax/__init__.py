@@ -1,7 +1,7 @@
 """Prunes trained neural networks by convex optimisation (Net-Trim), in JAX."""
 
-from nettrim_jax import results
-from nettrim_jax.admm import solve
+from nettrim_jax import plots, results
+from nettrim_jax.admm import history, solve
 from nettrim_jax.criteria import Magnitude, SparseGPT, Wanda
 from nettrim_jax.entrywise import (
     L1,
@@ -22,7 +22,7 @@ from nettrim_jax.report import Listing, Report, SiteInfo, SiteReport
 from nettrim_jax.results import NetTrimError
 from nettrim_jax.selection import sites
 from nettrim_jax.settings import ADMM
-from nettrim_jax.solutions import Certificate, Solution, Stats
+from nettrim_jax.solutions import Certificate, History, Solution, Stats
 
 __all__ = [
     "ADMM",
@@ -32,6 +32,7 @@ __all__ = [
     "ElasticNet",
     "FixedPattern",
     "GroupL1",
+    "History",
     "Inputs",
     "L1",
     "Listing",
@@ -54,8 +55,10 @@ __all__ = [
     "Sparsity",
     "Stats",
     "Wanda",
+    "history",
     "linear_program",
     "path",
+    "plots",
     "prune",
     "relu_program",
     "results",

@@ -12,7 +12,8 @@ programs and the graph; knows no model.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,11 @@ from nettrim_jax.linalg import Graph, matmul
 from nettrim_jax.programs import Program
 from nettrim_jax.results import MethodError, ProgramError
 from nettrim_jax.settings import ADMM
-from nettrim_jax.solutions import Certificate, Solution, Stats
+from nettrim_jax.solutions import Certificate, History, Solution, Stats
 from nettrim_jax.steps import Halves, State, cold, step, warm
 from nettrim_jax.typing import Array
+
+Kept = TypeVar("Kept")
 
 
 class _Loop(NamedTuple):
@@ -83,27 +86,99 @@ def solve(
     return _solve(program, config, init)
 
 
+def history(
+    program: Program, config: ADMM | None = None, init: Solution | None = None
+) -> History:
+    r"""What :func:`solve` sees on its way: the certificate at every look.
+
+    .. math::
+        \frac{|g(W_k) - D_k|}{g(W_k)}, \quad
+        \frac{\mathrm{dist}(X W_k + b_k + t)}{\|Y_\Omega\|_F},
+        \qquad k = \text{check\_every}, 2\,\text{check\_every}, \dots
+
+    It takes the same steps as :func:`solve`, which itself keeps nothing. Stack programs
+    with ``jax.vmap``; what a solve is differentiated by plays no part here.
+
+    Args:
+      program: as for :func:`solve`.
+      config: as for :func:`solve`.
+      init: as for :func:`solve`.
+
+    Returns:
+      One entry per look of at most ``max_steps`` steps, ``[k]``, in the dtype of the
+      program; NaN after the look at which the solve stopped.
+
+    Raises:
+      MethodError: as :func:`solve`.
+      ProgramError: as :func:`solve`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import nettrim_jax as nt
+      >>> program = nt.relu_program(jnp.eye(3), jnp.array([[2.0], [1.0], [0.0]]), 0.1)
+      >>> seen = nt.history(program, nt.ADMM(max_steps=100))
+      >>> seen.steps.tolist()
+      [20, 40, 60, 80, 100]
+      >>> bool(jnp.nanmin(seen.gap) == nt.solve(program).certificate.gap)
+      True
+    """
+    config = _checked(config, program)
+    if init is not None:
+        _check_init(program, init)
+    return _history(program, config, init)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _history(program: Program, config: ADMM, init: Solution | None) -> History:
+    every = config.check_every
+    looks = -(-config.max_steps // every)
+    steps = every * jnp.arange(1, looks + 1, dtype=jnp.int32)
+    nothing = jnp.full((looks,), jnp.nan, program.X.dtype)
+
+    def keep(kept: History, loop: _Loop) -> History:
+        at = loop.stats.steps // every - 1
+        proof = loop.certificate
+        values = (loop.stats.objective, proof.lower_bound, proof.gap, proof.violation)
+        lists = zip(kept[1:], values, strict=True)
+        return History(steps, *(a.at[at].set(value) for a, value in lists))
+
+    return _run(program, config, init, History(steps, *[nothing] * 4), keep)[1]
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _solved(program: Program, config: ADMM, init: Solution | None) -> Solution:
+    return _run(program, config, init, (), lambda kept, loop: kept)[0]
+
+
+def _run(
+    program: Program,
+    config: ADMM,
+    init: Solution | None,
+    kept: Kept,
+    keep: Callable[[Kept, _Loop], Kept],
+) -> tuple[Solution, Kept]:
+    """The loop: its solution, and what ``keep`` added to what is kept at every look."""
     graph = linalg.graph(program.X, program.bias == "free")
     usable = programs.finite(program)
     program = dataclasses.replace(program, X=graph.X)
     scale = program.response.scale()
     hopeless = programs.hopeless(program)
 
-    def running(loop: _Loop) -> Array:
+    def running(carry: tuple[_Loop, Kept]) -> Array:
+        loop, _ = carry
         return (loop.result == results.MAX_STEPS) & (
             loop.stats.steps < config.max_steps
         )
 
-    def body(loop: _Loop) -> _Loop:
-        return _advance(program, graph, scale, hopeless, config, loop)
+    def body(carry: tuple[_Loop, Kept]) -> tuple[_Loop, Kept]:
+        loop = _advance(program, graph, scale, hopeless, config, carry[0])
+        return loop, keep(carry[1], loop)
 
     state = cold(program, graph, scale)
     if init is not None:
         state = warm(program, graph, state, init)
     start = _start(program, state, usable)
-    loop = jax.lax.while_loop(running, body, start)
+    loop, kept = jax.lax.while_loop(running, body, (start, kept))
     # a stale answer would look like a good one
     stale = (loop.result == results.NAN) | (loop.result == results.INFEASIBLE)
     W = jnp.where(stale, jnp.nan, loop.W.T)
@@ -112,7 +187,7 @@ def _solved(program: Program, config: ADMM, init: Solution | None) -> Solution:
         W, b = W[:-1], W[-1]
     state = loop.state
     dual = state.rho * graph.sigma2 * (state.R - state.R_hat)
-    return Solution(W, b, loop.result, loop.stats, loop.certificate, dual.T)
+    return Solution(W, b, loop.result, loop.stats, loop.certificate, dual.T), kept
 
 
 @_solved.defjvp

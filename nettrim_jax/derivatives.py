@@ -39,7 +39,7 @@ def tangent(program: Program, moved: Any, solution: Solution) -> Solution:
       with the objective; zeros for what else a solution has.
     """
     fixed = jax.lax.stop_gradient(solution)
-    # a factor: of a choice between the two, the reverse would be zero; and at both ends,
+    # a factor: of a choice between the two the reverse would be zero; and at both ends,
     # since a choice in between drops what is not a number
     known = jnp.where(solution.result == CONVERGED, 1, jnp.nan)
 

@@ -67,3 +67,7 @@ class ProgramError(NetTrimError):
 
 class SolveError(NetTrimError):
     """A layer's solve did not converge."""
+
+
+class PlotError(NetTrimError):
+    """What is given cannot be drawn, or matplotlib is not installed."""

@@ -33,3 +33,13 @@ class Solution(NamedTuple):
     stats: Stats
     certificate: Certificate
     dual: Array | None  # [n, d_out], multiplier of the response at the last step
+
+
+class History(NamedTuple):
+    """What the solver saw at each look, with NaN after the last one."""
+
+    steps: Array  # [k], int32
+    objective: Array  # [k], g(W)
+    lower_bound: Array  # [k]
+    gap: Array  # [k], as in Certificate
+    violation: Array  # [k], as in Certificate

@@ -57,6 +57,8 @@ ORDER = [
     "selection",
     "solving",
     "pruning",
+    "drawing",
+    "plots",
     "__init__",
 ]
 SHARED = {"typing", "results"}
