@@ -23,6 +23,7 @@ from nettrim_jax.results import NetTrimError
 from nettrim_jax.selection import sites
 from nettrim_jax.settings import ADMM
 from nettrim_jax.solutions import Certificate, History, Solution, Stats
+from nettrim_jax.training import keep_sparse
 
 __all__ = [
     "ADMM",
@@ -56,6 +57,7 @@ __all__ = [
     "Stats",
     "Wanda",
     "history",
+    "keep_sparse",
     "linear_program",
     "path",
     "plots",

@@ -57,6 +57,7 @@ ORDER = [
     "selection",
     "solving",
     "pruning",
+    "training",
     "drawing",
     "plots",
     "__init__",

@@ -1,0 +1,104 @@
+"""Fine-tuning after a pruning: optimisers that leave zeros zero.
+
+Knows optax and trees of arrays; knows no solver.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from nettrim_jax.results import ParamsError
+from nettrim_jax.typing import Array, Params
+
+if TYPE_CHECKING:
+    import optax
+
+
+def keep_sparse(
+    optimizer: "optax.GradientTransformation", mask: Params
+) -> "optax.GradientTransformationExtraArgs":
+    r"""An optimiser under which what a mask removed is zero after every step.
+
+    .. math::
+        W \leftarrow W + M \circ \Delta(M \circ \nabla) - (1 - M) \circ W
+
+    The optimiser sees gradients that are zero where nothing is kept, so that its
+    moments are zero there, and whatever it answers there (momentum, decay, noise) is
+    replaced. It goes wherever an optimiser goes: within ``optax.chain``,
+    ``optax.multi_transform``, ``optax.MultiSteps``, on sharded params.
+
+    Args:
+      optimizer: any transformation of optax.
+      mask: the tree of the params; zero or False where weights stay zero. What is no
+        array is passed over, as in ``Pruned.mask``.
+
+    Returns:
+      The optimiser; its ``update`` needs ``params``.
+
+    Raises:
+      ParamsError: a mask's shape is not that of its param, or ``params`` are missing.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import nettrim_jax as nt
+      >>> params, grads = jnp.array([0.0, 2.0]), jnp.array([1.0, 1.0])
+      >>> optimizer = nt.keep_sparse(optax.sgd(0.5), params != 0)
+      >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
+      >>> optax.apply_updates(params, updates).tolist()
+      [0.0, 1.5]
+    """
+    import optax
+
+    inner = optax.with_extra_args_support(optimizer)
+
+    def hidden(leaf: Any) -> bool:
+        return leaf is None or isinstance(leaf, optax.MaskedNode)
+
+    def gradient(g: Any, keep: Any) -> Any:
+        if hidden(g) or not hasattr(keep, "dtype"):
+            return g
+        return jnp.where(jnp.asarray(keep) != 0, g, jnp.zeros_like(g))
+
+    def answer(u: Any, keep: Any, p: Any) -> Any:
+        if hidden(u) or not hasattr(keep, "dtype"):
+            return u
+        return jnp.where(jnp.asarray(keep) != 0, u, -p.astype(u.dtype))
+
+    def init(params: Params) -> Any:
+        _check(params, mask, hidden)
+        return inner.init(params)
+
+    def update(
+        updates: Any, state: Any, params: Params | None = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        if params is None:
+            raise ParamsError(
+                "keep_sparse: expected params, got None; call "
+                "optimizer.update(grads, state, params)"
+            )
+        updates = jax.tree.map(gradient, updates, mask, is_leaf=hidden)
+        updates, state = inner.update(updates, state, params, **extra)
+        return jax.tree.map(answer, updates, mask, params, is_leaf=hidden), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check(params: Params, mask: Params, hidden: Any) -> None:
+    def check(path: Any, p: Array, keep: Any) -> None:
+        if hidden(p) or not hasattr(keep, "dtype") or keep.shape == p.shape:
+            return
+        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        raise ParamsError(
+            f"keep_sparse: {where}: expected a mask of shape {list(p.shape)}, got "
+            f"{list(keep.shape)}; give the mask that nettrim_jax.prune returned"
+        )
+
+    try:
+        jax.tree_util.tree_map_with_path(check, params, mask, is_leaf=hidden)
+    except ParamsError:
+        raise
+    except ValueError as error:
+        raise ParamsError(
+            f"keep_sparse: expected a mask of the params' tree; {error}"
+        ) from None
