@@ -1,0 +1,63 @@
+"""The examples at tiny settings, and what they are there to show."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """An example by name, and its command line."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+    def load(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        return __import__(name)
+
+    return load
+
+
+@pytest.mark.slow
+def test_sample_complexity(example, tmp_path, capsys):
+    picture = tmp_path / "picture.png"
+    settings = {"inputs": 16, "nonzeros": 2, "trials": 3, "out": picture}
+    names = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    module = example("sample_complexity", *names)
+    module.main()
+    said = capsys.readouterr().out
+    right, tried = re.search(r"from the theorem's P on: (\d+) of (\d+)", said).groups()
+    assert right == tried != "0"
+    assert picture.stat().st_size > 10000
+    found, _ = module.experiment(16, np.array([1, 4]), np.array([4, 64]), 5)
+    assert found.shape == (2, 2, 5)
+    # four samples do not tell four weights of sixteen, 64 tell all
+    assert (found[:, 1] <= module.CLOSE).all() and (found[1, 0] > module.CLOSE).all()
+
+
+@pytest.mark.slow
+def test_learned_epsilon():
+    # in a process of its own, for it is written for float32
+    script = str(EXAMPLES / "learned_epsilon.py")
+    run = subprocess.run(
+        [sys.executable, script, "--rows", "100", "--steps", "5"],
+        cwd=EXAMPLES.parent,
+        env={**os.environ, "PYTHONPATH": ".", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    limit = float(re.search(r"to bear: ([\d.]+)", run.stdout)[1])
+    rows = [line.split("|") for line in run.stdout.splitlines() if line[:1] == "|"][2:]
+    (same, learned) = [(int(row[2]), float(row[4])) for row in rows]
+    assert same[1] <= limit and learned[1] <= limit
+    assert learned[0] < same[0]
