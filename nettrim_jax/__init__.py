@@ -5,6 +5,7 @@ from nettrim_jax.admm import solve
 from nettrim_jax.criteria import Magnitude, SparseGPT, Wanda
 from nettrim_jax.interop import to_cvxpy
 from nettrim_jax.methods import NetTrim
+from nettrim_jax.normalizing import Normalized, link_normalize
 from nettrim_jax.paths import Path, path
 from nettrim_jax.patterns import NM, Blocks, Inputs, Neurons, Sparsity
 from nettrim_jax.penalties import (
@@ -39,6 +40,7 @@ __all__ = [
     "NetTrimError",
     "Neurons",
     "Nonnegative",
+    "Normalized",
     "Path",
     "Program",
     "Pruned",
@@ -52,6 +54,7 @@ __all__ = [
     "Stats",
     "Wanda",
     "linear_program",
+    "link_normalize",
     "path",
     "prune",
     "relu_program",
