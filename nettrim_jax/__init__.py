@@ -14,6 +14,7 @@ from nettrim_jax.entrywise import (
 from nettrim_jax.grouping import GroupL1, SparseGroup
 from nettrim_jax.interop import to_cvxpy
 from nettrim_jax.methods import NetTrim
+from nettrim_jax.normalizing import Normalized, link_normalize
 from nettrim_jax.paths import Path, path
 from nettrim_jax.patterns import NM, Blocks, Inputs, Neurons, Sparsity
 from nettrim_jax.programs import Program, linear_program, relu_program
@@ -43,6 +44,7 @@ __all__ = [
     "NetTrimError",
     "Neurons",
     "Nonnegative",
+    "Normalized",
     "Path",
     "Program",
     "Pruned",
@@ -59,6 +61,7 @@ __all__ = [
     "history",
     "keep_sparse",
     "linear_program",
+    "link_normalize",
     "path",
     "plots",
     "prune",

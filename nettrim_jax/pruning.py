@@ -5,6 +5,7 @@ all of one shape together, write the answers back, measure. The one room that kn
 both models and the solver.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import (
+    bounds,
     cascade,
     checks,
     jaxprs,
@@ -62,6 +64,7 @@ def prune(
     on_failure: str = "raise",
     progress: Progress = None,
     memory: int = 2**31,
+    bound: bool = False,
 ) -> Pruned:
     r"""Prunes every linear layer of a trained network by Net-Trim's convex program.
 
@@ -109,6 +112,9 @@ def prune(
         ``(done, total, what)``.
       memory: bytes that one call of the solver may take; more lanes than fit are
         solved in turns, as are lanes that fill a CPU core.
+      bound: whether to bound the output's movement on the batch (the first one of a
+        stream) by the theorems, as ``report.bound``; it takes some forward passes and a
+        compilation.
 
     Returns:
       Sparse params that drop back into the network, the mask, and the report.
@@ -145,6 +151,8 @@ def prune(
     run = _cascade if mode == "cascade" else _parallel
     new, entries, deviation = run(itertools.chain([first], parts), old, asked, settings)
     report = Report(tuple(entries[k] for k in asked), skipped, deviation)
+    if bound:
+        report = _bounded(report, first, asked, old, new, mode == "cascade")
     # epsilon, key or weights may be traced where params and batch are not
     if all(known(site.result) for site in report.sites):
         checks.converged(report, on_failure, solver)
@@ -209,6 +217,28 @@ def _cascade(
 def _moments(asked: Mapping[int, Method]) -> tuple[int, ...]:
     """The sites whose methods need the second moments of all rows."""
     return tuple(k for k, method in asked.items() if method.moments)
+
+
+def _bounded(
+    report: Report,
+    part: Part,
+    asked: Mapping[int, Method],
+    old: list[Array],
+    new: list[Array],
+    cascade: bool,
+) -> Report:
+    """The report with the theorems' bounds on the batch of its deviation."""
+    graph = part.graph
+    sites = [graph.sites[k] for k in asked]
+    changed = {site.leaf for site in sites} | {
+        site.bias[0] for site in sites if site.bias
+    }
+    found = bounds.find(
+        graph, graph.consts, old, new, part.batch, frozenset(changed), cascade
+    )
+    return dataclasses.replace(
+        report, bound=found.theorem, tight_bound=found.tight, bound_stop=found.stop
+    )
 
 
 @functools.partial(jax.jit, static_argnames="graph")

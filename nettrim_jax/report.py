@@ -146,11 +146,22 @@ class Report:
       sites: one per layer, in order of execution.
       skipped: ``(path, reason)`` of every leaf of two or more dimensions left alone.
       deviation: relative change of the network's output on the batch (Frobenius).
+      bound: the most that the theorems allow it, by the layers' own errors on the batch
+        and their norms; NaN if it was not asked for or stops on the way.
+      tight_bound: one that is no larger; it also looks at single entries, and at what
+        becomes of a layer's error in the layer behind it.
+      bound_stop: the operation of which no Lipschitz constant is known, where the bound
+        stops; empty if it does not; None if it was not asked for.
     """
 
     sites: tuple[SiteReport, ...]
     skipped: tuple[tuple[Path, str], ...] = dataclasses.field(metadata=STATIC)
     deviation: Array
+    bound: Array = dataclasses.field(default_factory=lambda: jnp.full((), jnp.nan))
+    tight_bound: Array = dataclasses.field(
+        default_factory=lambda: jnp.full((), jnp.nan)
+    )
+    bound_stop: str | None = dataclasses.field(default=None, metadata=STATIC)
 
     @property
     def size(self) -> int:
@@ -174,6 +185,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``json.dumps``; what is not finite becomes ``None``."""
         totals = ("size", "nonzeros", "sparsity", "deviation")
+        totals += ("bound", "tight_bound", "bound_stop")
         return {
             "sites": [_site_dict(site) for site in self.sites],
             "skipped": _left(self.skipped),
@@ -221,7 +233,7 @@ def _site_dict(site: SiteReport) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, str):
+    if value is None or isinstance(value, str):
         return value
     if isinstance(value, tuple):
         return list(value)
@@ -255,8 +267,17 @@ def _table(report: Report) -> str:
     total += [f"{100 * float(report.sparsity):.1f}%"]
     rows.append(("all", total + [""] * 5))
     moved = f"output moved by {float(report.deviation):.4f} of its norm on the batch"
-    lines = [*_grid(_COLUMNS, rows), moved, *notes, *_left_lines(report.skipped)]
-    return "\n".join(lines)
+    lines = [*_grid(_COLUMNS, rows), moved, *_bound_lines(report), *notes]
+    return "\n".join([*lines, *_left_lines(report.skipped)])
+
+
+def _bound_lines(report: Report) -> list[str]:
+    if report.bound_stop is None:
+        return []
+    if report.bound_stop:
+        return [_fit(f"no bound on that: it stops at {report.bound_stop}")]
+    bound, tight = (f"{float(a):.4g}" for a in (report.bound, report.tight_bound))
+    return [f"at most {bound} by the theorems, {tight} by the tighter bound"]
 
 
 def _bare(site: SiteReport) -> list[str]:
