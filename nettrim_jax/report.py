@@ -134,6 +134,24 @@ class SiteReport:
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
+class SearchStep:
+    """One network that the search for a budget measured, on the rows that steer.
+
+    Attributes:
+      epsilons: per layer with a budget, ``[sites]``; zero where it is as trained.
+      nonzeros: weights left in these layers.
+      value: deviation of the output, or drop of the metric.
+      bound: the value with the margin for rows not seen; what has to fit.
+    """
+
+    epsilons: Array
+    nonzeros: Array
+    value: Array
+    bound: Array
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Report:
     """The whole network; ``print`` it for a table.
 
@@ -141,11 +159,20 @@ class Report:
       sites: one per layer, in order of execution.
       skipped: ``(path, reason)`` of every leaf of two or more dimensions left alone.
       deviation: relative change of the network's output on the batch (Frobenius).
+      budget: what the network might lose; like the next three, only where a method
+        asked for one.
+      checked: what it lost on rows that no solver and no choice has seen.
+      measure: of what: ``"deviation"`` or ``"drop"``.
+      search: the networks that were measured to find this one, which is the last.
     """
 
     sites: tuple[SiteReport, ...]
     skipped: tuple[tuple[Path, str], ...] = dataclasses.field(metadata=STATIC)
     deviation: Array
+    budget: Array | None = None
+    checked: Array | None = None
+    measure: str | None = dataclasses.field(default=None, metadata=STATIC)
+    search: tuple[SearchStep, ...] = ()
 
     @property
     def size(self) -> int:
@@ -173,6 +200,20 @@ class Report:
             "sites": [_site_dict(site) for site in self.sites],
             "skipped": _left(self.skipped),
             **{name: _plain(getattr(self, name)) for name in totals},
+            "budget": self._budgeted(),
+        }
+
+    def _budgeted(self) -> dict[str, Any] | None:
+        if self.budget is None:
+            return None
+        return {
+            "measure": self.measure,
+            "most": _plain(self.budget),
+            "checked": _plain(self.checked),
+            "search": [
+                {name: _plain(value) for name, value in vars(step).items()}
+                for step in self.search
+            ],
         }
 
     def __str__(self) -> str:
@@ -185,14 +226,23 @@ class Report:
 @jax.jit
 def deviation_of(before: Sequence[Array], after: Sequence[Array]) -> Array:
     """Relative change of all floating outputs together, Frobenius."""
+    off, size = moved(before, after, before)
+    return jnp.sqrt(jnp.where(off == 0, 0, off / size))
+
+
+@jax.jit
+def moved(
+    before: Sequence[Array], after: Sequence[Array], trained: Sequence[Array]
+) -> tuple[Array, Array]:
+    """Squared change of all floating outputs, and their squared size as trained."""
     off, size = jnp.zeros(()), jnp.zeros(())
-    for new, old in zip(after, before, strict=True):
+    for new, old, whole in zip(after, before, trained, strict=True):
         if jnp.issubdtype(jnp.result_type(old), jnp.floating):
             dtype = wide(jnp.result_type(old))
-            new, old = jnp.asarray(new, dtype), jnp.asarray(old, dtype)
+            new, old, whole = (jnp.asarray(a, dtype) for a in (new, old, whole))
             off = off + jnp.sum((new - old) ** 2).astype(off.dtype)
-            size = size + jnp.sum(old**2).astype(size.dtype)
-    return jnp.sqrt(jnp.where(off == 0, 0, off / size))
+            size = size + jnp.sum(whole**2).astype(size.dtype)
+    return off, size
 
 
 _COLUMNS = (
@@ -244,9 +294,21 @@ def _table(report: Report) -> str:
     total = ["", f"{report.size}", f"{int(report.nonzeros)}"]
     total += [f"{100 * float(report.sparsity):.1f}%"]
     rows.append(("all", total + [""] * 5))
-    moved = f"output moved by {float(report.deviation):.4f} of its norm on the batch"
-    lines = [*_grid(_COLUMNS, rows), moved, *notes, *_left_lines(report.skipped)]
+    change = f"output moved by {float(report.deviation):.4f} of its norm on the batch"
+    lines = [*_grid(_COLUMNS, rows), change, *_budget_lines(report)]
+    lines += [*notes, *_left_lines(report.skipped)]
     return "\n".join(lines)
+
+
+def _budget_lines(report: Report) -> list[str]:
+    if report.budget is None or report.checked is None:
+        return []
+    most, checked = float(report.budget), float(report.checked)
+    return [
+        f"{report.measure} of {checked:.4g} on rows that steered nothing, "
+        f"{'within' if checked <= most else 'OVER'} the budget of {most:.4g}; "
+        f"{len(report.search)} networks tried"
+    ]
 
 
 def _grid(

@@ -44,6 +44,7 @@ ORDER = [
     "activations",
     "cascade",
     # what joins the two
+    "budgets",
     "methods",
     "batching",
     "masks",
@@ -52,8 +53,11 @@ ORDER = [
     "progress",
     "checks",
     "loading",
+    "dealing",
     "selection",
     "solving",
+    "meters",
+    "steering",
     "pruning",
     "__init__",
 ]
