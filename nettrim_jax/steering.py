@@ -351,7 +351,7 @@ def search_cascade(
         good = reading.bound <= budget.most
         if good:
             named = dict(zip(found.epsilons, listed, strict=True))
-            fitting.append((count, Found(new, entries, named, ())))
+            fitting.append((count, steps[-1], Found(new, entries, named, ())))
         return good
 
     if taken:
@@ -362,8 +362,9 @@ def search_cascade(
             require_room(
                 Reading(float(steps[-1].value), float(steps[-1].bound)), budget
             )
-    _, best = min(fitting, key=lambda pair: pair[0])
-    return best._replace(steps=tuple(steps))
+    _, last, best = min(fitting, key=lambda one: one[0])
+    others = [step for step in steps if step is not last]
+    return best._replace(steps=(*others, last))
 
 
 def require_room(reading: Reading, budget: Budget) -> None:
