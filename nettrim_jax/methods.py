@@ -90,7 +90,8 @@ class NetTrim:
         at least 1.
       rounds: how often the program is solved, each time but the first reweighted.
       refit: whether the weights that are left are fitted anew at the end.
-      deviation: by how much the network's output may move, relative (Frobenius).
+      deviation: by how much the network's output may move, relative (Frobenius), over
+        all that it returns, padding too.
       drop: by how much ``metric`` may fall, in its own units.
       metric: a function ``metric(params, batch)`` that gives a number, larger is
         better. It is called on parts of the batch, where labels can travel, and their
@@ -104,6 +105,8 @@ class NetTrim:
       >>> import nettrim_jax as nt
       >>> nt.NetTrim(epsilon=0.1).bias
       'free'
+      >>> nt.NetTrim(deviation=0.02).epsilon is None  # a search finds one per layer
+      True
     """
 
     epsilon: ArrayLike | None = DEFAULT

@@ -91,7 +91,8 @@ def prune(
         batches; in cascade mode all of them are kept.
       method: ``NetTrim()`` by default, one of the other methods, or a dict from
         regular expressions (``re.search`` on a leaf's path, first match wins) to a
-        method or ``None``.
+        method or ``None``. With ``NetTrim(deviation=...)`` or ``drop`` the batch is
+        dealt out, and half of its rows are solved on; all batches of a loader are kept.
       mode: ``"parallel"``: every layer from the trained network's own activations.
         ``"cascade"``: in order of execution, inputs from the network as pruned by
         then, targets from the trained one. (Experts behind ``jax.lax.ragged_dot`` are

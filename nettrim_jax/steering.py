@@ -27,9 +27,10 @@ from nettrim_jax.tracing import Graph, Site
 from nettrim_jax.typing import Array
 
 LARGEST = 1.0  # epsilon at which no weight is needed
-MORE = 2  # halvings of epsilon after one for all layers fits
+MORE = 1  # halving of epsilon after one for all layers fits
 ROUNDS = 2  # halvings of the steps around what was chosen
-EXCHANGES = 12  # networks measured at the end, per layer
+EXCHANGES = 8  # networks measured at the end, per layer
+PATIENCE = 10  # part of the solver's steps that one of many solves may take
 
 
 class Found(NamedTuple):
@@ -62,8 +63,12 @@ class _Search:
         meter: Meter,
     ):
         self.graph, self.old, self.meter = graph, old, meter
-        # what did not converge is not taken, so there is no need to leave lanes out
-        self.settings = settings._replace(show=lambda done, what: None)
+        # a solve that does not come to an end soon is better left than waited for
+        steps = max(settings.solver.max_steps // PATIENCE, 1)
+        self.settings = settings._replace(
+            solver=dataclasses.replace(settings.solver, max_steps=steps),
+            show=lambda done, what: None,
+        )
         self.seen = dict(zip(asked, seen, strict=True))
         self.mine = {
             k: m for k, m in asked.items() if isinstance(m, NetTrim) and m.budget
@@ -76,11 +81,12 @@ class _Search:
             [self.seen[k] for k in fixed],
             old,
             self.base,
-            self.settings,
+            settings._replace(show=self.settings.show),
             fed=False,
         )
         self.beside = meter.outputs(self.base) if fixed else meter.trained
         self.starts: dict[int, Solution] = {}
+        self.failed = dict.fromkeys(self.mine, False)  # in the last solve
         self.readings: dict[Choice, Reading] = {}
         self.steps: dict[Choice, SearchStep] = {}
         self.answers = {k: [self._as_trained(k)] for k in self.mine}
@@ -129,7 +135,8 @@ class _Search:
             starts=self.starts,
         )
         for k, entry in entries.items():
-            if int(entry.result) not in results.GOOD:
+            self.failed[k] = int(entry.result) not in results.GOOD
+            if self.failed[k]:
                 continue
             answer = self._read(new, k, entry)
             alone = list(self.base)
@@ -254,6 +261,8 @@ def search_parallel(
     most, least = meter.budget.most, max(settings.solver.tol, 1e-4)
 
     def wanted(k: int, epsilon: float) -> bool:
+        if search.failed[k]:  # the smaller the harder
+            return False
         # the output moves by at least in proportion to epsilon
         *_, last = search.curves[k]
         if not smooth or not last.epsilon:

@@ -90,7 +90,7 @@ def a_lenet(count=4096):
     return params, on_x(lenet), {"x": train[pick], "y": labels[pick]}, accuracy
 
 
-def a_resnet(count=2048):
+def a_resnet(count=1024):
     """The same of ResNet-20 and CIFAR-10."""
     file = data_file("resnet20_cifar10.npz")
     if file is None:
@@ -158,7 +158,7 @@ def main():
     networks = {
         "digits": (lambda: a_digits_net(digits_example.MLP()), [0.05, 0.1], [0.02]),
         "conv": (lambda: a_digits_net(Conv()), [0.05, 0.1], [0.02]),
-        "lenet": (a_lenet, [0.02, 0.05, 0.1], [0.005]),
+        "lenet": (a_lenet, [0.05, 0.1], [0.005]),
         "transformer": (lambda: a_transformer(args.params), [0.05, 0.1], [0.05]),
         "resnet": (a_resnet, [0.05, 0.1], [0.05]),
     }
