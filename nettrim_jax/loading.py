@@ -75,8 +75,8 @@ def batches(batch: Batch) -> Iterator[Batch]:
 
 
 def _array(leaf: Any) -> Any:
-    # other libraries' tensors, too
-    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    # other libraries' tensors, too; plain numbers stay as weak as they are
+    return leaf if isinstance(leaf, jax.Array | int | float) else np.asarray(leaf)
 
 
 def parts(

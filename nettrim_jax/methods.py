@@ -76,7 +76,7 @@ class NetTrim:
     axis: half to solve on, a quarter to steer by, a quarter to check on
     (``report.checked``). The search keeps a margin, from how much the parts of the
     steering rows differ, that other rows exceed one time in a hundred. It needs
-    concrete values and solves each layer about a dozen times.
+    concrete values, solves each layer about a dozen times and keeps all answers.
 
     Attributes:
       epsilon: budget relative to the norm of the layer's trained response, a

@@ -379,6 +379,19 @@ def test_a_loader_is_dealt_out():
     assert whole == pytest.approx(float(pruned.report.checked), rel=1e-4)
 
 
+@slow
+def test_plain_numbers_travel_with_the_batch():
+    params, call, batch = network()
+
+    def scaled(params, batch):
+        return batch["scale"] * call(params, batch)
+
+    method = nt.NetTrim(deviation=0.1)
+    pruned = nt.prune(params, scaled, {**batch, "scale": 2.0}, method=method)
+    same = nt.prune(params, call, batch, method=method)
+    assert pruned.report.nonzeros == pytest.approx(float(same.report.nonzeros), abs=3)
+
+
 # ---- dealing
 
 
