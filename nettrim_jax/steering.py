@@ -261,10 +261,10 @@ def search_parallel(
     most, least = meter.budget.most, max(settings.solver.tol, 1e-4)
 
     def wanted(k: int, epsilon: float) -> bool:
-        if search.failed[k]:  # the smaller the harder
+        *_, last = search.curves[k]
+        if search.failed[k] and last.epsilon:  # the smaller the harder
             return False
         # the output moves by at least in proportion to epsilon
-        *_, last = search.curves[k]
         if not smooth or not last.epsilon:
             return True
         too_much = last.cost * (epsilon / last.epsilon) ** 2 > (2 * most) ** 2
