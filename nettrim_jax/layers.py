@@ -198,13 +198,17 @@ def measure(
     count = jnp.sum(W != 0, dtype=jnp.int32)
     fires = jnp.any(jnp.where(counts, seen.X, 0) != 0, axis=1)
     live = jnp.sum(fires, dtype=jnp.int32)
+    return Measured(count, relative(rest), held_out, live, *bare(W, channels))
+
+
+def bare(W: Array, channels: int) -> list[Array]:
+    """How many units and how many inputs, or channels, have no weight left."""
     b, _, d_out = W.shape
     linked = (W != 0).reshape(b, -1, channels, d_out)
-    bare = [
+    return [
         jnp.sum(~jnp.any(linked, axis=axes), dtype=jnp.int32)
         for axes in ((1, 2), (1, 3))
     ]
-    return Measured(count, relative(rest), held_out, live, *bare)
 
 
 def _divide(a: Array, b: Array) -> Array:

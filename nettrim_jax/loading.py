@@ -4,15 +4,16 @@ Every batch is traced, once per shape, and must show the same layers as the firs
 Knows the network; knows no solver.
 """
 
+import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax import checks
+from nettrim_jax import checks, jaxprs
 from nettrim_jax.results import BatchError
 from nettrim_jax.tracing import Graph, is_array, trace
 from nettrim_jax.typing import ApplyFn, Array, ArrayLike, Batch, Params
@@ -28,6 +29,20 @@ class Part(NamedTuple):
     batch: list[Array]
     key: Array
     weights: Array | None
+
+    def outputs(self, leaves: Sequence[Array]) -> list[Array]:
+        """What the network returns with these leaves, always by one program."""
+        return _run(self.graph, self.graph.consts, leaves, self.batch)
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _run(
+    graph: Graph,
+    consts: Sequence[Array],
+    leaves: Sequence[Array],
+    batch: Sequence[Array],
+) -> list[Array]:
+    return jaxprs.evaluate(graph.flat, consts, [*leaves, *batch])[0]
 
 
 def is_loader(batch: Batch) -> bool:
@@ -60,8 +75,8 @@ def batches(batch: Batch) -> Iterator[Batch]:
 
 
 def _array(leaf: Any) -> Any:
-    # other libraries' tensors, too
-    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    # other libraries' tensors, too; plain numbers stay as weak as they are
+    return leaf if isinstance(leaf, jax.Array | int | float) else np.asarray(leaf)
 
 
 def parts(

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
+from nettrim_jax import budgets
 from nettrim_jax.activations import Activation
+from nettrim_jax.budgets import Budget, Metric
 from nettrim_jax.criteria import Rule
 from nettrim_jax.entrywise import L1
 from nettrim_jax.linalg import norm
@@ -30,6 +32,9 @@ from nettrim_jax.programs import (
 )
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array, ArrayLike, Path
+
+# of its own identity, so that 0.1 can be told from nothing given
+DEFAULT = float("0.1")
 
 
 @register_dataclass
@@ -60,9 +65,24 @@ class NetTrim:
     :math:`X W_0`; where that is negative this one is wider and keeps the same promise
     after the ReLU.)
 
+    With ``deviation`` or ``drop`` the budget is the whole network's, and each layer
+    gets the epsilon that leaves the fewest weights in all (Shoham and Gersho, 1988):
+
+    .. math::
+        \min_\epsilon \; \sum_k \|W_k(\epsilon_k)\|_0 \quad\text{s.t.}\quad
+        \frac{\|\hat N(x) - N(x)\|_F}{\|N(x)\|_F} \le \text{deviation}
+        \quad\text{or}\quad m(N) - m(\hat N) \le \text{drop}
+
+    on rows that no solver sees. ``prune`` then splits the batch along its leading
+    axis: half to solve on, a quarter to steer by, a quarter to check on
+    (``report.checked``). The search keeps a margin, from how much the parts of the
+    steering rows differ, that other rows exceed one time in a hundred. It needs
+    concrete values, solves each layer about a dozen times and keeps all answers.
+
     Attributes:
       epsilon: budget relative to the norm of the layer's trained response, a
-        non-negative number; it may be traced.
+        non-negative number; it may be traced. 0.1 unless there is a budget for the
+        whole network.
       penalty: what is minimised. Where it has limits that the trained weights do not
         meet, the budget may be out of reach and no solve converge.
       bias: ``"free"``: a layer's own bias moves without penalty. ``"fixed"``: it
@@ -71,6 +91,13 @@ class NetTrim:
         at least 1.
       rounds: how often the program is solved, each time but the first reweighted.
       refit: whether the weights that are left are fitted anew at the end.
+      deviation: by how much the network's output may move, relative (Frobenius), over
+        all that it returns, padding too.
+      drop: by how much ``metric`` may fall, in its own units.
+      metric: a function ``metric(params, batch)`` that gives a number, larger is
+        better. It is called on parts of the batch, where labels can travel, and their
+        mean counts; one that moves in steps, as a share of right answers does, needs
+        many rows.
 
     Raises:
       MethodError: an attribute is out of its range.
@@ -79,22 +106,32 @@ class NetTrim:
       >>> import nettrim_jax as nt
       >>> nt.NetTrim(epsilon=0.1).bias
       'free'
+      >>> nt.NetTrim(deviation=0.02).epsilon is None  # a search finds one per layer
+      True
     """
 
-    epsilon: ArrayLike = 0.1
+    epsilon: ArrayLike | None = DEFAULT
     penalty: Penalty = L1()
     gamma: ArrayLike = 1.1
     bias: str = dataclasses.field(default="free", metadata={"static": True})
     rounds: int = dataclasses.field(default=1, metadata={"static": True})
     refit: bool = dataclasses.field(default=False, metadata={"static": True})
+    deviation: ArrayLike | None = None
+    drop: ArrayLike | None = None
+    metric: Metric | None = dataclasses.field(default=None, metadata={"static": True})
 
     moments: ClassVar[bool] = False  # whether it needs those of all rows
 
     def __post_init__(self):
         # also runs whenever JAX rebuilds the record, then with anything as a leaf
         plain = int | float | str
-        if isinstance(self.epsilon, plain) and isinstance(self.gamma, plain):
+        given = [a for a in (self.deviation, self.drop) if a is not None]
+        if given and self.epsilon is DEFAULT:
+            object.__setattr__(self, "epsilon", None)  # a search finds it
+        numbers = [self.gamma, *given, *([] if given else [self.epsilon])]
+        if all(isinstance(number, plain) for number in numbers):
             self._check_numbers()
+            self._check_budget()
         if self.bias not in BIASES:
             raise MethodError(f"NetTrim(bias={self.bias!r}): expected one of {BIASES}")
         if not isinstance(self.rounds, int) or self.rounds < 1:
@@ -133,22 +170,68 @@ class NetTrim:
                     "refit=False"
                 )
         self._check_numbers()
+        self._check_budget()
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the whole network may lose; None if each layer has its epsilon."""
+        if self.deviation is None and self.drop is None:
+            return None
+        name = "drop" if self.deviation is None else "deviation"
+        value = getattr(self, name)
+        budgets.check_number(name, value)
+        return Budget(name, float(value), self.metric)
+
+    def _check_budget(self) -> None:
+        given = {
+            name: getattr(self, name)
+            for name in ("epsilon", "deviation", "drop")
+            if getattr(self, name) is not None
+        }
+        if len(given) > 1:
+            raise MethodError(
+                f"NetTrim: {' and '.join(given)} are given; expected one of them: an "
+                "epsilon of every layer, or what the whole network may lose"
+            )
+        (name, value), *_ = given.items()
+        if name == "epsilon":
+            if self.metric is not None:
+                raise MethodError(
+                    "NetTrim(metric): goes with drop, the amount by which it may fall"
+                )
+            return
+        budgets.check_number(name, value)
+        if (name == "drop") != (self.metric is not None):
+            raise MethodError(
+                "NetTrim: drop and metric go together: the amount by which "
+                "metric(params, batch) may fall; for a deviation there is no metric"
+            )
+        if self.metric is not None and not callable(self.metric):
+            raise MethodError(
+                f"NetTrim(metric={self.metric!r}): expected a function "
+                "metric(params, batch) that gives a number, larger is better"
+            )
 
     def _check_numbers(self) -> None:
         for name, value in (("epsilon", self.epsilon), ("gamma", self.gamma)):
             if isinstance(value, list | tuple):
                 continue  # said below, with its shape
+            budget = self.deviation is not None or self.drop is not None
+            if name == "epsilon" and value is None and budget:
+                continue
             if not isinstance(value, int | float) and not hasattr(value, "dtype"):
                 raise MethodError(
                     f"NetTrim({name}={value!r}): expected a number such as 0.1"
                 )
-        if np.shape(self.epsilon) != ():
+        # a budget of the whole network stands in its place
+        epsilon = 0.0 if self.epsilon is None else self.epsilon
+        gamma = self.gamma
+        if np.shape(epsilon) != ():
             raise MethodError(
                 f"NetTrim(epsilon): expected one number, got shape "
-                f"{list(np.shape(self.epsilon))}; give layers numbers of their own by "
+                f"{list(np.shape(epsilon))}; give layers numbers of their own by "
                 "a dict from regular expressions to methods"
             )
-        epsilon, gamma = self.epsilon, self.gamma
         if known(epsilon) and not (np.isfinite(epsilon) and np.asarray(epsilon) >= 0):
             raise MethodError(
                 f"NetTrim(epsilon={epsilon}): expected a finite number "
@@ -179,6 +262,8 @@ class NetTrim:
           the norm of its trained response, ``[b]``.
         """
         make = relu_program if relu else linear_program
+        assert self.epsilon is not None, "a search gives every layer its epsilon"
+        lifted = self.deviation is not None
         epsilon = jnp.asarray(self.epsilon, seen.X.dtype)
         gamma = jnp.asarray(self.gamma, seen.X.dtype)
 
@@ -192,7 +277,10 @@ class NetTrim:
                 off = norm(jnp.where(on, seen.P0 - Y, 0))
                 # where all before was kept as trained there is nothing to scale
                 moved = off > 8 * jnp.finfo(off.dtype).eps * size
-                budget = jnp.where(moved, jnp.sqrt(gamma) * off, budget)
+                least = jnp.sqrt(gamma) * off
+                # a layer that has its share of a budget may use it
+                least = jnp.maximum(least, budget) if lifted else least
+                budget = jnp.where(moved, least, budget)
                 V = jnp.where(moved, jnp.maximum(seen.P0, 0), 0)
             d_in, d_out = seen.X.shape[1], Y.shape[1]
             scales = jnp.broadcast_to(seen.scale[None, :], (d_in, d_out))

@@ -17,20 +17,23 @@ import numpy as np
 
 from nettrim_jax import (
     bounds,
+    budgets,
     cascade,
     checks,
-    jaxprs,
+    dealing,
     loading,
     masks,
     selection,
+    steering,
 )
 from nettrim_jax import progress as bars
 from nettrim_jax.activations import Activation, capture, gather
 from nettrim_jax.loading import Part, Weights
+from nettrim_jax.meters import Meter
 from nettrim_jax.methods import Method
 from nettrim_jax.programs import known
 from nettrim_jax.progress import Progress
-from nettrim_jax.report import Report, SiteReport, deviation_of
+from nettrim_jax.report import Report, SearchStep, SiteReport, deviation_of
 from nettrim_jax.results import ParamsError
 from nettrim_jax.selection import Selector
 from nettrim_jax.settings import ADMM
@@ -91,7 +94,8 @@ def prune(
         batches; in cascade mode all of them are kept.
       method: ``NetTrim()`` by default, one of the other methods, or a dict from
         regular expressions (``re.search`` on a leaf's path, first match wins) to a
-        method or ``None``.
+        method or ``None``. With ``NetTrim(deviation=...)`` or ``drop`` the batch is
+        dealt out, and half of its rows are solved on; all batches of a loader are kept.
       mode: ``"parallel"``: every layer from the trained network's own activations.
         ``"cascade"``: in order of execution, inputs from the network as pruned by
         then, targets from the trained one. (Experts behind ``jax.lax.ragged_dot`` are
@@ -136,7 +140,15 @@ def prune(
     """
     solver = checks.arguments(mode, solver, rows, held_out, on_failure, memory)
     checks.finite("params", params, ParamsError)
-    parts = loading.parts(apply_fn, params, batch, checks.random_key(key), weights)
+    key, dealt = checks.random_key(key), None
+    budget = budgets.common(
+        method.values() if isinstance(method, Mapping) else [method]
+    )
+    if budget is not None:
+        dealing.concrete((params, key, weights, batch))
+        dealt = dealing.deal(batch, weights, key)
+        batch, weights = dealt.solve, dealt.weights
+    parts = loading.parts(apply_fn, params, batch, key, weights)
     first = next(parts)
     graph = first.graph
     require_sites(graph)
@@ -148,9 +160,26 @@ def prune(
     show = bars.start(progress, len(asked), traced)
     settings = Settings(solver, int(rows), held_out, on_failure == "keep", memory, show)
 
-    run = _cascade if mode == "cascade" else _parallel
-    new, entries, deviation = run(itertools.chain([first], parts), old, asked, settings)
-    report = Report(tuple(entries[k] for k in asked), skipped, deviation)
+    every, extra = itertools.chain([first], parts), {}
+    if budget is not None and dealt is not None:
+
+        def meter(batches: list[Batch], share: float) -> Meter:
+            rows = list(loading.parts(apply_fn, params, iter(batches), key, None))
+            fill = functools.partial(_fill, tree, everything)
+            return Meter(budget, rows, batches, old, fill, share)
+
+        steer = meter(dealt.steer, dealt.share)
+        (new, entries, deviation), search = _within(
+            list(every), old, asked, settings, mode, steer
+        )
+        checked = jnp.asarray(meter(dealt.check, 1.0).read(new).value, jnp.float32)
+        most = jnp.asarray(budget.most, jnp.float32)
+        extra = {"budget": most, "checked": checked, "measure": budget.measure}
+        extra["search"] = search
+    else:
+        run = _cascade if mode == "cascade" else _parallel
+        new, entries, deviation = run(every, old, asked, settings)
+    report = Report(tuple(entries[k] for k in asked), skipped, deviation, **extra)
     if bound:
         report = _bounded(report, first, asked, old, new, mode == "cascade")
     # epsilon, key or weights may be traced where params and batch are not
@@ -170,6 +199,46 @@ def _parallel(
     settings: Settings,
 ) -> _Pruning:
     """Every layer from the trained network's own activations, all solved together."""
+    first, seen = _seen(parts, old, asked, settings)
+    new = list(old)
+    entries = prune_sites(first.graph, asked, seen, old, new, settings, fed=False)
+    # both by one program: what capture compiles to rounds in another way
+    return new, entries, deviation_of(first.outputs(old), first.outputs(new))
+
+
+def _within(
+    parts: list[Part],
+    old: list[Array],
+    asked: Mapping[int, Method],
+    settings: Settings,
+    mode: str,
+    meter: Meter,
+) -> tuple[_Pruning, tuple[SearchStep, ...]]:
+    """As far as a budget of the whole network allows, and what was tried."""
+    first, seen = _seen(parts, old, asked, settings)
+    found = steering.search_parallel(first.graph, asked, seen, old, settings, meter)
+    if mode == "cascade":
+        quiet = settings._replace(keep=True, show=lambda done, what: None)
+
+        def run(methods: Mapping[int, Method]) -> tuple[list[Array], dict]:
+            if not methods:
+                return list(old), {}
+            return _cascade(parts, old, methods, quiet)[:2]
+
+        found = steering.search_cascade(
+            found, first.graph, asked, seen, old, run, meter
+        )
+    deviation = deviation_of(first.outputs(old), first.outputs(found.new))
+    return (found.new, found.entries, deviation), found.steps
+
+
+def _seen(
+    parts: Iterable[Part],
+    old: list[Array],
+    asked: Mapping[int, Method],
+    settings: Settings,
+) -> tuple[Part, tuple[Activation, ...]]:
+    """The first part, and what the trained network's layers see in all of them."""
     settings.show(0, "activations")
     chosen, rows, moments = tuple(asked), settings.rows, _moments(asked)
     first: list[Part] = []
@@ -184,12 +253,7 @@ def _parallel(
         return seen
 
     seen = gather(map(captured, parts), rows)
-    graph, batch, *_ = first[0]
-    new = list(old)
-    entries = prune_sites(graph, asked, seen, old, new, settings, fed=False)
-    # both by one program: what capture compiles to rounds in another way
-    before, after = (_run(graph, graph.consts, leaves, batch) for leaves in (old, new))
-    return new, entries, deviation_of(before, after)
+    return first[0], seen
 
 
 def _cascade(
@@ -239,13 +303,6 @@ def _bounded(
     return dataclasses.replace(
         report, bound=found.theorem, tight_bound=found.tight, bound_stop=found.stop
     )
-
-
-@functools.partial(jax.jit, static_argnames="graph")
-def _run(
-    graph: Graph, consts: Sequence[Array], leaves: list[Array], batch: list[Array]
-) -> list[Array]:
-    return jaxprs.evaluate(graph.flat, consts, [*leaves, *batch])[0]
 
 
 def _masks(graph: Graph, chosen: Sequence[int], new: Sequence[Array]) -> list[Array]:

@@ -139,6 +139,24 @@ class SiteReport:
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
+class SearchStep:
+    """One network that the search for a budget measured, on the rows that steer.
+
+    Attributes:
+      epsilons: per layer with a budget, ``[sites]``; zero where it is as trained.
+      nonzeros: weights left in these layers.
+      value: deviation of the output, or drop of the metric.
+      bound: the value with the margin for rows not seen; what has to fit.
+    """
+
+    epsilons: Array
+    nonzeros: Array
+    value: Array
+    bound: Array
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Report:
     """The whole network; ``print`` it for a table.
 
@@ -152,6 +170,11 @@ class Report:
         becomes of a layer's error in the layer behind it.
       bound_stop: the operation of which no Lipschitz constant is known, where the bound
         stops; empty if it does not; None if it was not asked for.
+      budget: what the network might lose; like the next three, only where a method
+        asked for one.
+      checked: what it lost on rows that no solver and no choice has seen.
+      measure: of what: ``"deviation"`` or ``"drop"``.
+      search: the networks that were measured to find this one, which is the last.
     """
 
     sites: tuple[SiteReport, ...]
@@ -162,6 +185,10 @@ class Report:
         default_factory=lambda: jnp.full((), jnp.nan)
     )
     bound_stop: str | None = dataclasses.field(default=None, metadata=STATIC)
+    budget: Array | None = None
+    checked: Array | None = None
+    measure: str | None = dataclasses.field(default=None, metadata=STATIC)
+    search: tuple[SearchStep, ...] = ()
 
     @property
     def size(self) -> int:
@@ -190,6 +217,20 @@ class Report:
             "sites": [_site_dict(site) for site in self.sites],
             "skipped": _left(self.skipped),
             **{name: _plain(getattr(self, name)) for name in totals},
+            "budget": self._budgeted(),
+        }
+
+    def _budgeted(self) -> dict[str, Any] | None:
+        if self.budget is None:
+            return None
+        return {
+            "measure": self.measure,
+            "most": _plain(self.budget),
+            "checked": _plain(self.checked),
+            "search": [
+                {name: _plain(value) for name, value in vars(step).items()}
+                for step in self.search
+            ],
         }
 
     def __str__(self) -> str:
@@ -202,14 +243,23 @@ class Report:
 @jax.jit
 def deviation_of(before: Sequence[Array], after: Sequence[Array]) -> Array:
     """Relative change of all floating outputs together, Frobenius."""
+    off, size = moved(before, after, before)
+    return jnp.sqrt(jnp.where(off == 0, 0, off / size))
+
+
+@jax.jit
+def moved(
+    before: Sequence[Array], after: Sequence[Array], trained: Sequence[Array]
+) -> tuple[Array, Array]:
+    """Squared change of all floating outputs, and their squared size as trained."""
     off, size = jnp.zeros(()), jnp.zeros(())
-    for new, old in zip(after, before, strict=True):
+    for new, old, whole in zip(after, before, trained, strict=True):
         if jnp.issubdtype(jnp.result_type(old), jnp.floating):
             dtype = wide(jnp.result_type(old))
-            new, old = jnp.asarray(new, dtype), jnp.asarray(old, dtype)
+            new, old, whole = (jnp.asarray(a, dtype) for a in (new, old, whole))
             off = off + jnp.sum((new - old) ** 2).astype(off.dtype)
-            size = size + jnp.sum(old**2).astype(size.dtype)
-    return jnp.sqrt(jnp.where(off == 0, 0, off / size))
+            size = size + jnp.sum(whole**2).astype(size.dtype)
+    return off, size
 
 
 _COLUMNS = (
@@ -267,8 +317,9 @@ def _table(report: Report) -> str:
     total += [f"{100 * float(report.sparsity):.1f}%"]
     rows.append(("all", total + [""] * 5))
     moved = f"output moved by {float(report.deviation):.4f} of its norm on the batch"
-    lines = [*_grid(_COLUMNS, rows), moved, *_bound_lines(report), *notes]
-    return "\n".join([*lines, *_left_lines(report.skipped)])
+    lines = [*_grid(_COLUMNS, rows), moved, *_bound_lines(report)]
+    lines += [*_budget_lines(report), *notes, *_left_lines(report.skipped)]
+    return "\n".join(lines)
 
 
 def _bound_lines(report: Report) -> list[str]:
@@ -285,6 +336,17 @@ def _bare(site: SiteReport) -> list[str]:
     if site.kind == "conv":
         counts = (counts[0][0], "filter"), (counts[1][0], "channel")
     return [f"{n} {name}{'s' * (n > 1)}" for n, name in counts if n]
+
+
+def _budget_lines(report: Report) -> list[str]:
+    if report.budget is None or report.checked is None:
+        return []
+    most, checked = float(report.budget), float(report.checked)
+    return [
+        f"{report.measure} of {checked:.4g} on rows that steered nothing, "
+        f"{'within' if checked <= most else 'OVER'} the budget of {most:.4g}; "
+        f"{len(report.search)} networks tried"
+    ]
 
 
 def _grid(

@@ -43,6 +43,7 @@ def prune_sites(
     new: list[Array],
     settings: Settings,
     fed: bool,
+    starts: dict[int, Solution] | None = None,
 ) -> dict[int, SiteReport]:
     """Prunes some sites together and writes their answers into ``new``.
 
@@ -54,6 +55,8 @@ def prune_sites(
       new: the leaves as pruned by now; changed in place.
       settings: how to solve.
       fed: whether pruned layers feed these.
+      starts: where the first solve of each site starts, if it is there; changed in
+        place to where it stopped.
 
     Returns:
       One entry per site, by position.
@@ -65,8 +68,8 @@ def prune_sites(
     solved = {k: job for k, job in jobs.items() if isinstance(job.method, NetTrim)}
     made = [job.program(old, fed) for job in solved.values()]
     stacks = [program for program, _ in made]
-    methods = [m for m in asked.values() if isinstance(m, NetTrim)]
-    solutions = _solve(methods, stacks, settings)
+    mine = {k: m for k, m in asked.items() if isinstance(m, NetTrim)}
+    solutions = _solve(mine, stacks, settings, starts)
     answers = {
         k: (solution, budget)
         for k, solution, (_, budget) in zip(solved, solutions, made, strict=True)
@@ -119,18 +122,33 @@ class _Job(NamedTuple):
 
 
 def _solve(
-    methods: Sequence[NetTrim], stacks: Sequence[Program], settings: Settings
+    asked: Mapping[int, NetTrim],
+    stacks: Sequence[Program],
+    settings: Settings,
+    starts: dict[int, Solution] | None,
 ) -> list[Solution]:
     """All sites' programs, again reweighted and refitted as their methods ask."""
-    solver, memory = settings.solver, settings.memory
+    solver, memory, methods = settings.solver, settings.memory, list(asked.values())
+    before = None
+    if starts is not None:
+        before = [
+            starts[k] if k in starts else batching.nowhere(stack, solver)
+            for k, stack in zip(asked, stacks, strict=True)
+        ]
     solutions = batching.solve_all(
-        stacks, solver, memory, lambda solved: settings.show(solved, "solving")
+        stacks,
+        solver,
+        memory,
+        lambda solved: settings.show(solved, "solving"),
+        before,
     )
+    if starts is not None:
+        starts.update(zip(asked, solutions, strict=True))
     for again in range(1, max((m.rounds for m in methods), default=1)):
         mine = [i for i, m in enumerate(methods) if m.rounds > again]
         next_ones = [layers.reweight(stacks[i], solutions[i]) for i in mine]
-        starts = [solutions[i] for i in mine]
-        answers = batching.solve_all(next_ones, solver, memory, before=starts)
+        before = [solutions[i] for i in mine]
+        answers = batching.solve_all(next_ones, solver, memory, before=before)
         for i, answer in zip(mine, answers, strict=True):
             solutions[i] = answer
     for i, m in enumerate(methods):

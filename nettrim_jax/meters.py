@@ -1,0 +1,87 @@
+"""Measures networks on a few parts of a batch, beside the trained one.
+
+Knows the network and budgets; knows no solver.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nettrim_jax import budgets
+from nettrim_jax.budgets import Budget, Reading
+from nettrim_jax.loading import Part
+from nettrim_jax.report import moved
+from nettrim_jax.results import MethodError
+from nettrim_jax.typing import Array, Batch, Params
+
+Leaves = list[Array]
+
+
+class Meter:
+    """Measures networks on some rows, beside the trained one.
+
+    Args:
+      budget: what counts.
+      parts: the rows, with the traced network; each part is a fold.
+      batches: the same rows, as the user gave them.
+      old: the trained leaves.
+      fill: makes params of leaves.
+      share: how many times as many rows these are as those that a bound is for.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        parts: Sequence[Part],
+        batches: Sequence[Batch],
+        old: Leaves,
+        fill: Callable[[Leaves], Params],
+        share: float = 1.0,
+    ):
+        self.budget, self.parts, self.batches = budget, parts, batches
+        self.fill, self.share = fill, share
+        self.trained = self.outputs(old)
+        self.before = self._metrics(old) if budget.metric else []
+
+    def outputs(self, leaves: Leaves) -> list[list[Array]]:
+        """What the network returns, per fold."""
+        return [part.outputs(leaves) for part in self.parts]
+
+    def read(self, leaves: Leaves) -> Reading:
+        """What the network has lost."""
+        if self.budget.metric:
+            return budgets.drop(self.before, self._metrics(leaves), self.share)
+        return budgets.deviation(*self._moved(leaves, self.trained), self.share)
+
+    def cost(self, leaves: Leaves, beside: list[list[Array]]) -> float:
+        """Squared distance from other outputs, relative to the trained ones."""
+        off, size = (sum(part) for part in self._moved(leaves, beside))
+        return off / size if off else 0.0
+
+    def _moved(
+        self, leaves: Leaves, beside: list[list[Array]]
+    ) -> tuple[list[float], list[float]]:
+        each = [
+            moved(old, part.outputs(leaves), trained)
+            for part, old, trained in zip(self.parts, beside, self.trained, strict=True)
+        ]
+        return [float(off) for off, _ in each], [float(size) for _, size in each]
+
+    def _metrics(self, leaves: Leaves) -> list[float]:
+        params, metric = self.fill(leaves), self.budget.metric
+        assert metric is not None
+        return [_number(metric(params, batch)) for batch in self.batches]
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or not np.isfinite(number):
+        raise MethodError(
+            f"NetTrim(metric): expected a finite number from metric(params, batch), "
+            f"got {value!r}; larger is better, for example a share of right answers"
+        )
+    return number
