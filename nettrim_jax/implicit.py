@@ -24,7 +24,7 @@ from nettrim_jax.typing import Array
 Point = Any  # a pytree of arrays
 Map = Callable[[Point], Point]
 
-STEPS = 2000  # of MINRES, at most
+STEPS = 20000  # of MINRES, at most
 ROUNDINGS = 50  # of the right side, where MINRES stops
 # power of the rounding: what A shrinks by more is out of reach, and a residual below it
 # that of a solution
