@@ -185,6 +185,9 @@ class _Walk:
                 self.last = self.graph.paths[leaf]
                 self.divide(leaf, (leaf,))
                 return (*scale, leaf)
+        inside = [self.graph.paths[leaf] for leaf in leaves if leaf in self.layers]
+        if inside:
+            self.fail(f"it is an operand of {op.name}, not of a layer", inside[0])
         if scales == {()}:  # before the first layer anything may happen
             for leaf in leaves:
                 if leaf is not None:
@@ -225,7 +228,10 @@ class _Walk:
 
     def divide(self, leaf: int, scale: Scale) -> None:
         if leaf < 0:
-            self.fail("its operand is made of more than one leaf")
+            self.fail(
+                "what it meets is made of more than one leaf or not linear in it, as a "
+                "batch normalisation is; fold that into the weights"
+            )
         if self.factors.setdefault(leaf, scale) != scale:
             self.fail(f"{self.graph.paths[leaf]} is used at two scales")
 
