@@ -13,13 +13,8 @@ import nettrim_jax as nt
 from nettrim_jax.results import CONVERGED, ProgramError
 
 TIGHT = nt.ADMM(tol=1e-6)
-names = pytest.mark.parametrize(
-    "name",
-    only_fast(
-        helpers.FAST[::4],
-        [name for name in helpers.FAST if not name.startswith(("lenet", "epsilon"))],
-    ),
-)
+NAMES = [name for name in helpers.FAST if not name.startswith(("lenet", "epsilon"))]
+names = pytest.mark.parametrize("name", only_fast(NAMES[::4], NAMES))
 
 
 def program(name, factor=1.0):
