@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 import digits  # noqa: E402
 
-NAMES = ("links", "weights", "sites", "path", "convergence")
+NAMES = ("links", "weights", "sites", "path", "convergence", "bound")
 
 
 class Net(nn.Module):
@@ -48,12 +48,18 @@ def draw(folder):
     program = nt.relu_program(rows, Y, 0.1 * norm, t=first["bias"])
     found = nt.path(program, norm * jnp.geomspace(0.8, 0.02, 10))
 
+    reports = [
+        nt.prune(params, model.apply, x, method=nt.NetTrim(epsilon), bound=True).report
+        for epsilon in (0.01, 0.03, 0.1, 0.3)
+    ]
+
     pictures = {
         "links": nt.plots.links(before, after),
         "weights": nt.plots.weights(before, after),
         "sites": nt.plots.sites(pruned.report),
         "path": nt.plots.path(found),
         "convergence": nt.plots.convergence(program, nt.ADMM(tol=1e-4)),
+        "bound": nt.plots.bound(reports),
     }
     folder.mkdir(exist_ok=True, parents=True)
     for name in NAMES:

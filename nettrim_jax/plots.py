@@ -339,20 +339,31 @@ def bound(reports: Sequence[Report], ax: "Axes | None" = None) -> "Axes":
     Raises:
       PlotError: no report has a bound, one of them is none, is traced or has a mapped
         axis; or matplotlib is not installed.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import nettrim_jax as nt
+      >>> batch = jnp.eye(4)
+      >>> pruned = nt.prune(
+      ...     {"w": jnp.ones((4, 2))}, lambda p, x: x @ p["w"], batch, bound=True
+      ... )
+      >>> nt.plots.bound(pruned.report).get_xlabel()
+      "bound (relative to the output's norm)"
     """
     one = isinstance(reports, Report) or not isinstance(reports, Sequence)
     given = [reports] if one else reports
     for report in given:
         drawing.check_report("bound", report)
     limits, moved = (
-        np.asarray([float(getattr(report, name, np.nan)) for report in given])
+        np.asarray([float(getattr(report, name)) for report in given])
         for name in ("bound", "deviation")
     )
     drawn = np.isfinite(limits) & (limits > 0) & (moved > 0)
     if not drawn.any():
         raise PlotError(
             f"plots.bound: none of {len(given)} reports has a bound and a deviation "
-            "above zero; print(report) says where a bound stops"
+            "above zero; ask for bounds with prune(..., bound=True), and print(report) "
+            "says where one stops"
         )
     ax = drawing.axes("bound", ax, (5, 4.4))
     left = int((~drawn).sum())
