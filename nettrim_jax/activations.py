@@ -22,10 +22,9 @@ from nettrim_jax.folding import Folding
 from nettrim_jax.jaxprs import Op, Ref
 from nettrim_jax.results import BatchError
 from nettrim_jax.tracing import Graph, Site
-from nettrim_jax.typing import Array, DTypeLike, wide
+from nettrim_jax.typing import HIGHEST, Array, DTypeLike, wide
 from nettrim_jax.uses import Use
 
-HIGHEST = jax.lax.Precision.HIGHEST
 CHUNK = 2**22  # numbers of X at once where all rows are summed over
 
 

@@ -64,7 +64,8 @@ def solve(
 
     Returns:
       The solution, in the dtype of the program. ``result`` says whether the
-      certificate reached ``config.tol``; nothing raises on values.
+      certificate reached ``config.tol``; nothing raises on values. Where no weights
+      meet the budget, or a number is none, the weights are NaN.
 
     Raises:
       MethodError: ``config`` is no ``ADMM``, or its ``tol`` is beyond the dtype.
@@ -162,7 +163,6 @@ def _run(
     usable = programs.finite(program)
     program = dataclasses.replace(program, X=graph.X)
     scale = program.response.scale()
-    hopeless = programs.hopeless(program)
 
     def running(carry: tuple[_Loop, Kept]) -> Array:
         loop, _ = carry
@@ -171,7 +171,7 @@ def _run(
         )
 
     def body(carry: tuple[_Loop, Kept]) -> tuple[_Loop, Kept]:
-        loop = _advance(program, graph, scale, hopeless, config, carry[0])
+        loop = _advance(program, graph, scale, config, carry[0])
         return loop, keep(carry[1], loop)
 
     state = cold(program, graph, scale)
@@ -231,7 +231,6 @@ def _advance(
     program: Program,
     graph: Graph,
     scale: Array,
-    hopeless: Array,
     config: ADMM,
     loop: _Loop,
 ) -> _Loop:
@@ -244,13 +243,13 @@ def _advance(
         loop.state,
     )
     state, halves = step(program, graph, before, relaxation)
-    certificate, value, proof = _certify(
+    certificate, value = _certify(
         program, scale, halves, state.b, loop.certificate.lower_bound
     )
     done = (certificate.gap <= config.tol) & (certificate.violation <= config.tol)
     lost = ~jnp.isfinite(value + certificate.lower_bound + certificate.violation)
     result = jnp.where(done, results.CONVERGED, results.MAX_STEPS)
-    none = ~done & (hopeless > 0) & (proof > hopeless)
+    none = ~done & programs.excludes(program, halves.dual)
     result = jnp.where(none, results.INFEASIBLE, result)
     result = jnp.where(lost, results.NAN, result).astype(jnp.int32)
 
@@ -266,15 +265,11 @@ def _advance(
 
 def _certify(
     program: Program, scale: Array, halves: Halves, b: Array, best: Array
-) -> tuple[Certificate, Array, Array]:
-    """The certificate of ``(halves.W, b)`` given the best bound, and its objective.
-
-    Last comes the bound by this dual, zero if rounding may have made it.
-    """
+) -> tuple[Certificate, Array]:
+    """The certificate of ``(halves.W, b)``, given the best bound, and its objective."""
     value = programs.objective(program, halves.W)
-    proof, multiplier = programs.dual_bound(program, halves.dual)
-    bound = jnp.maximum(best, proof)
-    proof = jnp.where(programs.proves(program, multiplier), proof, 0)
+    bound, multiplier = programs.dual_bound(program, halves.dual)
+    bound = jnp.maximum(best, bound)
     distance = programs.distance(program, halves.W, b)
     norm, info = jnp.sqrt(jnp.sum(multiplier**2)), jnp.finfo(value.dtype)
     # weights that miss the set, by more than rounding, may be cheaper by this much
@@ -291,7 +286,6 @@ def _certify(
             violation=distance / scale,
         ),
         value,
-        proof,
     )
 
 

@@ -234,7 +234,7 @@ class _Parallel:
         """A changed layer from its own error on."""
         v = self.s.v(ref)
         e = self.s.rules.linear_norm(op, at, v, new) * self.moved(ref)
-        return Ball(_product(op, at, v, new)[0], e)
+        return self.s.rules.ball(_product(op, at, v, new)[0], e, None)
 
     def moved(self, ref: Ref) -> Any:
         """How far the pruned value is from the trained one, at most."""
@@ -300,12 +300,12 @@ class _Tight(_Parallel):
     def restart(self, op: Op, at: int, ref: Ref, old: Any, new: Any) -> Ball:
         v, x = self.s.v(ref), self.found.get(ref)
         if not isinstance(x, Ball):
-            x = Ball(self.s.p(ref), jnp.zeros((), self.s.dtype), None)
+            x = Ball(self.s.p(ref), jnp.zeros((), self.s.dtype), jnp.zeros_like(v))
         (known,) = _product(op, at, x.k - v, new)
         e = self.s.rules.linear_norm(op, at, v, new) * x.e + self.s.rules.size(known)
-        E = jnp.abs(known)
+        E = None
         if x.E is not None:
-            E = E + _product(op, at, x.E, jnp.abs(new))[0]
+            E = jnp.abs(known) + _product(op, at, x.E, jnp.abs(new))[0]
         return self.s.rules.ball(_product(op, at, v, new)[0], e, E)
 
 
@@ -348,7 +348,7 @@ class _Cascade(_Parallel):
 
     def restart(self, op: Op, at: int, ref: Ref, old: Any, new: Any) -> Ball:
         e = self.s.rules.linear_norm(op, at, self.s.v(ref), old) * self.moved(ref)
-        ball = Ball(_product(op, at, self.s.p(ref), old)[0], e)
+        ball = self.s.rules.ball(_product(op, at, self.s.p(ref), old)[0], e, None)
         # as the program has it, before the ReLU, which only brings k nearer to v
         self.slack[op.outputs[0]] = self.ratio(ball, self.s.v(op.outputs[0]))
         return ball

@@ -30,6 +30,7 @@ def arguments(
     held_out: float,
     on_failure: str,
     memory: int,
+    bound: bool,
 ) -> ADMM:
     """The solver's settings; raises MethodError if anything is out of its range."""
     solver = ADMM() if solver is None else solver
@@ -50,6 +51,7 @@ def arguments(
             _number(memory) and memory > 0,
             "a positive number of bytes",
         ),
+        ("bound", bound, isinstance(bound, bool), "True or False"),
     ):
         if not good:
             raise MethodError(f"prune({name}={value!r}): expected {wanted}")

@@ -16,10 +16,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax.linalg import HIGHEST
 from nettrim_jax.patterns import NM, Pattern, Sparsity
 from nettrim_jax.results import MethodError
-from nettrim_jax.typing import Array
+from nettrim_jax.typing import HIGHEST, Array
 
 
 @dataclasses.dataclass(frozen=True)

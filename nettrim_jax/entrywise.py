@@ -190,8 +190,8 @@ class Box(_Entrywise):
         \infty \;\text{otherwise}
 
     Each attribute is one number, or an array that broadcasts to ``[d_in, d_out]``. The
-    trained weights should lie within the limits, or the budget may be out of reach and
-    no solve converge. One number also limits a bias that is penalised.
+    trained weights should lie within the limits, or no weights may meet the budget: the
+    result is then ``infeasible``. One number also limits a bias that is penalised.
 
     Attributes:
       lower: :math:`l`, at most 0, in units of the weights.

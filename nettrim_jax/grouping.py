@@ -84,7 +84,10 @@ class _Groups:
         shape = shape[::-1] if self.turned else shape
         pair = isinstance(self.groups, tuple) and len(self.groups) == 2
         if not pair and self.groups not in NAMES:
-            return f"groups that are one of {NAMES} or (rows, columns)"
+            return (
+                f"groups that are one of {NAMES} or (rows, columns), got "
+                f"{self.groups!r}"
+            )
         if self.groups == "channels" and self.channels is None:
             return "how many channels the inputs come from, by channels="
         sides = self._sides(shape)

@@ -17,9 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax.typing import Array
-
-HIGHEST = jax.lax.Precision.HIGHEST
+from nettrim_jax.typing import HIGHEST, Array
 
 
 def matmul(a: Array, b: Array) -> Array:

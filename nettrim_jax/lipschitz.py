@@ -90,9 +90,9 @@ class Rules:
 
     def ball(self, k: Array, e: Array, E: Array | None) -> Ball:
         """Either radius limits the other."""
-        e = e.astype(self.dtype)
+        # NaN comes of zero times infinity: then nothing is known
+        e = jnp.where(jnp.isnan(e), jnp.inf, e).astype(self.dtype)
         if E is not None:
-            # NaN comes of zero times infinity: nothing is known of that entry
             E = jnp.fmin(E, e.astype(E.dtype)).astype(k.dtype)
             e = jnp.fmin(e, self.size(E))
         return Ball(k, e, E)
@@ -102,7 +102,7 @@ class Rules:
         square = jnp.asarray(a, self.dtype) ** 2
         while square.ndim:
             square = jnp.sum(square, axis=-1)
-        return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+        return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
     def largest(self, a: Any) -> Array:
         """The largest magnitude."""
@@ -182,6 +182,8 @@ def _along(e: Array, Es: list[Array] | None, count: int = 1) -> list[Radius]:
 def _moved(rules: Rules, op: Op, args: Sequence[Operand]) -> list[Radius] | None:
     # every entry of an input is at most once in the output
     if op.name == "convert_element_type" and not floating(op.params["new_dtype"]):
+        return None
+    if op.name == "pad" and isinstance(args[1], Ball):  # it stands in many places
         return None
     e = rules.size(jnp.stack([a.e for a in args if isinstance(a, Ball)]))
     return _along(e, _radii_of(op, args), len(op.outputs))

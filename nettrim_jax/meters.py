@@ -6,6 +6,7 @@ Knows the network and budgets; knows no solver.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import budgets
@@ -42,6 +43,13 @@ class Meter:
         self.budget, self.parts, self.batches = budget, parts, batches
         self.fill, self.share = fill, share
         self.trained = self.outputs(old)
+        floats = [a for part in self.trained for a in part if _floating(a)]
+        if not budget.metric and not any(np.any(a) for a in floats):
+            raise MethodError(
+                f"NetTrim(deviation={budget.most:g}): the trained network's outputs "
+                "are zero or not floating on the rows to measure, so no change is "
+                "relative to them; let apply_fn return logits, or use drop= and metric="
+            )
         self.before = self._metrics(old) if budget.metric else []
 
     def outputs(self, leaves: Leaves) -> list[list[Array]]:
@@ -57,7 +65,9 @@ class Meter:
     def cost(self, leaves: Leaves, beside: list[list[Array]]) -> float:
         """Squared distance from other outputs, relative to the trained ones."""
         off, size = (sum(part) for part in self._moved(leaves, beside))
-        return off / size if off else 0.0
+        if not off:
+            return 0.0
+        return off / size if size else float("inf")
 
     def _moved(
         self, leaves: Leaves, beside: list[list[Array]]
@@ -72,6 +82,10 @@ class Meter:
         params, metric = self.fill(leaves), self.budget.metric
         assert metric is not None
         return [_number(metric(params, batch)) for batch in self.batches]
+
+
+def _floating(a: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(a), jnp.floating)
 
 
 def _number(value: Any) -> float:

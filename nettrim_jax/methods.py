@@ -84,7 +84,7 @@ class NetTrim:
         non-negative number; it may be traced. 0.1 unless there is a budget for the
         whole network.
       penalty: what is minimised. Where it has limits that the trained weights do not
-        meet, the budget may be out of reach and no solve converge.
+        meet, there may be no weights within the budget: ``infeasible``.
       bias: ``"free"``: a layer's own bias moves without penalty. ``"fixed"``: it
         stays. ``"penalized"``: it moves under the penalty, as in the authors' code.
       gamma: in cascade mode, the growth of the squared error that a layer may add,

@@ -48,8 +48,10 @@ def link_normalize(params: Params, apply_fn: ApplyFn, batch: Batch) -> Normalize
         \|W\|_1 = \sum_{ij} |W_{ij}|
 
     A ReLU passes positive factors on, so the output is only divided by the product of
-    all norms. In this form the pruned output is at most :math:`\sum_l \epsilon_l` off
-    (parallel) or :math:`\epsilon_1 \prod_{l \ge 2} \sqrt{\gamma_l}` (cascade), with
+    all norms. In this form, on the rows that were solved on and where nothing between
+    the layers has a norm above one, the pruned output is at most
+    :math:`\sum_l \epsilon_l` off (parallel) or
+    :math:`\epsilon_1 \prod_{l \ge 2} \sqrt{\gamma_l}` (cascade), with
     absolute budgets. (Aghasi et al., 2020, theorems 2 and 3.)
 
     Args:
@@ -185,6 +187,8 @@ class _Walk:
                 self.last = self.graph.paths[leaf]
                 self.divide(leaf, (leaf,))
                 return (*scale, leaf)
+        if op.name == "convert_element_type" and not _is_float(op.params["new_dtype"]):
+            self.fail("a cast that is not to floating numbers follows it")
         inside = [self.graph.paths[leaf] for leaf in leaves if leaf in self.layers]
         if inside:
             self.fail(f"it is an operand of {op.name}, not of a layer", inside[0])

@@ -154,29 +154,29 @@ def distance(program: Program, W: Array, b: Array) -> Array:
     return program.response.distance(response_of(program, W, b))
 
 
-def hopeless(program: Program) -> Array:
-    r"""A penalty so large that no weights are worth looking at beyond it, a scalar.
+def excludes(program: Program, L: Array) -> Array:
+    r"""Whether ``L``, ``[d_out, n]``, is a ray that proves that no weights will do.
 
     .. math::
-        \epsilon_{\text{mach}}^{-1/2} \; g(W), \qquad
-        |W_{ij}| = \|Z\|_F / \|X_{:i}\|_2
+        \langle \Lambda, t \rangle - f^*(\Lambda) - \sup_{W \in \text{dom} g}
+        \langle -\Lambda X, W \rangle > 0
 
-    where each weight alone makes a response of the size that is asked for: a bound
-    above it is as near to infinity as the dtype can tell. Zero if zero weights will do.
+    where the last term is finite only if :math:`\Lambda X` is zero wherever a weight
+    may grow without limit: to within rounding in float32, to 1e-10 in float64.
     """
-    response, columns = program.response, norm(program.X, axis=0)
-    asked = jnp.where(response.on, response.Y, jnp.minimum(response.V, program.t))
-    size = norm(asked - program.t)
-    each = jnp.where(columns > 0, size / jnp.where(columns > 0, columns, 1), 0)
-    W = jnp.broadcast_to(each[None, :], (len(response.Y), len(columns)))
-    return objective(program, W) / jnp.sqrt(jnp.finfo(W.dtype).eps)
-
-
-def proves(program: Program, L: Array) -> Array:
-    """Whether rounding leaves a multiplier's bound at least half of what it is."""
-    units, columns = norm(L, axis=1)[:, None], norm(program.X, axis=0)[None, :]
-    rounding = 2 * jnp.finfo(L.dtype).eps * units * columns
-    return jnp.all(rounding <= program.penalty.slope(jnp.zeros_like(rounding)))
+    L = program.response.dual(L, program.bias == "free")
+    A, size = -matmul(L, program.X), norm(L)
+    box = program.penalty.box()
+    limit = jnp.where(A > 0, box.upper, -jnp.asarray(box.lower)).astype(A.dtype)
+    endless = limit == jnp.inf
+    eps = float(jnp.finfo(A.dtype).eps)
+    nothing = max(16 * eps, 1e-10) * size * norm(program.X, axis=0)[None, :]
+    ray = jnp.all(~endless | (jnp.abs(A) <= nothing))
+    value = program.response.bound(L, program.t)
+    value = value - jnp.sum(jnp.where(endless, 0, jnp.abs(A) * limit))
+    asked = program.response.scale() + program.response.epsilon
+    asked = asked + norm(program.t + jnp.zeros_like(L))
+    return ray & (value > 64 * eps * size * asked)
 
 
 def finite(program: Program) -> Array:

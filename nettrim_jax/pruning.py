@@ -138,7 +138,7 @@ def prune(
       >>> bool(pruned.report.sites[0].error <= 0.3 + 1e-3)
       True
     """
-    solver = checks.arguments(mode, solver, rows, held_out, on_failure, memory)
+    solver = checks.arguments(mode, solver, rows, held_out, on_failure, memory, bound)
     checks.finite("params", params, ParamsError)
     key, dealt = checks.random_key(key), None
     budget = budgets.common(

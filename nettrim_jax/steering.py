@@ -361,7 +361,8 @@ def search_cascade(
         count = sum(int(entries[k].nonzeros) for k in found.epsilons)
         listed = [epsilons.get(k, 0.0) for k in found.epsilons]
         steps.append(step_of(listed, count, reading))
-        good = reading.bound <= budget.most
+        solved = all(int(site.result) in results.GOOD for site in entries.values())
+        good = solved and reading.bound <= budget.most
         if good:
             named = dict(zip(found.epsilons, listed, strict=True))
             fitting.append((count, steps[-1], Found(new, entries, named, ())))

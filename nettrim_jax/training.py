@@ -25,8 +25,8 @@ def keep_sparse(
 
     The optimiser sees gradients that are zero where nothing is kept, so that its
     moments are zero there, and whatever it answers there (momentum, decay, noise) is
-    replaced. It goes wherever an optimiser goes: within ``optax.chain``,
-    ``optax.multi_transform``, ``optax.MultiSteps``, on sharded params.
+    replaced. It goes wherever an optimiser goes: within ``optax.multi_transform``,
+    ``optax.MultiSteps``, on sharded params, and last in an ``optax.chain``.
 
     Args:
       optimizer: any transformation of optax.
@@ -63,7 +63,9 @@ def keep_sparse(
     def answer(u: Any, keep: Any, p: Any) -> Any:
         if hidden(u) or not hasattr(keep, "dtype"):
             return u
-        return jnp.where(jnp.asarray(keep) != 0, u, -p.astype(u.dtype))
+        # in the wider dtype: a rounded step would not end at zero
+        dtype = jnp.promote_types(u.dtype, p.dtype)
+        return jnp.where(jnp.asarray(keep) != 0, u.astype(dtype), -p.astype(dtype))
 
     def init(params: Params) -> Any:
         _check(params, mask, hidden)
@@ -86,12 +88,15 @@ def keep_sparse(
 
 def _check(params: Params, mask: Params, hidden: Any) -> None:
     def check(path: Any, p: Array, keep: Any) -> None:
-        if hidden(p) or not hasattr(keep, "dtype") or keep.shape == p.shape:
+        if hidden(p) or not hasattr(p, "dtype"):
+            return
+        if getattr(keep, "shape", None) == p.shape:
             return
         where = jax.tree_util.keystr(path, simple=True, separator="/")
+        got = list(keep.shape) if hasattr(keep, "shape") else repr(keep)
         raise ParamsError(
             f"keep_sparse: {where}: expected a mask of shape {list(p.shape)}, got "
-            f"{list(keep.shape)}; give the mask that nettrim_jax.prune returned"
+            f"{got}; give the mask that nettrim_jax.prune returned"
         )
 
     try:

@@ -42,6 +42,7 @@ Params = Any  # a pytree of arrays, in whatever container the user's framework h
 Batch = Any  # whatever apply_fn takes as its second argument
 ApplyFn = Callable[[Params, Batch], Any]
 Path = str  # "params/Dense_0/kernel"
+HIGHEST = jax.lax.Precision.HIGHEST  # of products; bf16, TPU's default, will not do
 
 
 def wide(*dtypes: DTypeLike) -> DTypeLike:

@@ -445,3 +445,27 @@ def test_bound_is_within_what_the_papers_promise(epsilon, mode):
     else:
         promised = epsilon * norms[0] * gamma  # two layers, the root of gamma each
     assert float(report.bound) * norms[-1] <= promised * (1 + 1e-2)
+
+
+def test_a_layer_without_weights_behind_what_has_no_bound():
+    """Zero times infinity is not zero."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = {"a": (6, 8), "b": (8, 8), "c": (8, 8)}
+    params = {
+        name: jax.random.normal(key, shape, jnp.float32)
+        for key, (name, shape) in zip(keys, shapes.items(), strict=False)
+    }
+    x = jax.random.normal(keys[3], (20, 6), jnp.float32)
+
+    def apply_fn(params, x):
+        y = jax.nn.relu(x @ params["a"]) @ params["b"]
+        z = y / jnp.mean(y**2)
+        return (z @ params["c"] + y).reshape(-1)
+
+    method = {
+        "a|b": nt.Magnitude(nt.Sparsity(0.5)),
+        "c": nt.Magnitude(nt.Sparsity(1.0)),
+    }
+    report = nt.prune(params, apply_fn, x, method=method, bound=True).report
+    assert not float(report.bound) < float(report.deviation)
+    assert not float(report.tight_bound) < float(report.deviation)

@@ -505,3 +505,16 @@ def test_metrics_that_are_no_numbers(value):
     method = nt.NetTrim(drop=0.1, metric=lambda params, batch: value)
     with pytest.raises(MethodError, match=r"NetTrim\(metric\): expected a finite num"):
         nt.prune(params, call, batch, method=method)
+
+
+@pytest.mark.parametrize("answer", [lambda z: jnp.argmax(z, axis=1), lambda z: 0 * z])
+def test_a_deviation_of_nothing(answer):
+    params = {"w": jnp.ones((4, 3), jnp.float32)}
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 4)), jnp.float32)
+    with pytest.raises(MethodError, match="zero or not floating"):
+        nt.prune(
+            params,
+            lambda p, x: answer(x @ p["w"]),
+            x,
+            method=nt.NetTrim(deviation=0.02),
+        )

@@ -61,7 +61,7 @@ def case(penalty, response):
     optima = []
     for one in made:
         problem = nt.to_cvxpy(one)
-        problem.solve("CLARABEL", tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9)
+        problem.solve("CLARABEL", tol_gap_abs=1e-8, tol_gap_rel=1e-8, tol_feas=1e-8)
         assert problem.status == "optimal"
         optima.append(problem.value)
     found = {}

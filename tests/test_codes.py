@@ -117,7 +117,8 @@ def least_penalty(program, L):
     bounded = np.isfinite(limit)
     value -= np.sum(np.abs(A) * np.where(bounded, limit, 0))
     over = np.max(np.where(bounded, 0, np.abs(A) / weight))
-    return value if over == 0 else value / over
+    # where all directions are limited a positive number is all that is asked
+    return value / over if over > 0 else np.sign(value) * np.inf
 
 
 kinds = pytest.mark.parametrize("kind", only_fast(["ball-0.5", "box"], HOPELESS))
@@ -173,6 +174,13 @@ def test_inputs_that_nearly_agree_are_not_called_hopeless(dtype):
         X.astype(dtype), Y.astype(dtype), 0.01 * np.linalg.norm(Y).astype(dtype)
     )
     assert int(nt.solve(made).result) in (results.CONVERGED, results.MAX_STEPS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weights_that_cancel_each_other_are_weights(dtype):
+    X = np.array([[1, 1], [1, 1 + 1e-4]], dtype)
+    found = nt.solve(nt.linear_program(X, np.array([[1], [-1]], dtype), 0.1))
+    assert int(found.result) != results.INFEASIBLE
 
 
 def test_zero_weights_are_an_answer():

@@ -161,3 +161,18 @@ def test_after_a_pruning():
     new, _ = steps(optimizer, pruned.params, loss, 50)
     assert all_zero(new, pruned.mask)
     assert loss(new) < loss(pruned.params)
+
+
+def test_a_mask_that_is_no_array():
+    optimizer = nt.keep_sparse(optax.sgd(0.1), {"a": False})
+    with pytest.raises(ParamsError, match=r"a: expected a mask of shape \[3\], got F"):
+        optimizer.init({"a": jnp.ones(3)})
+
+
+def test_updates_narrower_than_the_params():
+    params, mask = jnp.asarray([0.3, 0.3], jnp.float32), jnp.asarray([True, False])
+    optimizer = nt.keep_sparse(optax.sgd(0.1), mask)
+    updates, _ = optimizer.update(
+        jnp.ones(2, jnp.bfloat16), optimizer.init(params), params
+    )
+    assert optax.apply_updates(params, updates)[1] == 0
