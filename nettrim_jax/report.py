@@ -309,7 +309,7 @@ def _table(report: Report) -> str:
         if int(site.live_inputs) == 0
     ]
     notes += [
-        f"{site.path}: no weight is left of {' and '.join(bare)}: removable"
+        _fit(f"removable, no weight is left: {' and '.join(bare)} of {site.path}")
         for site in report.sites
         if (bare := _bare(site))
     ]

@@ -58,14 +58,16 @@ def keep_sparse(
     def gradient(g: Any, keep: Any) -> Any:
         if hidden(g) or not hasattr(keep, "dtype"):
             return g
-        return jnp.where(jnp.asarray(keep) != 0, g, jnp.zeros_like(g))
+        return jnp.where(jnp.asarray(keep).astype(bool), g, jnp.zeros_like(g))
 
     def answer(u: Any, keep: Any, p: Any) -> Any:
         if hidden(u) or not hasattr(keep, "dtype"):
             return u
         # in the wider dtype: a rounded step would not end at zero
         dtype = jnp.promote_types(u.dtype, p.dtype)
-        return jnp.where(jnp.asarray(keep) != 0, u.astype(dtype), -p.astype(dtype))
+        return jnp.where(
+            jnp.asarray(keep).astype(bool), u.astype(dtype), -p.astype(dtype)
+        )
 
     def init(params: Params) -> Any:
         _check(params, mask, hidden)

@@ -217,7 +217,7 @@ def test_what_is_said_twice_goes(groups):
     site = pruned.report.sites[0]
     assert float(site.error) <= 0.3 * (1 + 1e-3)
     assert int(site.bare_inputs) == 2 and int(site.bare_units) == 0
-    assert "conv: no weight is left of 2 channels: removable" in str(pruned.report)
+    assert "removable, no weight is left: 2 channels of conv" in str(pruned.report)
 
 
 def test_neurons_go_whole():
