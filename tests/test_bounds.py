@@ -57,6 +57,7 @@ CONVOLUTIONS = {  # kernel, size, stride, dilation, spread, padding; within this
 }
 
 
+@slow
 @pytest.mark.parametrize("groups", only_fast([2], [1, 2]))
 @pytest.mark.parametrize("name", only_fast(["strided"], CONVOLUTIONS))
 def test_norm_of_a_convolution(name, groups, rng):
@@ -447,6 +448,7 @@ def test_bound_is_within_what_the_papers_promise(epsilon, mode):
     assert float(report.bound) * norms[-1] <= promised * (1 + 1e-2)
 
 
+@slow
 def test_a_layer_without_weights_behind_what_has_no_bound():
     """Zero times infinity is not zero."""
     keys = jax.random.split(jax.random.key(0), 4)

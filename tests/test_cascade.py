@@ -113,6 +113,7 @@ def bound(name):
     return error / size
 
 
+@slow
 @NAMES
 @pytest.mark.parametrize("refit", only_fast([False], [False, True]))
 def test_deviation_is_within_the_theorems_bound(name, refit):

@@ -83,7 +83,7 @@ cases = pytest.mark.parametrize(
         pytest.param(
             penalty,
             response,
-            marks=[] if (penalty, response) == ("inputs", "cascade") else slow,
+            marks=[] if (penalty, response) == ("inputs", "linear") else slow,
         )
         for penalty in PENALTIES
         for response in RESPONSES

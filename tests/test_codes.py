@@ -198,6 +198,7 @@ def test_a_hopeless_lane_leaves_the_others_alone():
     assert np.isfinite(found.W[1]).all()
 
 
+@slow
 def test_no_derivative_of_what_has_no_answer():
     program = apart(np.random.default_rng(0), 0.5)
 

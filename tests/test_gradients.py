@@ -240,6 +240,7 @@ def test_refits_in_float32_and_vmap():
     np.testing.assert_allclose(one, two, rtol=1e-2)
 
 
+@slow
 def test_refits_of_what_is_unknown_are_unknown():
     program = named("tall-zero_columns-relu-free-0.2")
     hasty = nt.ADMM(tol=1e-11, max_steps=20)

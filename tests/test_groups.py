@@ -105,6 +105,7 @@ def test_prox_is_stationary_and_zero_where_it_must_be(name, spread, rng):
         assert (np.abs(pull[inside][~there]) <= magnitudes[inside][~there]).all()
 
 
+@slow
 @every
 @spreads
 def test_prox_has_the_derivative_that_differences_say(name, spread, rng):
@@ -220,6 +221,7 @@ def test_what_is_said_twice_goes(groups):
     assert "removable, no weight is left: 2 channels of conv" in str(pruned.report)
 
 
+@slow
 def test_neurons_go_whole():
     pruned = one("neurons")
     kept = np.asarray(pruned.mask["conv"]).reshape(36, 6)

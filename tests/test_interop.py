@@ -64,6 +64,7 @@ def test_the_same_problem_as_the_oracle(name):
     assert problem.value == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+@slow
 @pytest.mark.parametrize("penalty", only_fast(["nonnegative"], PENALTIES))
 def test_float32_and_vmap(penalty):
     one = jax.tree.map(

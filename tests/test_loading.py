@@ -58,7 +58,7 @@ def seen(batch, rows, key=0):
     return gather(captured, rows)[0]
 
 
-@pytest.mark.parametrize("mode", only_fast(["cascade"], ["parallel", "cascade"]))
+@pytest.mark.parametrize("mode", only_fast(["parallel"], ["parallel", "cascade"]))
 @pytest.mark.parametrize(
     "form", only_fast([iter], [iter, Loader, lambda b: (x for x in b)])
 )
@@ -110,6 +110,7 @@ def test_all_rows_are_kept_while_they_fit():
     assert (np.diff(rows.priority[0]) <= 0).all()
 
 
+@slow
 def test_every_row_has_the_same_chance():
     # 50 uneven batches, as one batch would be drawn from
     rng = np.random.default_rng(0)
@@ -138,6 +139,7 @@ def test_moments_are_those_of_one_batch():
     np.testing.assert_allclose(one.T @ one, many.T @ many, rtol=1e-5, atol=1e-4)
 
 
+@slow
 @pytest.mark.parametrize("few, many", [(10, 50), pytest.param(50, 500, marks=slow)])
 def test_memory_does_not_grow_with_the_stream(few, many):
     def peak(count):

@@ -139,7 +139,7 @@ def test_uses_of_one_matrix_are_one_problem():
     np.testing.assert_allclose(once.params["w"], twice.params["w"], atol=2e-2)
 
 
-@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+@pytest.mark.parametrize("mode", only_fast(["parallel"], ["parallel", "cascade"]))
 @pytest.mark.parametrize(
     "name", only_fast(["siamese"], ["siamese", "called-twice", "tied-scales"])
 )
