@@ -274,9 +274,9 @@ class GroupL1(_Groups):
       >>> import jax.numpy as jnp
       >>> from nettrim_jax import GroupL1
       >>> W = jnp.array([[3.0, 4.0], [0.3, 0.4]])
-      >>> print(GroupL1("inputs").prox(W, jnp.ones((1, 1))).round(2))
-      [[2.4 3.2]
-       [0.  0. ]]
+      >>> V = GroupL1("inputs").prox(W, jnp.ones((1, 1)))
+      >>> [round(float(v), 2) for v in V.ravel()]
+      [2.4, 3.2, 0.0, 0.0]
     """
 
 
@@ -301,9 +301,9 @@ class SparseGroup(_Groups):
       >>> import jax.numpy as jnp
       >>> from nettrim_jax import SparseGroup
       >>> W = jnp.array([[3.0, 4.0], [0.3, 0.4]])
-      >>> print(SparseGroup("inputs", magnitude=2.0).prox(W, jnp.ones((1, 1))).round(2))
-      [[0.55 1.11]
-       [0.   0.  ]]
+      >>> V = SparseGroup("inputs", magnitude=2.0).prox(W, jnp.ones((1, 1)))
+      >>> [round(float(v), 2) for v in V.ravel()]
+      [0.55, 1.11, 0.0, 0.0]
     """
 
     magnitude: ArrayLike = 1.0
