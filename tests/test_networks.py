@@ -58,7 +58,7 @@ def folded_problems_are_the_operations(seed):
         np.testing.assert_allclose(one, two, atol=1e-5 * float(jnp.abs(two).max() + 1))
 
 
-@few(8)
+@few(4)
 @seeds
 def test_folded_problems_are_the_operations(seed):
     folded_problems_are_the_operations(seed)
