@@ -25,8 +25,6 @@ from nettrim_jax.lipschitz import Ball, Rules, floating
 from nettrim_jax.tracing import Graph
 from nettrim_jax.typing import Array, wide
 
-LAYERS = ("dot_general", "conv_general_dilated")
-
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +192,7 @@ class _Parallel:
         steady = [s.differs(ref) and not s.data(ref) for ref in op.inputs]
         moving = [s.differs(ref) and s.data(ref) for ref in op.inputs]
         stops = [x for ref in op.inputs if isinstance(x := self.found.get(ref), _Stop)]
-        if op.name in LAYERS and any(steady) and any(moving):
+        if op.name in products.LAYERS and any(steady) and any(moving):
             found = stops[0] if stops else self.layer(op, moving.index(True))
         elif not any(ref in self.found for ref in op.inputs):
             return  # the pruned value is known as it is

@@ -14,14 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax import checks
+from nettrim_jax import checks, products
 from nettrim_jax.jaxprs import Literal, Op, Ref
 from nettrim_jax.programs import known
 from nettrim_jax.results import LayersError, ParamsError
 from nettrim_jax.tracing import Graph, is_array, require_sites, trace
 from nettrim_jax.typing import ApplyFn, Array, Batch, DTypeLike, Params, wide
 
-LAYERS = ("dot_general", "conv_general_dilated")
 # f(c x) = c f(x) for every positive c
 MOVES = frozenset(
     "reshape transpose squeeze expand_dims rev slice broadcast_in_dim copy copy_p name "
@@ -179,7 +178,7 @@ class _Walk:
         scales = {self.scale[ref] for ref in data if isinstance(ref, int)}
         steady = [ref for ref in op.inputs if not self.is_data(ref)]
         leaves = [self.leaf_of.get(ref) for ref in steady if isinstance(ref, int)]
-        if op.name in LAYERS and len(data) == 1:
+        if op.name in products.LAYERS and len(data) == 1:
             (leaf,), (scale,) = leaves, scales
             if leaf is None:
                 return scale

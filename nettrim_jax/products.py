@@ -13,6 +13,8 @@ from nettrim_jax import spectral
 from nettrim_jax.jaxprs import Op
 from nettrim_jax.typing import Array
 
+LAYERS = ("dot_general", "conv_general_dilated")  # of these there are norms
+
 
 def linear_known(op: Op, at: int) -> bool:
     """Whether a norm is known of this operation as a map of operand ``at``."""
