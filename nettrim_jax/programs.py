@@ -164,8 +164,8 @@ def excludes(program: Program, L: Array) -> Array:
     where the last term is finite only if :math:`\Lambda X` is zero wherever a weight
     may grow without limit: to within rounding in float32, to 1e-10 in float64.
     """
-    L = program.response.dual(L, program.bias == "free")
-    A, size = -matmul(L, program.X), norm(L)
+    L, A = _useful(program, L)
+    size = norm(L)
     box = program.penalty.box()
     limit = jnp.where(A > 0, box.upper, -jnp.asarray(box.lower)).astype(A.dtype)
     endless = limit == jnp.inf
@@ -198,8 +198,8 @@ def dual_bound(program: Program, L: Array) -> tuple[Array, Array]:
     then shrunk row by row by the penalty, so the bound holds whatever ``L``
     was (Aghasi et al., 2017, and the dual of the norm).
     """
-    L = program.response.dual(L, program.bias == "free")
-    A, penalty = -matmul(L, program.X), program.penalty
+    L, A = _useful(program, L)
+    penalty = program.penalty
 
     def bound(penalty: Penalty) -> tuple[Array, Array]:
         shrink, conjugate = penalty.conjugate(A)
@@ -214,6 +214,12 @@ def dual_bound(program: Program, L: Array) -> tuple[Array, Array]:
     other, shrunk = bound(L1(penalty.box().weight))
     better = ~(best >= other)
     return jnp.where(better, other, best), jnp.where(better, shrunk, multiplier)
+
+
+def _useful(program: Program, L: Array) -> tuple[Array, Array]:
+    """The nearest dual at which ``f*`` is finite, and where ``g*`` is asked for."""
+    L = program.response.dual(L, program.bias == "free")
+    return L, -matmul(L, program.X)
 
 
 def stacked(program: Program, W: Array, b: Array) -> Array:
