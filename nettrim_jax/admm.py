@@ -81,9 +81,7 @@ def solve(
       >>> [round(float(w), 1) for w in solution.W[:, 0]]
       [1.9, 0.9, 0.0]
     """
-    config = _checked(config, program)
-    if init is not None:
-        _check_init(program, init)
+    config = _checked(config, program, init)
     return _solve(program, config, init)
 
 
@@ -123,9 +121,7 @@ def history(
       >>> bool(jnp.nanmin(seen.gap) == nt.solve(program).certificate.gap)
       True
     """
-    config = _checked(config, program)
-    if init is not None:
-        _check_init(program, init)
+    config = _checked(config, program, init)
     return _history(program, config, init)
 
 
@@ -228,11 +224,7 @@ def _start(program: Program, state: State, usable: Array) -> _Loop:
 
 
 def _advance(
-    program: Program,
-    graph: Graph,
-    scale: Array,
-    config: ADMM,
-    loop: _Loop,
+    program: Program, graph: Graph, scale: Array, config: ADMM, loop: _Loop
 ) -> _Loop:
     """``check_every`` steps, then the certificate, then the step size."""
     relaxation = config.relaxation
@@ -279,14 +271,11 @@ def _certify(
     size = norm * (scale + program.response.epsilon)
     nothing = jnp.maximum(jnp.abs(value), jnp.abs(bound)) <= 8 * info.eps * size
     off = jnp.where(nothing, 0, off)
-    return (
-        Certificate(
-            gap=off / jnp.maximum(jnp.abs(value), info.tiny),
-            lower_bound=bound,
-            violation=distance / scale,
-        ),
-        value,
-    )
+    return Certificate(
+        gap=off / jnp.maximum(jnp.abs(value), info.tiny),
+        lower_bound=bound,
+        violation=distance / scale,
+    ), value
 
 
 def _balance(
@@ -325,7 +314,7 @@ def _balance(
     ), later
 
 
-def _checked(config: ADMM | None, program: Program) -> ADMM:
+def _checked(config: ADMM | None, program: Program, init: Solution | None) -> ADMM:
     config = ADMM() if config is None else config
     if not isinstance(program, Program):
         raise ProgramError(
@@ -350,4 +339,6 @@ def _checked(config: ADMM | None, program: Program) -> ADMM:
             f"{least:g} can be certified; raise tol, or solve in float64 "
             "(jax.config.update('jax_enable_x64', True) and float64 data)"
         )
+    if init is not None:
+        _check_init(program, init)
     return config
