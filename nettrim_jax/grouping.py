@@ -27,6 +27,7 @@ from nettrim_jax.entrywise import (
     per_entry,
     reweighted_by,
 )
+from nettrim_jax.linalg import norm
 from nettrim_jax.typing import Array, ArrayLike
 
 NAMES = ("inputs", "neurons", "channels")
@@ -163,9 +164,9 @@ class _Groups:
     def scaled(self, factor: Array) -> Any:
         """The same penalty of ``factor * W``."""
         factor = jnp.abs(factor)
-        return self._with(per_entry(self.magnitudes, factor) * factor)._replace(
-            entries=per_entry(self.entries, factor) * factor
-        )
+        entries = per_entry(self.entries, factor) * factor
+        magnitudes = per_entry(self.magnitudes, factor) * factor
+        return self._with(magnitudes, entries=entries)
 
     def reweighted(self, W: Array, floor: float) -> Any:
         """The next weights of a log-sum penalty of groups, as ``L1``'s of weights."""
@@ -173,7 +174,7 @@ class _Groups:
         weight = reweighted_by(full(self.weight, sizes), sizes, floor)
         magnitudes = reweighted_by(self._magnitudes(W), W, floor)
         magnitudes = magnitudes.T if self.turned else magnitudes
-        return self._with(magnitudes)._replace(weight=weight)
+        return self._with(magnitudes, weight=weight)
 
     def members(self, shape: tuple[int, ...]) -> np.ndarray:
         """The number of every weight's group, in the shape of ``W``."""
@@ -190,12 +191,9 @@ class _Groups:
         weight = self._lambda(like, self._split(like))
         return np.ravel(weight), np.asarray(self._entries(like))
 
-    def _with(self, magnitudes: Array) -> Any:
-        """The same penalty with other weights of single magnitudes."""
+    def _with(self, magnitudes: Array, **changes: Any) -> Any:
+        """The same penalty with other weights, those of single magnitudes first."""
         del magnitudes
-        return self
-
-    def _replace(self, **changes: Any) -> Any:
         return dataclasses.replace(self, **changes)
 
     def _sides(self, shape: tuple[int, ...]) -> tuple[Any, ...]:
@@ -313,14 +311,13 @@ class SparseGroup(_Groups):
         """The weights of single magnitudes beside the norms."""
         return self.magnitude
 
-    def _with(self, magnitudes: Array) -> "SparseGroup":
-        return dataclasses.replace(self, magnitude=magnitudes)
+    def _with(self, magnitudes: Array, **changes: Any) -> "SparseGroup":
+        return dataclasses.replace(self, magnitude=magnitudes, **changes)
 
 
 def _norm(A: Array) -> Array:
-    """Of every group, ``[a, 1, b, 1]``; its gradient at zero is zero."""
-    square = jnp.sum(A**2, axis=(1, 3), keepdims=True)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    """Of every group, ``[a, 1, b, 1]``."""
+    return norm(A, axis=(1, 3), keepdims=True)
 
 
 def _radius(a: Array, limit: Array) -> tuple[Array, Array]:

@@ -25,9 +25,11 @@ def matmul(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=HIGHEST)
 
 
-def norm(A: Array, axis: int | None = None) -> Array:
+def norm(
+    A: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
+) -> Array:
     """Frobenius norm, with a gradient of zero at zero rather than NaN."""
-    square = jnp.sum(A**2, axis=axis)
+    square = jnp.sum(A**2, axis=axis, keepdims=keepdims)
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
