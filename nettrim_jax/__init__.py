@@ -2,7 +2,7 @@
 
 from nettrim_jax import plots, results
 from nettrim_jax.admm import history, solve
-from nettrim_jax.criteria import Magnitude, SparseGPT, Wanda
+from nettrim_jax.criteria import Magnitude, Random, SparseGPT, Wanda
 from nettrim_jax.entrywise import (
     L1,
     Box,
@@ -48,6 +48,7 @@ __all__ = [
     "Path",
     "Program",
     "Pruned",
+    "Random",
     "Report",
     "SearchStep",
     "Sign",

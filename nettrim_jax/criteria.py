@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nettrim_jax.patterns import NM, Pattern, Sparsity
 from nettrim_jax.results import MethodError
@@ -72,6 +73,53 @@ class Magnitude(Rule):
     def answer(self, W: Array, gram: Array | None) -> Array:
         """New weights, ``[b, d_in, d_out]``."""
         return jnp.where(self.pattern.keep(W**2), W, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Random(Rule):
+    """Keeps a choice drawn at random; what it keeps stays as trained.
+
+    Under ``Sparsity`` every choice that the pattern allows is as likely as any other,
+    and so it is among groups of one size. Layers draw apart: the key is made of the
+    seed and of the layer's weights.
+
+    Attributes:
+      pattern: what may be left of a layer.
+      seed: an integer in [0, 2**32); the same one draws the same choice.
+
+    Raises:
+      MethodError: the seed is no such integer.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import nettrim_jax as nt
+      >>> rule = nt.Random(nt.NM(1, 2), seed=1)
+      >>> rule.answer(jnp.array([[[3.0], [-4.0]]]), None)[0].tolist()
+      [[0.0], [-4.0]]
+    """
+
+    moments: ClassVar[bool] = False
+
+    seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        seed, whole = self.seed, int | np.integer
+        good = isinstance(seed, whole) and not isinstance(seed, bool)
+        if not good or not 0 <= seed < 2**32:
+            raise MethodError(
+                f"Random(seed={seed!r}): expected an integer of at least 0 and below "
+                "2**32"
+            )
+
+    def answer(self, W: Array, gram: Array | None) -> Array:
+        """New weights, ``[b, d_in, d_out]``."""
+        narrow = jax.lax.stop_gradient(W).astype(jnp.float32)
+        bits = jax.lax.bitcast_convert_type(narrow, jnp.uint32)
+        key = jax.random.key(np.uint32(self.seed))
+        key = jax.random.fold_in(key, jnp.sum(bits, dtype=jnp.uint32))
+        score = jax.random.uniform(key, W.shape, jnp.float32)
+        return jnp.where(self.pattern.keep(score), W, 0)
 
 
 @dataclasses.dataclass(frozen=True)

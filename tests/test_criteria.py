@@ -1,5 +1,6 @@
 """The literature's rules against their definitions, alone and through ``prune``."""
 
+import collections
 import itertools
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from marks import only_fast, slow
 from problems import data_file, inputs
+from scipy import stats
 
 import nettrim_jax as nt
 from nettrim_jax.layers import split
@@ -21,6 +23,8 @@ RULES = [
     nt.Wanda(nt.Inputs(0.5)),
     nt.SparseGPT(nt.Sparsity(0.6)),
     nt.SparseGPT(nt.NM(2, 4, pad=True)),
+    nt.Random(nt.Sparsity(0.6)),
+    nt.Random(nt.NM(2, 4, pad=True), seed=3),
 ]
 MARKED = only_fast([RULES[5]], RULES)
 
@@ -52,6 +56,42 @@ def test_magnitude_and_wanda_keep_the_best_by_their_scores():
         np.testing.assert_array_equal(new[kept], W[kept])
         assert score[kept].min() > score[~kept].max()
         assert kept.sum() == W.size // 2
+
+
+def test_a_random_choice_is_any_choice():
+    """All six of two weights out of four, each as often as chance has it."""
+    W = jnp.asarray([[[1.0, 2.0], [3.0, 4.0]]])
+
+    def drawn(scope):
+        counts = collections.Counter()
+        for seed in range(300):
+            rule = nt.Random(nt.Sparsity(0.5, scope=scope), seed=seed)
+            new = np.asarray(rule.answer(W, None))
+            assert (new[new != 0] == np.asarray(W)[new != 0]).all()
+            counts[tuple((new != 0).ravel().tolist())] += 1
+        return counts
+
+    for scope, choices in (("layer", 6), ("column", 4)):
+        counts = np.array(list(drawn(scope).values()))
+        assert len(counts) == choices
+        expected = 300 / choices
+        statistic = ((counts - expected) ** 2 / expected).sum()
+        assert statistic < stats.chi2.isf(1e-4, choices - 1)
+
+
+def test_a_seed_draws_one_choice_and_layers_draw_apart():
+    W, _ = layer(d_in=24, d_out=20)
+    rule = nt.Random(nt.Sparsity(0.5), seed=7)
+    one, again, jitted = (
+        np.asarray(f(jnp.asarray(W), None))
+        for f in (rule.answer, rule.answer, jax.jit(rule.answer))
+    )
+    np.testing.assert_array_equal(one, again)
+    np.testing.assert_array_equal(one, jitted)
+    other = np.asarray(rule.answer(jnp.asarray(W + 0.1), None))
+    seeded = np.asarray(nt.Random(rule.pattern, seed=8).answer(jnp.asarray(W), None))
+    for new in (other, seeded):  # half of the places agree by chance
+        assert 0.3 < ((new != 0) == (one != 0)).mean() < 0.7
 
 
 def obs(w, H, gone):
@@ -352,6 +392,8 @@ def test_refusals_of_prune(method, says):
         (lambda: nt.SparseGPT(nt.NM(2, 4), block=2.5), "block=2.5.*an integer"),
         (lambda: nt.SparseGPT(nt.NM(2, 4), damping="x"), "damping='x'"),
         (lambda: nt.SparseGPT(nt.NM(2, 4), damping=np.inf), "damping=inf"),
+        (lambda: nt.Random(nt.NM(2, 4), seed=1.0), "seed=1.0.*an integer"),
+        (lambda: nt.Random(nt.NM(2, 4), seed=-1), "seed=-1"),
     ],
 )
 def test_refusals(make, says):
