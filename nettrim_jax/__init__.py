@@ -20,6 +20,7 @@ from nettrim_jax.patterns import NM, Blocks, Inputs, Neurons, Sparsity
 from nettrim_jax.programs import Program, linear_program, relu_program
 from nettrim_jax.pruning import Pruned, prune
 from nettrim_jax.report import Listing, Report, SearchStep, SiteInfo, SiteReport
+from nettrim_jax.restoring import refit
 from nettrim_jax.results import NetTrimError
 from nettrim_jax.selection import sites
 from nettrim_jax.settings import ADMM
@@ -67,6 +68,7 @@ __all__ = [
     "path",
     "plots",
     "prune",
+    "refit",
     "relu_program",
     "results",
     "sites",

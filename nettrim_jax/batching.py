@@ -14,6 +14,7 @@ from nettrim_jax import admm, refitting
 from nettrim_jax.programs import Program
 from nettrim_jax.settings import ADMM
 from nettrim_jax.solutions import Solution
+from nettrim_jax.typing import Array
 
 # products of this many terms take a CPU core longer than to be started
 SMALL = 2**14
@@ -35,15 +36,15 @@ def solve_stack(
 
 
 @functools.partial(jax.jit, static_argnames="chunk")
-def refit_stack(program: Program, solution: Solution, chunk: int) -> Solution:
-    """A stack of solutions with the best values on their supports."""
+def refit_stack(
+    program: Program, W: Array, bias: Array, chunk: int, support: Array | None = None
+) -> tuple[Array, Array]:
+    """The best values of a stack, ``[b, ...]``, on the supports of ``W`` or these."""
 
-    def refit(lane: tuple[Program, Solution]) -> Solution:
-        one, answer = lane
-        W, b = refitting.refit(one, answer.W, answer.bias)
-        return answer._replace(W=W, bias=b)
+    def refit(lane: tuple) -> tuple[Array, Array]:
+        return refitting.refit(*lane)
 
-    return _by_lanes(refit, (program, solution), chunk)
+    return _by_lanes(refit, (program, W, bias, support), chunk)
 
 
 def nowhere(stack: Program, config: ADMM) -> Solution:

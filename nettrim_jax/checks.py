@@ -13,7 +13,7 @@ import numpy as np
 
 from nettrim_jax import results as codes
 from nettrim_jax.programs import known
-from nettrim_jax.report import Report
+from nettrim_jax.report import Report, SiteReport
 from nettrim_jax.results import BatchError, MethodError, SolveError
 from nettrim_jax.settings import ADMM
 from nettrim_jax.tracing import is_array
@@ -30,7 +30,8 @@ def arguments(
     held_out: float,
     on_failure: str,
     memory: int,
-    bound: bool,
+    bound: bool = False,
+    caller: str = "prune",
 ) -> ADMM:
     """The solver's settings; raises MethodError if anything is out of its range."""
     solver = ADMM() if solver is None else solver
@@ -54,7 +55,7 @@ def arguments(
         ("bound", bound, isinstance(bound, bool), "True or False"),
     ):
         if not good:
-            raise MethodError(f"prune({name}={value!r}): expected {wanted}")
+            raise MethodError(f"{caller}({name}={value!r}): expected {wanted}")
     return solver
 
 
@@ -66,7 +67,7 @@ def _number(value: Any) -> bool:
     return _whole(value) or isinstance(value, float | np.floating)
 
 
-def random_key(key: Any) -> Array:
+def random_key(key: Any, caller: str = "prune") -> Array:
     """The PRNG key that ``key`` is, or is the seed of; otherwise MethodError."""
     if _whole(key):
         return jax.random.key(key)
@@ -76,7 +77,7 @@ def random_key(key: Any) -> Array:
     ):
         return key
     raise MethodError(
-        f"prune(key={key!r}): expected an integer or a PRNG key such as "
+        f"{caller}(key={key!r}): expected an integer or a PRNG key such as "
         "jax.random.key(0)"
     )
 
@@ -131,9 +132,23 @@ def _not_finite(array: Array) -> Array:
     return jnp.sum(~jnp.isfinite(array))
 
 
+def fitted(report: Report, on_failure: str) -> None:
+    """Raises or warns, as asked, if a layer could not be fitted."""
+    failed = _failed(report)
+    if failed and on_failure != "keep":
+        paths = ", ".join(site.path for site in failed)
+        text = (
+            f"{len(failed)} of {len(report.sites)} layers met what is not a number: "
+            f"{paths}. Look at the network's values on this batch, which overflow; or "
+            "take on_failure='keep' to leave such layers with the trained values that "
+            "the mask keeps"
+        )
+        _tell(text, on_failure)
+
+
 def converged(report: Report, on_failure: str, solver: ADMM) -> None:
     """Raises or warns, as asked, if a layer's solve did not converge."""
-    failed = [site for site in report.sites if int(site.result) not in codes.GOOD]
+    failed = _failed(report)
     if not failed or on_failure == "keep":
         return
     by_rule = [site for site in failed if math.isnan(float(site.violation))]
@@ -176,6 +191,14 @@ def converged(report: Report, on_failure: str, solver: ADMM) -> None:
             + " on_failure='keep' to leave such layers as trained"
         )
     for text in texts:
-        if on_failure == "raise":
-            raise SolveError(text)
-        warnings.warn(text, stacklevel=3)
+        _tell(text, on_failure)
+
+
+def _failed(report: Report) -> list[SiteReport]:
+    return [site for site in report.sites if int(site.result) not in codes.GOOD]
+
+
+def _tell(text: str, on_failure: str) -> None:
+    if on_failure == "raise":
+        raise SolveError(text)
+    warnings.warn(text, stacklevel=4)  # where the user called

@@ -157,6 +157,66 @@ def by_rule(
     return leaf, result
 
 
+@jax.jit
+def start(place: Place, seen: Activation, support: Array) -> Array:
+    """The trained weights on their support as a program has them, times the scale."""
+    W = masks.read(place.weights).astype(seen.X.dtype)
+    return jnp.where(support, W * seen.scale[:, None, :], 0)
+
+
+@functools.partial(jax.jit, static_argnames=("relu", "held", "fed"))
+def by_refit(
+    trained: Place,
+    place: Place,
+    seen: Activation,
+    support: Array,
+    W: Array,
+    move: Array,
+    relu: bool,
+    held: int,
+    fed: bool,
+) -> tuple[Array, Array | None, Array]:
+    """The leaf and the bias leaf with fitted values in them, and a code per lane.
+
+    Units that they serve no better, as stored, keep the trained values on the support.
+    Whole layers stay as trained; so do whole units that no pruned layer feeds.
+
+    Args:
+      trained: where the trained weights stand.
+      place: where the new ones go.
+      seen: what the site saw.
+      support: where weights may stay, ``[b, d_in, d_out]``.
+      W: values as the program has them.
+      move: what they add to the response, ``[b, d_out]``.
+      relu: whether a ReLU follows.
+      held: rows kept from the fit.
+      fed: whether layers that are fitted feed this one.
+    """
+    old = masks.read(trained.weights)
+    before = jnp.where(support, old, 0)
+    scale = seen.scale[:, None, :]
+    # weights that a scale of zero hides are as good as any
+    after = jnp.where(scale != 0, _divide(W, scale).astype(old.dtype), before)
+    bias = None if trained.bias is None else masks.read(trained.bias)
+    if bias is not None:
+        moved = bias.astype(move.dtype) + _divide(move, seen.gain)
+        moved = jnp.where(seen.gain != 0, moved.astype(bias.dtype), bias)
+        move = (moved.astype(move.dtype) - bias.astype(move.dtype)) * seen.gain
+    _, rest = split(seen.X.shape[1], held)
+    rows = seen._replace(**{name: a[:, rest] for name, a in seen.rows().items()})
+    worst = jnp.sum(_squares(rows, before, None, relu), axis=1)
+    off = jnp.sum(_squares(rows, after, move, relu), axis=1)
+    good = jnp.isfinite(W).all((1, 2)) & jnp.isfinite(worst).all(1)
+    good &= jnp.isfinite(jnp.where(rows.valid[:, :, None], rows.P, 0)).all((1, 2))
+    whole = jnp.all(support, axis=(1, 2) if fed else 1, keepdims=True)[:, 0]
+    use = good[:, None] & (off <= worst) & ~whole & jnp.any(rows.valid, 1)[:, None]
+    leaf = masks.write(place.weights, jnp.where(use[:, None, :], after, before))
+    result = jnp.where(good, results.DIRECT, results.NAN).astype(jnp.int32)
+    if place.bias is None or bias is None:
+        return leaf, None, result
+    return leaf, masks.write(place.bias, jnp.where(use, moved, bias)), result
+
+
 def _without(gram: Array, X: Array) -> Array:
     """Second moments less those of some rows; rounding leaves no input alive."""
     left = gram - matmul(X.transpose(0, 2, 1), X)
@@ -176,17 +236,14 @@ def measure(
     channels: int,
 ) -> Measured:
     """Counts and errors of new leaves, as they are stored, against the trained."""
-    W = masks.read(place.weights._replace(leaf=leaf))
-    answer = matmul(seen.X, W.astype(seen.X.dtype) * seen.scale[:, None, :]) + seen.t
+    W, move = masks.read(place.weights._replace(leaf=leaf)), None
     if place.bias is not None and bias is not None:
         both = place.bias._replace(leaf=bias), place.bias
         new, old = (masks.read(entries).astype(seen.X.dtype) for entries in both)
-        answer = answer + ((new - old) * seen.gain)[:, None, :]
-    want = seen.P
-    if relu:
-        answer, want = jnp.maximum(answer, 0), jnp.maximum(want, 0)
+        move = (new - old) * seen.gain
+    want = jnp.maximum(seen.P, 0) if relu else seen.P
     counts = seen.valid[:, :, None]
-    off2 = jnp.sum(jnp.where(counts, (answer - want) ** 2, 0), axis=(0, 2))
+    off2 = jnp.sum(_squares(seen, W, move, relu), axis=(0, 2))
     want2 = jnp.sum(jnp.where(counts, want**2, 0), axis=(0, 2))
 
     def relative(rows: np.ndarray) -> Array:
@@ -199,6 +256,19 @@ def measure(
     fires = jnp.any(jnp.where(counts, seen.X, 0) != 0, axis=1)
     live = jnp.sum(fires, dtype=jnp.int32)
     return Measured(count, relative(rest), held_out, live, *bare(W, channels))
+
+
+def _squares(seen: Activation, W: Array, move: Array | None, relu: bool) -> Array:
+    """Squared errors of weights as stored, after the ReLU, ``[b, n, d_out]``.
+
+    ``move`` is what a bias adds, ``[b, d_out]``; rows that do not count have none.
+    """
+    answer = matmul(seen.X, W.astype(seen.X.dtype) * seen.scale[:, None, :]) + seen.t
+    answer = answer if move is None else answer + move[:, None, :]
+    want = seen.P
+    if relu:
+        answer, want = jnp.maximum(answer, 0), jnp.maximum(want, 0)
+    return jnp.where(seen.valid[:, :, None], (answer - want) ** 2, 0)
 
 
 def bare(W: Array, channels: int) -> list[Array]:

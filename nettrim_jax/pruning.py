@@ -37,7 +37,7 @@ from nettrim_jax.report import Report, SearchStep, SiteReport, deviation_of
 from nettrim_jax.results import ParamsError
 from nettrim_jax.selection import Selector
 from nettrim_jax.settings import ADMM
-from nettrim_jax.solving import Settings, prune_sites
+from nettrim_jax.solving import Settings, Task, prune_sites
 from nettrim_jax.tracing import Graph, is_array, require_sites
 from nettrim_jax.typing import ApplyFn, Array, Batch, Params
 
@@ -165,7 +165,7 @@ def prune(
 
         def meter(batches: list[Batch], share: float) -> Meter:
             rows = list(loading.parts(apply_fn, params, iter(batches), key, None))
-            fill = functools.partial(_fill, tree, everything)
+            fill = functools.partial(filled, tree, everything)
             return Meter(budget, rows, batches, old, fill, share)
 
         steer = meter(dealt.steer, dealt.share)
@@ -177,7 +177,7 @@ def prune(
         extra = {"budget": most, "checked": checked, "measure": budget.measure}
         extra["search"] = search
     else:
-        run = _cascade if mode == "cascade" else _parallel
+        run = in_cascade if mode == "cascade" else in_parallel
         new, entries, deviation = run(every, old, asked, settings)
     report = Report(tuple(entries[k] for k in asked), skipped, deviation, **extra)
     if bound:
@@ -185,17 +185,17 @@ def prune(
     # epsilon, key or weights may be traced where params and batch are not
     if all(known(site.result) for site in report.sites):
         checks.converged(report, on_failure, solver)
-    kept = _masks(graph, tuple(asked), new)
-    return Pruned(_fill(tree, everything, new), _fill(tree, everything, kept), report)
+    kept = kept_leaves(graph, tuple(asked), new)
+    return Pruned(filled(tree, everything, new), filled(tree, everything, kept), report)
 
 
 _Pruning = tuple[list[Array], dict[int, SiteReport], Array]
 
 
-def _parallel(
+def in_parallel(
     parts: Iterable[Part],
     old: list[Array],
-    asked: Mapping[int, Method],
+    asked: Mapping[int, Task],
     settings: Settings,
 ) -> _Pruning:
     """Every layer from the trained network's own activations, all solved together."""
@@ -223,7 +223,7 @@ def _within(
         def run(methods: Mapping[int, Method]) -> tuple[list[Array], dict]:
             if not methods:
                 return list(old), {}
-            return _cascade(parts, old, methods, quiet)[:2]
+            return in_cascade(parts, old, methods, quiet)[:2]
 
         found = steering.search_cascade(
             found, first.graph, asked, seen, old, run, meter
@@ -235,7 +235,7 @@ def _within(
 def _seen(
     parts: Iterable[Part],
     old: list[Array],
-    asked: Mapping[int, Method],
+    asked: Mapping[int, Task],
     settings: Settings,
 ) -> tuple[Part, tuple[Activation, ...]]:
     """The first part, and what the trained network's layers see in all of them."""
@@ -256,10 +256,10 @@ def _seen(
     return first[0], seen
 
 
-def _cascade(
+def in_cascade(
     parts: Iterable[Part],
     old: list[Array],
-    asked: Mapping[int, Method],
+    asked: Mapping[int, Task],
     settings: Settings,
 ) -> _Pruning:
     """In order of execution, inputs from the network as it is pruned by then."""
@@ -278,7 +278,7 @@ def _cascade(
     return new, entries, deviation_of(*runs[0].outputs(old, new))
 
 
-def _moments(asked: Mapping[int, Method]) -> tuple[int, ...]:
+def _moments(asked: Mapping[int, Task]) -> tuple[int, ...]:
     """The sites whose methods need the second moments of all rows."""
     return tuple(k for k, method in asked.items() if method.moments)
 
@@ -305,7 +305,9 @@ def _bounded(
     )
 
 
-def _masks(graph: Graph, chosen: Sequence[int], new: Sequence[Array]) -> list[Array]:
+def kept_leaves(
+    graph: Graph, chosen: Sequence[int], new: Sequence[Array]
+) -> list[Array]:
     """True where an entry is kept; all of a leaf that was not pruned."""
     indices: dict[int, list[np.ndarray]] = {}
     for k in chosen:
@@ -316,7 +318,7 @@ def _masks(graph: Graph, chosen: Sequence[int], new: Sequence[Array]) -> list[Ar
     ]
 
 
-def _fill(tree: Any, everything: Sequence[Any], arrays: Sequence[Array]) -> Any:
+def filled(tree: Any, everything: Sequence[Any], arrays: Sequence[Array]) -> Any:
     """The pytree with its array leaves replaced and the others as they are."""
     given = iter(arrays)
     leaves = [next(given) if is_array(leaf) else leaf for leaf in everything]

@@ -24,7 +24,9 @@ STEPS = 1000  # of conjugate gradients for a derivative, at most
 GAIN = 1e-3
 
 
-def refit(program: Program, W: Array, b: Array) -> tuple[Array, Array]:
+def refit(
+    program: Program, W: Array, b: Array, support: Array | None = None
+) -> tuple[Array, Array]:
     r"""Values on the support of ``W`` whose response is nearly the nearest one.
 
     .. math::
@@ -42,11 +44,19 @@ def refit(program: Program, W: Array, b: Array) -> tuple[Array, Array]:
       program: one program; its budget and penalty play no part.
       W: ``[d_in, d_out]``, as a solution has it.
       b: ``[d_out]``; stays if the program's bias is fixed, or penalised and zero.
+      support: where ``W`` may be other than zero, ``[d_in, d_out]`` bool, zeros among
+        it included; where it is by default.
 
     Returns:
       New ``W`` with no other non-zeros, and ``b``.
     """
-    return _refit(program, W, b)
+    if support is None:
+        return _refit(program, W, b)
+    # zeros that may move are told from those that may not by the least of numbers
+    least = jnp.finfo(W.dtype).tiny
+    start = jnp.where(support, jnp.where(W == 0, least, W), 0)
+    new, b = _refit(program, start, b)
+    return jnp.where(support & (new == least), W, new), b
 
 
 class _Fit(NamedTuple):

@@ -1,4 +1,4 @@
-"""Some sites together: a program or a rule for each, solved, written back, measured.
+"""Some sites together: a program, a rule or a fit each, written back and measured.
 
 The stretch of a pruning that both modes share. Knows sites, methods and the solver;
 runs no network.
@@ -20,8 +20,11 @@ from nettrim_jax.report import SiteReport
 from nettrim_jax.results import ProgramError
 from nettrim_jax.settings import ADMM
 from nettrim_jax.solutions import Solution
+from nettrim_jax.supports import Refit
 from nettrim_jax.tracing import Graph, Site
 from nettrim_jax.typing import Array
+
+Task = Method | Refit  # what can be asked of a site
 
 
 class Settings(NamedTuple):
@@ -37,7 +40,7 @@ class Settings(NamedTuple):
 
 def prune_sites(
     graph: Graph,
-    asked: Mapping[int, Method],
+    asked: Mapping[int, Task],
     seen: Sequence[Activation],
     old: list[Array],
     new: list[Array],
@@ -49,7 +52,7 @@ def prune_sites(
 
     Args:
       graph: the network's layers.
-      asked: the sites' methods, by position.
+      asked: what to do with each site, by position.
       seen: what each of them saw.
       old: the trained leaves.
       new: the leaves as pruned by now; changed in place.
@@ -65,28 +68,32 @@ def prune_sites(
     for (k, m), a in zip(asked.items(), seen, strict=True):
         held = layers.held_out_rows(a.X.shape[1], settings.held_out)
         jobs[k] = _Job(graph.sites[k], m, a, held)
-    solved = {k: job for k, job in jobs.items() if isinstance(job.method, NetTrim)}
-    made = [job.program(old, fed) for job in solved.values()]
-    stacks = [program for program, _ in made]
-    mine = {k: m for k, m in asked.items() if isinstance(m, NetTrim)}
-    solutions = _solve(mine, stacks, settings, starts)
-    answers = {
-        k: (solution, budget)
-        for k, solution, (_, budget) in zip(solved, solutions, made, strict=True)
-    }
-    return {
-        k: _finish(job, old, new, *answers[k], settings.keep)
-        if k in answers
-        else _by_rule(job, old, new, settings.keep)
-        for k, job in jobs.items()
-    }
+    call, entries = _Call(old, new, settings, fed, starts), {}
+    for kind, finish in (
+        (NetTrim, _by_program),
+        (Rule, _by_rule),
+        (Refit, _by_refit),
+    ):
+        mine = {k: job for k, job in jobs.items() if isinstance(job.method, kind)}
+        entries |= finish(mine, call) if mine else {}
+    return {k: entries[k] for k in jobs}
+
+
+class _Call(NamedTuple):
+    """What the sites of one call share; names as in :func:`prune_sites`."""
+
+    old: list[Array]
+    new: list[Array]
+    settings: Settings
+    fed: bool
+    starts: dict[int, Solution] | None
 
 
 class _Job(NamedTuple):
     """One site with its method and what it saw."""
 
     site: Site
-    method: Method
+    method: Task
     seen: Activation
     held: int  # rows kept from the solver
 
@@ -98,11 +105,12 @@ class _Job(NamedTuple):
     def bias(self) -> str:
         return self.method.bias if self.site.bias is not None else "fixed"
 
-    def program(self, old: Sequence[Array], fed: bool) -> tuple[Program, Array]:
-        assert isinstance(self.method, NetTrim)
+    def program(
+        self, method: NetTrim, old: Sequence[Array], fed: bool
+    ) -> tuple[Program, Array]:
         try:
             return layers.program(
-                self.method.of_channels(self.site.channels),
+                method.of_channels(self.site.channels),
                 self.place(old),
                 self.seen,
                 self.relu,
@@ -119,6 +127,20 @@ class _Job(NamedTuple):
             return Place(weights, None)
         leaf, index = self.site.bias
         return Place(weights, Entries(leaves[leaf], jnp.asarray(index)))
+
+
+def _by_program(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
+    """Solves the sites' programs, writes the solutions, and says what they are."""
+    mine = {k: j.method for k, j in jobs.items() if isinstance(j.method, NetTrim)}
+    made = [jobs[k].program(method, call.old, call.fed) for k, method in mine.items()]
+    stacks = [program for program, _ in made]
+    solutions = _solve(mine, stacks, call.settings, call.starts)
+    return {
+        k: _finish(job, call, solution, budget)
+        for (k, job), solution, (_, budget) in zip(
+            jobs.items(), solutions, made, strict=True
+        )
+    }
 
 
 def _solve(
@@ -154,30 +176,23 @@ def _solve(
     for i, m in enumerate(methods):
         if m.refit:
             chunk = batching.lanes_at_once(stacks[i], memory)
-            solutions[i] = batching.refit_stack(stacks[i], solutions[i], chunk)
+            W, b = solutions[i].W, solutions[i].bias
+            W, b = batching.refit_stack(stacks[i], W, b, chunk)
+            solutions[i] = solutions[i]._replace(W=W, bias=b)
     return solutions
 
 
-def _finish(
-    job: _Job,
-    old: list[Array],
-    new: list[Array],
-    solution: Solution,
-    budget: Array,
-    keep: bool,
-) -> SiteReport:
-    """Writes one solution into ``new`` and says what it is."""
+def _finish(job: _Job, call: _Call, solution: Solution, budget: Array) -> SiteReport:
+    """Writes one solution into the new leaves and says what it is."""
+    new = call.new
     leaf, bias = layers.write(
-        job.place(new), job.seen, solution, job.bias, job.held, keep
+        job.place(new), job.seen, solution, job.bias, job.held, call.settings.keep
     )
-    new[job.site.leaf] = leaf
-    if bias is not None and job.site.bias is not None:
-        new[job.site.bias[0]] = bias
-    measured = _measure(job, old, leaf, bias)
+    _put(job, new, leaf, bias)
     stats, certificate = solution.stats, solution.certificate
     return _entry(
         job,
-        measured,
+        _measure(job, call.old, leaf, bias),
         epsilon=jnp.max(budget),
         result=jnp.max(solution.result),
         steps=jnp.max(stats.steps),
@@ -186,21 +201,67 @@ def _finish(
     )
 
 
-def _by_rule(job: _Job, old: list[Array], new: list[Array], keep: bool) -> SiteReport:
-    """Writes what a rule leaves of one site into ``new`` and says what it is."""
-    assert isinstance(job.method, Rule)
-    lanes = job.site.uses[0].folding.lanes
-    leaf, result = layers.by_rule(
-        job.method,
-        job.place(old),
-        job.place(new),
-        job.seen,
-        job.site.index.shape[0] // lanes,
-        job.held,
-        keep,
-    )
+def _by_rule(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
+    """Writes what rules leave of the sites and says what it is."""
+    entries = {}
+    for k, job in jobs.items():
+        assert isinstance(job.method, Rule)
+        leaf, result = layers.by_rule(
+            job.method,
+            job.place(call.old),
+            job.place(call.new),
+            job.seen,
+            job.site.index.shape[0] // job.site.uses[0].folding.lanes,
+            job.held,
+            call.settings.keep,
+        )
+        _put(job, call.new, leaf, None)
+        entries[k] = _direct(job, call, leaf, None, result)
+    return entries
+
+
+def _by_refit(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
+    """Writes the best values on the sites' supports and says what they are."""
+    entries, (old, new, settings, fed, _) = {}, call
+    for k, job in jobs.items():
+        assert isinstance(job.method, Refit)
+        settings.show(len(entries), "fitting")
+        support = job.method.support
+        # of a program without slack only the response counts; a fed layer's target is
+        # the trained answer, not the limit that its cascade program allows
+        exact = NetTrim(epsilon=0.0, bias=job.method.bias)
+        program, _ = job.program(exact, old, fed=False)
+        chunk = batching.lanes_at_once(program, settings.memory)
+        start = layers.start(job.place(old), job.seen, support)
+        still = jnp.zeros_like(start[:, 0])
+        W, move = batching.refit_stack(program, start, still, chunk, support)
+        leaf, bias, result = layers.by_refit(
+            job.place(old),
+            job.place(new),
+            job.seen,
+            support,
+            W,
+            move,
+            job.relu,
+            job.held,
+            fed,
+        )
+        _put(job, new, leaf, bias)
+        entries[k] = _direct(job, call, leaf, bias, result)
+    return entries
+
+
+def _put(job: _Job, new: list[Array], leaf: Array, bias: Array | None) -> None:
     new[job.site.leaf] = leaf
-    measured = _measure(job, old, leaf, None)
+    if bias is not None and job.site.bias is not None:
+        new[job.site.bias[0]] = bias
+
+
+def _direct(
+    job: _Job, call: _Call, leaf: Array, bias: Array | None, result: Array
+) -> SiteReport:
+    """The entry of a site without a certificate, from a code per lane."""
+    measured = _measure(job, call.old, leaf, bias)
     none, steps = jnp.full((), jnp.nan), jnp.zeros((), jnp.int32)
     figures = {"epsilon": none, "gap": none, "violation": none}
     # NaN has the smaller code of the two
