@@ -38,7 +38,8 @@ class Activation(NamedTuple):
     priority: Array  # [b, n], falling; zero for rows that do not count
     scale: Array  # [b, d_out]
     gain: Array  # [b, d_out], how P moves with the bias
-    gram: Array | None = None  # [b, d_in, d_in], X^T X over all rows, not only these
+    # [b, d_in + 1, d_in + 1], of the inputs and a one, over all rows, not only these
+    moments: Array | None = None
 
     @property
     def valid(self) -> Array:
@@ -63,7 +64,7 @@ class _Seen(NamedTuple):
     rows: _Rows
     scale: Array  # [b, d_out]
     gain: Array  # [b, d_out]
-    gram: Array | None  # [b, d_in, d_in]
+    moments: Array | None  # [b, d_in + 1, d_in + 1]
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "chosen", "rows", "moments"))
@@ -192,7 +193,7 @@ def _see(
     X = folding.inputs(A, pick).astype(dtype)
     priority = jnp.broadcast_to(priority, (folding.lanes, quota))
     # a weight that a loop shares has one of these per step until they are summed
-    gram = _gram(folding, A, every > 0, dtype) if summed else None
+    sums = _moments(folding, A, every > 0, dtype) if summed else None
     if use.live is not None:
         inputs, units = use.live
         still = np.setdiff1d(np.arange(folding.d_in), inputs)
@@ -200,12 +201,13 @@ def _see(
         t = t + jnp.matmul(X[:, :, still], W[:, still], precision=HIGHEST)
         X, t, P = X[:, :, inputs], t[:, :, units], P[:, :, units]
         scale, gain = scale[:, units], gain[:, units]
-        gram = None if gram is None else gram[:, inputs][:, :, inputs]
-    return _Seen(_Rows(X, t, P, priority), scale, gain, gram)
+        live = np.append(inputs, folding.d_in)
+        sums = None if sums is None else sums[:, live][:, :, live]
+    return _Seen(_Rows(X, t, P, priority), scale, gain, sums)
 
 
-def _gram(folding: Folding, A: Array, counts: Array, dtype: DTypeLike) -> Array:
-    """``X^T X`` over the rows that count, ``[b, d_in, d_in]``, some rows at a time."""
+def _moments(folding: Folding, A: Array, counts: Array, dtype: DTypeLike) -> Array:
+    """Second moments of ``(X, 1)`` over the rows that count, some rows at a time."""
     at_once = max(1, min(folding.rows, CHUNK // (folding.lanes * folding.d_in)))
 
     def add(total: Array, start: Array) -> tuple[Array, None]:
@@ -219,10 +221,12 @@ def _gram(folding: Folding, A: Array, counts: Array, dtype: DTypeLike) -> Array:
         else:
             some = (inside & counts[pick])[None, :]
         X = folding.inputs(A, pick).astype(dtype)
-        X = jnp.where(some[:, :, None], X, 0)
+        ones = jnp.ones((*X.shape[:2], 1), dtype)
+        X = jnp.where(some[:, :, None], jnp.concatenate([X, ones], axis=2), 0)
         return total + jnp.einsum("bni,bnj->bij", X, X, precision=HIGHEST), None
 
-    zero = jnp.zeros((folding.lanes, folding.d_in, folding.d_in), dtype)
+    size = folding.d_in + 1
+    zero = jnp.zeros((folding.lanes, size, size), dtype)
     return jax.lax.scan(add, zero, jnp.arange(0, folding.rows, at_once))[0]
 
 
@@ -249,7 +253,7 @@ def row_weights(use: Use, weights: Array) -> Array:
 
 
 def _activation(site: Site, by_op: dict[int, _Seen], rows: int) -> Activation:
-    parts, grams = [], []
+    parts, sums = [], []
     for use in site.uses:
         seen = by_op[use.op.id]
         own = [i for i, lane in enumerate(use.lanes) if lane]
@@ -264,16 +268,16 @@ def _activation(site: Site, by_op: dict[int, _Seen], rows: int) -> Activation:
             return a.reshape(lanes, -1, *a.shape[loops + 2 :])  # noqa: B023
 
         parts.append(jax.tree.map(merged, seen.rows))
-        if seen.gram is not None:
+        if seen.moments is not None:
             # like one row of every run
-            grams.append(merged(jnp.expand_dims(seen.gram, loops + 1)).sum(1))
+            sums.append(merged(jnp.expand_dims(seen.moments, loops + 1)).sum(1))
         lanes = parts[0].X.shape[0]
         first = tuple(slice(None) if lane else 0 for lane in use.lanes)
         scale, gain = (a[first].reshape(lanes, -1) for a in (seen.scale, seen.gain))
     rows_all = jax.tree.map(lambda *p: jnp.concatenate(p, axis=1), *parts)
     kept = _keep(rows_all._asdict(), rows)
-    gram = functools.reduce(jnp.add, grams) if grams else None
-    return Activation(P0=None, scale=scale, gain=gain, gram=gram, **kept)
+    moments = functools.reduce(jnp.add, sums) if sums else None
+    return Activation(P0=None, scale=scale, gain=gain, moments=moments, **kept)
 
 
 def gather(seen: Iterable[tuple[Activation, ...]], rows: int) -> tuple[Activation, ...]:
@@ -305,10 +309,10 @@ def _merge(
             lambda a: jnp.pad(a, [(0, 0), (0, missing)] + [(0, 0)] * (a.ndim - 2)),  # noqa: B023
             both,
         )
-        gram = one.gram
-        if gram is not None and two.gram is not None:
-            gram = gram + two.gram
-        out.append(one._replace(gram=gram, **_keep(both, rows)))
+        moments = one.moments
+        if moments is not None and two.moments is not None:
+            moments = moments + two.moments
+        out.append(one._replace(moments=moments, **_keep(both, rows)))
     return tuple(out)
 
 

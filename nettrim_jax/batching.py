@@ -9,9 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nettrim_jax import admm, refitting
+from nettrim_jax import admm, reconstruction, refitting
 from nettrim_jax.programs import Program
+from nettrim_jax.reconstruction import Reconstruct, Seen
 from nettrim_jax.settings import ADMM
 from nettrim_jax.solutions import Solution
 from nettrim_jax.typing import Array
@@ -47,6 +49,59 @@ def refit_stack(
     return _by_lanes(refit, (program, W, bias, support), chunk)
 
 
+@functools.partial(jax.jit, static_argnames=("method", "relu", "free", "chunk"))
+def reconstruct_stack(
+    method: Reconstruct, seen: Seen, relu: bool, free: bool, chunk: int
+) -> tuple[Array, Array]:
+    """A stack of layers to an exact budget, at most ``chunk`` at a time."""
+
+    def one(seen: Seen) -> tuple[Array, Array]:
+        return reconstruction.reconstruct(method, seen, relu, free)
+
+    return _by_lanes(one, seen, chunk)
+
+
+def layers_at_once(seen: Seen, memory: int) -> int:
+    """How many layers of a stack to reconstruct together; as for programs."""
+    _, b, n, d_in = seen.X.shape
+    d_out = seen.W0.shape[3]
+    if jax.default_backend() == "cpu" and b * n * d_in * d_out > SMALL:
+        return 1
+    arrays = 2 * n * d_in + 6 * n * d_out + 8 * d_in * d_out + 6 * d_in**2
+    return max(1, int(memory // (b * arrays * seen.X.dtype.itemsize)))
+
+
+def reconstruct_all(
+    stacks: Sequence[tuple[Reconstruct, Seen, bool, bool]],
+    memory: int,
+    done: Callable[[int], None],
+) -> list[tuple[Array, Array]]:
+    """Reconstructs every stack; stacks that are alike share one call.
+
+    Args:
+      stacks: a method, layers ``[l, b, ...]``, whether a ReLU follows, and whether the
+        bias moves.
+      memory: bytes that one call may take.
+      done: called after each call with how many stacks are done by then.
+
+    Returns:
+      Weights and the movement of biases, in the order of ``stacks``.
+    """
+    buckets: dict[tuple[Any, ...], list[int]] = {}
+    for i, (method, seen, relu, free) in enumerate(stacks):
+        shapes = tuple((a.shape[1:], str(a.dtype)) for a in seen)
+        buckets.setdefault((method, shapes, relu, free), []).append(i)
+    out: dict[int, tuple[Array, Array]] = {}
+    for (method, _, relu, free), members in buckets.items():
+        joined = _joined([stacks[i][1] for i in members])
+        chunk = layers_at_once(joined, memory)
+        answer = reconstruct_stack(method, joined, relu, free, chunk)
+        sizes = [stacks[i][1].X.shape[0] for i in members]
+        out |= zip(members, _parts(answer, sizes), strict=True)
+        done(len(out))
+    return [out[i] for i in range(len(stacks))]
+
+
 def nowhere(stack: Program, config: ADMM) -> Solution:
     """A start for every lane that is passed over: one program, warm or not."""
     shapes = jax.eval_shape(lambda: solve_stack(stack, config, 1))
@@ -56,6 +111,15 @@ def nowhere(stack: Program, config: ADMM) -> Solution:
         ),
         shapes,
     )
+
+
+def _parts(stack: Any, sizes: Sequence[int]) -> list[Any]:
+    """What was joined, apart again."""
+    ends = np.cumsum(sizes)
+    return [
+        jax.tree.map(lambda a: a[end - size : end], stack)  # noqa: B023
+        for end, size in zip(ends, sizes, strict=True)
+    ]
 
 
 def _joined(stacks: Sequence[Any]) -> Any:
@@ -123,10 +187,7 @@ def solve_all(
         starts = None if before is None else _joined([before[i] for i in members])
         chunk = lanes_at_once(joined, memory)
         solution = solve_stack(joined, config, chunk, starts)
-        start = 0
-        for i in members:
-            stop = start + stacks[i].X.shape[0]
-            out[i] = jax.tree.map(lambda a: a[start:stop], solution)  # noqa: B023
-            start = stop
+        sizes = [stacks[i].X.shape[0] for i in members]
+        out |= zip(members, _parts(solution, sizes), strict=True)
         done(len(out))
     return [out[i] for i in range(len(stacks))]

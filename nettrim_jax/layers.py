@@ -19,6 +19,7 @@ from nettrim_jax.linalg import matmul
 from nettrim_jax.masks import Entries
 from nettrim_jax.methods import NetTrim
 from nettrim_jax.programs import Program
+from nettrim_jax.reconstruction import Seen
 from nettrim_jax.solutions import Solution
 from nettrim_jax.typing import Array
 
@@ -133,11 +134,11 @@ def by_rule(
     those that are not finite as they were.
     """
     old = masks.read(trained.weights)
-    W, gram = old.astype(seen.X.dtype), seen.gram
+    W, gram = old.astype(seen.X.dtype), None
     out, rest = split(seen.X.shape[1], held)
     use = jnp.ones(W.shape[:1], bool)
-    if gram is not None:
-        gram = _without(gram, jnp.where(seen.valid[:, out, None], seen.X[:, out], 0))
+    if seen.moments is not None:
+        gram = _without(seen.moments, seen, out)[:, :-1, :-1]
         # without a row that counted nothing is known of the weights: they stay
         use = jnp.any(seen.valid[:, rest], axis=1)
 
@@ -217,11 +218,68 @@ def by_refit(
     return leaf, masks.write(place.bias, jnp.where(use, moved, bias)), result
 
 
-def _without(gram: Array, X: Array) -> Array:
+@functools.partial(jax.jit, static_argnames=("held", "layers"))
+def exact(trained: Place, seen: Activation, held: int, layers: int) -> Seen:
+    """What is needed to prune to an exact budget, ``[layers, b, ...]``."""
+    assert seen.moments is not None
+    out, rest = split(seen.X.shape[1], held)
+    W0 = masks.read(trained.weights).astype(seen.X.dtype) * seen.scale[:, None, :]
+    P0 = seen.P if seen.P0 is None else seen.P0
+    X, P, P0, valid = (a[:, rest] for a in (seen.X, seen.P, P0, seen.valid))
+    every = Seen(X, P, P0, valid, _without(seen.moments, seen, out), W0)
+    return jax.tree.map(lambda a: a.reshape(layers, -1, *a.shape[1:]), every)
+
+
+@functools.partial(jax.jit, static_argnames=("held", "keep"))
+def by_budget(
+    trained: Place,
+    place: Place,
+    seen: Activation,
+    W: Array,
+    move: Array,
+    held: int,
+    keep: bool,
+) -> tuple[Array, Array | None, Array]:
+    """The leaf and the bias leaf with an exact budget's weights, and a code per lane.
+
+    Args:
+      trained: where the trained weights stand.
+      place: where the new ones go.
+      seen: what the site saw.
+      W: weights times the scale, ``[b, d_in, d_out]``.
+      move: what is to be added to the response, ``[b, d_out]``.
+      held: rows kept from the solver.
+      keep: whether lanes that are not finite stay as trained.
+    """
+    old, scale = masks.read(trained.weights), seen.scale[:, None, :]
+    answers = jnp.where(seen.valid[:, :, None], seen.P, 0)
+    good = jnp.isfinite(move).all(1)
+    for a in (W, answers, seen.moments):
+        good &= True if a is None else jnp.isfinite(a).all((1, 2))
+    _, rest = split(seen.X.shape[1], held)
+    # without a row that counted nothing is known of the weights: they stay
+    use = jnp.any(seen.valid[:, rest], axis=1) & (good | (not keep))
+    new = _divide(W, scale).astype(old.dtype)
+    # what stays keeps every bit
+    same = (W == old.astype(W.dtype) * scale) & (W != 0)
+    new = jnp.where(same | ~use[:, None, None], old, new)
+    leaf = masks.write(place.weights, new)
+    result = jnp.where(good, results.DIRECT, results.NAN).astype(jnp.int32)
+    if trained.bias is None or place.bias is None:
+        return leaf, None, result
+    bias = masks.read(trained.bias)
+    moved = bias.astype(move.dtype) + _divide(move, seen.gain)
+    moved = jnp.where(use[:, None] & (seen.gain != 0), moved.astype(bias.dtype), bias)
+    return leaf, masks.write(place.bias, moved), result
+
+
+def _without(moments: Array, seen: Activation, out: np.ndarray) -> Array:
     """Second moments less those of some rows; rounding leaves no input alive."""
-    left = gram - matmul(X.transpose(0, 2, 1), X)
-    before, after = (jnp.diagonal(a, axis1=1, axis2=2) for a in (gram, left))
-    live = after > 64 * jnp.finfo(gram.dtype).eps * before
+    X = jnp.concatenate([seen.X[:, out], jnp.ones_like(seen.X[:, out, :1])], axis=2)
+    X = jnp.where(seen.valid[:, out, None], X, 0)
+    left = moments - matmul(X.transpose(0, 2, 1), X)
+    before, after = (jnp.diagonal(a, axis1=1, axis2=2) for a in (moments, left))
+    live = after > 64 * jnp.finfo(moments.dtype).eps * before
     return jnp.where(live[:, :, None] & live[:, None, :], left, 0)
 
 

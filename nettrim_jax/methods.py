@@ -19,7 +19,7 @@ from nettrim_jax.budgets import Budget, Metric
 from nettrim_jax.criteria import Rule
 from nettrim_jax.entrywise import L1
 from nettrim_jax.linalg import norm
-from nettrim_jax.patterns import NM, Pattern, Sparsity
+from nettrim_jax.patterns import Pattern
 from nettrim_jax.penalties import Groups, Penalty
 from nettrim_jax.programs import (
     BIASES,
@@ -30,6 +30,7 @@ from nettrim_jax.programs import (
     linear_program,
     relu_program,
 )
+from nettrim_jax.reconstruction import Reconstruct
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array, ArrayLike, Path
 
@@ -302,7 +303,7 @@ class NetTrim:
         return jax.vmap(lane)(seen)
 
 
-Method = NetTrim | Rule
+Method = NetTrim | Rule | Reconstruct
 
 
 def assign(
@@ -332,7 +333,7 @@ def assign(
                 f"method: {pattern!r} is no regular expression ({error})"
             ) from None
         if value is not None:
-            _checked(value, f"method[{pattern!r}]")
+            value = _checked(value, f"method[{pattern!r}]")
         if not any(compiled.search(path) for path in (*paths, *others)):
             raise MethodError(
                 f"method: the regular expression {pattern!r} matches no layer; the "
@@ -352,16 +353,12 @@ def assign(
 
 
 def _checked(value: Any, where: str) -> Method:
-    if isinstance(value, Pattern):
-        rule = "SparseGPT" if isinstance(value, Sparsity | NM) else "Wanda"
-        raise MethodError(
-            f"{where}: expected a method, got the pattern {value!r}; say how to get "
-            f"there, for example nettrim_jax.{rule}({value!r})"
-        )
+    value = Reconstruct(value) if isinstance(value, Pattern) else value
     if not isinstance(value, Method):
         raise MethodError(
-            f"{where}: expected a method such as NetTrim(epsilon=0.1), or a dict from "
-            f"regular expressions to methods, got {value!r}"
+            f"{where}: expected a method such as NetTrim(epsilon=0.1), a pattern such "
+            "as Sparsity(0.9), or a dict from regular expressions to these, got "
+            f"{value!r}"
         )
     value.check()
     return value

@@ -16,6 +16,7 @@ from nettrim_jax.layers import Measured, Place
 from nettrim_jax.masks import Entries
 from nettrim_jax.methods import Method, NetTrim
 from nettrim_jax.programs import Program
+from nettrim_jax.reconstruction import Reconstruct
 from nettrim_jax.report import SiteReport
 from nettrim_jax.results import ProgramError
 from nettrim_jax.settings import ADMM
@@ -72,6 +73,7 @@ def prune_sites(
     for kind, finish in (
         (NetTrim, _by_program),
         (Rule, _by_rule),
+        (Reconstruct, _by_budget),
         (Refit, _by_refit),
     ):
         mine = {k: job for k, job in jobs.items() if isinstance(job.method, kind)}
@@ -217,6 +219,29 @@ def _by_rule(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
         )
         _put(job, call.new, leaf, None)
         entries[k] = _direct(job, call, leaf, None, result)
+    return entries
+
+
+def _by_budget(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
+    """Writes the sites' exact budgets and says what they are."""
+    entries, (old, new, settings, _, _) = {}, call
+    stacks = []
+    for job in jobs.values():
+        assert isinstance(job.method, Reconstruct)
+        count = job.site.index.shape[0] // job.site.uses[0].folding.lanes
+        seen = layers.exact(job.place(old), job.seen, job.held, count)
+        stacks.append((job.method, seen, job.relu, job.bias == "free"))
+    answers = batching.reconstruct_all(
+        stacks, settings.memory, lambda solved: settings.show(solved, "solving")
+    )
+    for (k, job), answer in zip(jobs.items(), answers, strict=True):
+        W, move = (a.reshape(-1, *a.shape[2:]) for a in answer)
+        places = job.place(old), job.place(new)
+        leaf, bias, result = layers.by_budget(
+            *places, job.seen, W, move, job.held, settings.keep
+        )
+        _put(job, new, leaf, bias)
+        entries[k] = _direct(job, call, leaf, bias, result)
     return entries
 
 

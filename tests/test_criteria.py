@@ -371,8 +371,8 @@ def test_prune_by_a_rule_under_jit():
 @pytest.mark.parametrize(
     "method, says",
     [
-        (nt.Sparsity(0.9), "got the pattern.*nettrim_jax.SparseGPT"),
-        (nt.Neurons(0.9), "got the pattern.*nettrim_jax.Wanda"),
+        (0.9, "expected a method such as.*a pattern such as Sparsity.*got 0.9"),
+        (nt.NM(2, 3), "0/w: NM.*3 does not divide the 8 inputs"),
         (nt.Wanda(nt.NM(2, 3)), "0/w: NM.*3 does not divide the 8 inputs"),
     ],
 )

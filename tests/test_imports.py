@@ -27,6 +27,7 @@ ORDER = [
     "responses",
     "patterns",
     "criteria",
+    "reconstruction",
     "programs",
     "interop",
     "settings",

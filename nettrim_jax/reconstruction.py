@@ -1,0 +1,306 @@
+r"""Exact budgets: weights of a pattern whose response is nearest to the trained one.
+
+The loop is ADMM between the pattern and a quadratic, whose step size grows until the
+choice of the pattern settles. The quadratic is that of the Gram matrix, so its cost
+does not depend on the number of rows; where a ReLU follows, its linear term is moved
+now and then to what the ReLU asks for at the present response, so that the quadratic
+stays above the loss and touches it there.
+
+Knows arrays and patterns only.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nettrim_jax.linalg import matmul
+from nettrim_jax.patterns import NM, Pattern, Sparsity
+from nettrim_jax.results import MethodError
+from nettrim_jax.typing import HIGHEST, Array
+
+BIASES = ("free", "fixed")
+FLOOR = 0.01  # of the mean energy of the inputs: what a rare input counts at least
+# the step size, beside a Gram matrix of unit diagonal, at the start and the end
+FIRST, LAST = 0.03, 8.0
+EVERY = 3  # steps of one size, after which the ReLU is asked again
+RIDGES = (1e-3, 1e-2, 0.1, 0.3, 1.0)
+PLAINS = (0.0, 0.3, 1.0)
+TRIAL = 24  # steps to compare these
+UNITS = 128  # units on which they are compared, at most
+ASIDE = 4  # one row of so many is kept aside for it
+CLOSE = 0.01  # of two that differ by less the more cautious is taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruct:
+    r"""Exactly so many weights, chosen and fitted together.
+
+    .. math::
+        \min_{W \in S, \, b} \; \tfrac12 \|(Z - Y)_\Omega\|_F^2
+        + \tfrac{1 - \alpha}2 \|\max(Z, 0)_{\text{off}}\|_F^2
+        + \tfrac\alpha2 \|(Z - Y)_{\text{off}}\|_F^2
+        + \tfrac\lambda2 \|D (W - W_0)\|_F^2, \qquad Z = X W + b + t
+
+    for a layer that a ReLU follows, with :math:`S` what the pattern allows, :math:`Y`
+    the trained response before the ReLU, :math:`\Omega` where it is positive, and
+    :math:`D^2` the energy of the inputs; for any other layer all entries are
+    :math:`\Omega`. ADMM with the projection on :math:`S` (Boyd et al., 2011, section
+    9.1; Meng et al., 2024, use it for layers without a ReLU), on the second moments of
+    all rows. The set is not convex: there is no certificate.
+
+    The ridge :math:`\lambda`, which keeps weights near the trained ones, and the plain
+    part :math:`\alpha` keep a layer from learning its rows by heart. Where they are not
+    given, each layer's are those that do best on a quarter of its rows, which are then
+    used with the others.
+
+    Attributes:
+      pattern: what may be left of a layer.
+      ridge: :math:`\lambda`, at least 0, relative to the moments' diagonal.
+      plain: :math:`\alpha`, in [0, 1].
+      bias: ``"free"``: the layer's own bias moves. ``"fixed"``: it stays.
+      steps: of ADMM, at least 1.
+
+    Raises:
+      MethodError: an attribute is out of its range.
+
+    Example:
+      >>> import jax
+      >>> import nettrim_jax as nt
+      >>> params = {"w": jax.random.normal(jax.random.key(0), (8, 4))}
+      >>> x = jax.random.normal(jax.random.key(1), (200, 8))
+      >>> apply_fn = lambda params, x: jax.nn.relu(x @ params["w"])
+      >>> pruned = nt.prune(params, apply_fn, x, method=nt.Sparsity(0.75))
+      >>> int((pruned.params["w"] != 0).sum())
+      8
+    """
+
+    pattern: Pattern
+    ridge: float | None = None
+    plain: float | None = None
+    bias: str = "free"
+    steps: int = 120
+
+    moments: ClassVar[bool] = True  # whether it needs those of all rows
+
+    def __post_init__(self):
+        if not isinstance(self.pattern, Pattern):
+            raise MethodError(
+                f"Reconstruct({self.pattern!r}): expected a pattern, such as "
+                "Reconstruct(nettrim_jax.Sparsity(0.9))"
+            )
+        for name, most in (("ridge", math.inf), ("plain", 1.0)):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            good = number and 0 <= value <= most and value < math.inf
+            if value is not None and not good:
+                span = "of at least 0" if name == "ridge" else "in [0, 1]"
+                raise MethodError(
+                    f"Reconstruct({name}={value!r}): expected a finite number {span}, "
+                    "or None to choose it on rows kept aside"
+                )
+        if self.bias not in BIASES:
+            raise MethodError(
+                f"Reconstruct(bias={self.bias!r}): expected one of {BIASES}"
+            )
+        whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
+        if not whole or self.steps < 1:
+            raise MethodError(
+                f"Reconstruct(steps={self.steps!r}): expected an integer of at least 1"
+            )
+
+    def check(self) -> None:
+        """Nothing is left to check once it is made."""
+
+    def fits(self, shape: tuple[int, ...]) -> None:
+        """Raises MethodError if the pattern does not fit a layer ``b, d_in, d_out``."""
+        self.pattern.check(shape)
+
+
+class Seen(NamedTuple):
+    """One layer's lanes: rows, what is wanted of them, and all rows' moments."""
+
+    X: Array  # [b, n, d_in]
+    P: Array  # [b, n, d_out], the trained answer before the ReLU
+    P0: Array  # [b, n, d_out], what the trained weights answer to X
+    valid: Array  # [b, n], the rows that count
+    moments: Array  # [b, d_in + 1, d_in + 1], of the inputs and a one, over all rows
+    W0: Array  # [b, d_in, d_out]
+
+
+def reconstruct(
+    method: Reconstruct, seen: Seen, relu: bool, free: bool
+) -> tuple[Array, Array]:
+    """One layer's weights and how far its biases move.
+
+    Args:
+      method: pattern and settings.
+      seen: the layer's lanes, which share the pattern's count.
+      relu: whether a ReLU follows.
+      free: whether the bias moves.
+
+    Returns:
+      ``W`` ``[b, d_in, d_out]`` and the bias' movement ``[b, d_out]``.
+    """
+    ridge, plain = choose(method, seen, relu, free)
+    quadratic, pattern = _quadratic(seen, free), method.pattern
+    W, b = _loop(pattern, quadratic, seen, ridge, plain, relu, free, method.steps)
+    return W, b
+
+
+def choose(
+    method: Reconstruct, seen: Seen, relu: bool, free: bool
+) -> tuple[Array, Array]:
+    """The ridge and the plain part of a layer.
+
+    What is not given is tried on most of the rows, with few steps and some of the
+    units, and the others judge.
+    """
+    n = seen.X.shape[1]
+    ridges = RIDGES if method.ridge is None else (float(method.ridge),)
+    plains = PLAINS if method.plain is None else (float(method.plain),)
+    plains = plains if relu else (1.0,)
+    # from bold to cautious
+    tried = np.array([(a, b) for a in ridges for b in plains])
+    if len(tried) == 1 or n < 2 * ASIDE:
+        ridge, plain = jnp.asarray(tried[len(tried) // 2], seen.X.dtype)
+        return ridge, plain
+    tried = jnp.asarray(tried, seen.X.dtype)
+    seen = _some_units(method.pattern, seen)
+    aside = np.arange(n) % ASIDE == ASIDE - 1
+    rows = jnp.where(seen.valid[:, aside, None], seen.X[:, aside], 0)
+    rows = jnp.concatenate([rows, seen.valid[:, aside, None].astype(rows.dtype)], 2)
+    fit = _rows(seen, ~aside)._replace(
+        moments=seen.moments - matmul(rows.transpose(0, 2, 1), rows)
+    )
+    out = _rows(seen, aside)
+    run = functools.partial(_loop, method.pattern, _quadratic(fit, free), fit)
+
+    def error(pair: Array) -> Array:
+        ridge, plain = pair
+        W, b = run(ridge, plain, relu, free, TRIAL)
+        answer = out.P0 + matmul(out.X, W - out.W0) + b[:, None, :]
+        want = out.P
+        if relu:
+            answer, want = jnp.maximum(answer, 0), jnp.maximum(want, 0)
+        return jnp.sum(jnp.where(out.valid[:, :, None], (answer - want) ** 2, 0))
+
+    off = jax.vmap(error)(tried)
+    off = jnp.where(jnp.isfinite(off), off, jnp.inf)
+    good = off <= (1 + CLOSE) ** 2 * jnp.min(off)
+    ridge, plain = tried[len(tried) - 1 - jnp.argmax(good[::-1])]
+    return ridge, plain
+
+
+class _Quadratic(NamedTuple):
+    """The curvature of the plain loss over all rows, in units of the inputs' size."""
+
+    X: Array  # [b, n, d_in], centred if the bias is free, divided by ``size``
+    A: Array  # [b, d_in, d_in]
+    e: Array  # [b, d_in], its eigenvalues
+    Q: Array  # [b, d_in, d_in], its eigenvectors
+    size: Array  # [b, d_in]
+    mean: Array  # [b, d_in], zero if the bias is fixed
+    share: Array  # [b], what a row counts for
+
+
+def _quadratic(seen: Seen, free: bool) -> _Quadratic:
+    H, sums, count = (
+        seen.moments[:, :-1, :-1],
+        seen.moments[:, -1, :-1],
+        seen.moments[:, -1, -1],
+    )
+    count = jnp.maximum(count, 1)
+    mean = sums / count[:, None] if free else jnp.zeros_like(sums)
+    H = H - (count[:, None] * mean)[:, :, None] * mean[:, None, :]
+    energy = jnp.maximum(jnp.diagonal(H, axis1=1, axis2=2), 0)
+    floor = FLOOR * jnp.mean(energy, axis=1, keepdims=True)
+    size = jnp.sqrt(energy + jnp.where(floor > 0, floor, 1))
+    A = H / (size[:, :, None] * size[:, None, :])
+    e, Q = jnp.linalg.eigh(A)
+    X = jnp.where(seen.valid[:, :, None], seen.X - mean[:, None, :], 0)
+    here = jnp.sum(seen.valid, axis=1).astype(count.dtype)
+    share = count / jnp.maximum(here, 1)
+    # rounding leaves no direction that costs less than nothing
+    return _Quadratic(X / size[:, None, :], A, jnp.maximum(e, 0), Q, size, mean, share)
+
+
+class _State(NamedTuple):
+    Z: Array  # [b, d_in, d_out], within the pattern
+    U: Array  # [b, d_in, d_out], scaled dual
+    G: Array  # [b, d_in, d_out], the linear term
+    b: Array  # [b, d_out]
+    rho: Array  # []
+
+
+def _loop(
+    pattern: Pattern,
+    quadratic: _Quadratic,
+    seen: Seen,
+    ridge: Array,
+    plain: Array,
+    relu: bool,
+    free: bool,
+    steps: int,
+) -> tuple[Array, Array]:
+    """Weights within the pattern and how far biases move, after so many steps."""
+    X, A, e, Q, size, _, share = quadratic
+    B = seen.W0 * size[:, :, None]
+    start = matmul(A, B) + ridge * B
+    valid = seen.valid[:, :, None]
+    on = seen.P > 0 if relu else jnp.ones_like(seen.P, bool)
+    rows = jnp.maximum(jnp.sum(valid, axis=1), 1).astype(X.dtype)
+
+    def aim(W: Array, b: Array) -> tuple[Array, Array]:
+        """The linear term, and the bias, that the present response asks for."""
+        want = seen.P
+        if relu:
+            R = seen.P0 + matmul(X, W - B) + b[:, None, :]
+            off = plain * seen.P + (1 - plain) * jnp.minimum(R, 0)
+            want = jnp.where(on, want, off)
+        move = jnp.where(valid, want - seen.P0, 0)
+        G = start + share[:, None, None] * matmul(X.transpose(0, 2, 1), move)
+        return G, jnp.sum(move, axis=1) / rows if free else b
+
+    growth = (LAST / FIRST) ** (EVERY / max(steps, EVERY))
+
+    def step(i: Array, state: _State) -> _State:
+        Z, U, G, b, rho = state
+        turned = matmul(Q.transpose(0, 2, 1), G + rho * (Z - U))
+        W = matmul(Q, turned / (e + ridge + rho)[:, :, None])
+        V = W + U
+        Z = jnp.where(pattern.keep(V**2), V, 0)
+        state = _State(Z, V - Z, G, b, rho)
+
+        def next_size() -> _State:
+            G, b = aim(W, state.b) if relu else (state.G, state.b)
+            return _State(Z, state.U / growth, G, b, growth * rho)
+
+        return jax.lax.cond((i + 1) % EVERY == 0, next_size, lambda: state)
+
+    G, b = aim(B, jnp.zeros_like(B[:, 0]))
+    state = _State(B, jnp.zeros_like(B), G, b, jnp.asarray(FIRST, B.dtype))
+    state = jax.lax.fori_loop(0, steps, step, state)
+    W = state.Z / size[:, :, None]
+    return W, state.b - jnp.einsum(
+        "bi,bio->bo", quadratic.mean, W - seen.W0, precision=HIGHEST
+    )
+
+
+def _rows(seen: Seen, pick: np.ndarray) -> Seen:
+    names = ("X", "P", "P0", "valid")
+    return seen._replace(**{name: getattr(seen, name)[:, pick] for name in names})
+
+
+def _some_units(pattern: Pattern, seen: Seen) -> Seen:
+    """Evenly spaced units, where a pattern asks the same of any number of them."""
+    d_out = seen.W0.shape[2]
+    if d_out <= UNITS or not isinstance(pattern, Sparsity | NM):
+        return seen
+    pick = np.arange(UNITS) * d_out // UNITS
+    names = ("P", "P0", "W0")
+    return seen._replace(**{name: getattr(seen, name)[:, :, pick] for name in names})
