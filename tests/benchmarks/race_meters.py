@@ -37,22 +37,19 @@ class Compilation:
 
 
 class Memory:
-    """Peak memory of this process above what it had at first, in MiB."""
-
-    def __init__(self):
-        self.start = self.begin()
+    """By how much this process grows at most, in MiB."""
 
     def begin(self):
-        """Forgets the peak, where Linux can; what the process has now."""
+        """Notes what the process has now and forgets its peak, where Linux can."""
         try:
-            ctypes.CDLL(None).malloc_trim(0)
+            ctypes.CDLL(None).malloc_trim(0)  # what is free is to count again
             pathlib.Path("/proc/self/clear_refs").write_text("5")
-            return _status("VmRSS")
+            self.start = _status("VmRSS")
         except (OSError, AttributeError):
-            return None
+            self.start = None
 
     def peak(self):
-        """Of the process since ``begin``; of an accelerator since the process began."""
+        """Since ``begin``; on an accelerator all of it since the process began."""
         own = None if self.start is None else max(_status("VmHWM") - self.start, 0)
         device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         return {"memory": own} | ({"device": device // 2**20} if device else {})

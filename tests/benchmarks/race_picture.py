@@ -40,8 +40,8 @@ def draw(data, path):
     for column, name in enumerate(names):
         for row, mode in enumerate(modes):
             one(axes[row, column], data["cases"][name], mode)
-            if row == 0:
-                axes[row, column].set_title(NAMES[name])
+            axes[row, column].set_title(f"{NAMES[name]}, {mode}", fontsize=10)
+        axes[1, column].set_xlabel("weights removed in each layer, %")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False)
     figure.savefig(path, dpi=120)
@@ -66,10 +66,10 @@ def one(ax, case, mode):
             ax.plot(100 - left, score, label=label, ms=4, **({"lw": 1.5} | style))
     # by what is left, so that the last few per cent have room
     ax.set_xscale("log")
-    ax.invert_xaxis()
+    ax.set_xlim(58, 1.75)
     ticks = [100 - float(t[:-2]) for t in shares]
     ax.set_xticks(ticks, [t[:-2] for t in shares])
     ax.minorticks_off()
     ax.grid(alpha=0.25)
     unit = "test accuracy, %" if accuracy else "test loss, nats a letter"
-    ax.set(xlabel=f"weights removed, % ({mode})", ylabel=unit)
+    ax.set_ylabel(unit)
