@@ -57,13 +57,13 @@ def resnet(quick=False):
     from resnet_cifar import ResNet20, images, variables
 
     folder = pathlib.Path(data_file("resnet20_cifar10.npz")).parent
-    train, _ = images(folder, "train", 64 if quick else 512)
+    train, _ = images(folder, "train", 64 if quick else 256)
     test, labels = images(folder, "test", 200 if quick else 2000)
     apply_fn = ResNet20().apply
     parts = [test[i : i + 500] for i in range(0, len(test), 500)]
     score = functools.partial(accuracy, apply_fn, parts, labels)
     rows = (512, 512) if quick else (4096, 4096)
-    held = test[: len(train)]
+    held = test[: 64 if quick else 512]
     return Case(
         variables(folder), apply_fn, train, held, *rows, "linear", "accuracy", score
     )
