@@ -35,8 +35,10 @@ def main():
     data = {"machine": {}, "quick": args.quick, "cases": {}} | data
     if data["quick"] != args.quick:
         raise SystemExit(f"{args.out} is of another size; give another file by --out")
+    both = {"sparsegpt", race_tables.OURS} <= set(args.methods)
+    duels = [race_tables.DUEL] if both else []
     for name in args.cases:
-        for method in args.methods:
+        for method in [*args.methods, *duels]:
             asked = missing(data, name, method, args)
             if asked:
                 print(f"{name}, {method}: {len(asked)} runs", flush=True)
@@ -76,7 +78,10 @@ def child(order):
 def missing(data, name, method, args):
     """Pairs of mode and target that were not run yet."""
     modes = args.modes if name in race_cases.NETWORKS else ["parallel"]
-    done = data["cases"].get(name, {}).get("methods", {}).get(method, {})
+    case = data["cases"].get(name, {})
+    done = case.get("methods", {}).get(method, {})
+    if method == race_tables.DUEL and "duel" in case:
+        return []
     return [
         [mode, target]
         for mode in modes
@@ -92,6 +97,9 @@ def keep(data, name, method, record):
     if "case" in record:
         data["machine"] = record["machine"]
         case |= {k: v for k, v in record.items() if k not in ("case", "machine")}
+        return
+    if "duel" in record:
+        case |= record
         return
     mine = case["methods"].setdefault(method, {"runs": {}})
     where = f"{record['mode']} {record['target']}"

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import race_cases
 from race_meters import Compilation, Errors, Memory
-from race_tables import OURS, TARGETS, TIMED, UNTUNED
+from race_tables import DUEL, OURS, TARGETS, TIMED, UNTUNED
 
 import nettrim_jax as nt
 
@@ -54,6 +54,8 @@ def method_of(name, case, target):
 
 def wanted(name, method, target):
     """Whether a method runs on a case: some ask one question only."""
+    if method == DUEL:  # which is faster, side by side?
+        return name.startswith("random 1024") and target == TIMED
     if method == UNTUNED:  # does it overfit where d_in is half the number of rows?
         return name.startswith("random 1024") and target == "50 %"
     if name.startswith("rows"):  # what do more rows cost?
@@ -66,7 +68,7 @@ def runs(name, method, asked, quick=False, repeats=0):
 
     Args:
       name: of the case.
-      method: of the method.
+      method: of the method, or that of the duel.
       asked: pairs of mode and target.
       quick: small data, to see that it works.
       repeats: how often it is pruned again to the target whose time counts; a network
@@ -88,6 +90,9 @@ def runs(name, method, asked, quick=False, repeats=0):
         "measure": case.measure,
         "trained": case.score and rounded(case.score(case.params)),
     }
+    if method == DUEL:
+        yield {"duel": duel(case, compilation, repeats)}
+        return
     for mode, target in asked:
         again = min(repeats, 1) if case.measure else repeats
         seconds, first = [], None
@@ -108,6 +113,16 @@ def runs(name, method, asked, quick=False, repeats=0):
             "held_out": [rounded(e) for e in errors.of(pruned.params, mode)],
             "score": case.score and rounded(case.score(pruned.params)),
         }
+
+
+def duel(case, compilation, repeats):
+    """Seconds of both methods in turn, after a first call of each."""
+    seconds = {"sparsegpt": [], OURS: []}
+    for again in range(1 + max(repeats, 1)):
+        for method, list_ in seconds.items():
+            _, wall, compiling = timed(case, method, TIMED, "parallel", compilation)
+            list_ += [rounded(wall - compiling)] if again else []
+    return seconds
 
 
 def timed(case, method, target, mode, compilation):

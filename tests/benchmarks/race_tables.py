@@ -7,6 +7,7 @@ import statistics
 
 OURS = "reconstruct"
 UNTUNED = "reconstruct, no ridge"
+DUEL = "both in turn"  # SparseGPT and Reconstruct, for their time
 LABELS = {
     "random": "random",
     "magnitude": "magnitude",
@@ -61,6 +62,7 @@ def tables(data):
     out["overfitting"] = _overfitting(data)
     out["time"] = _time(data)
     out["memory"] = _memory(data)
+    out["duel"] = _duel(data)
     out["rows"] = _rows(data)
     out["losses"] = _losses(data)
     return {name: text for name, text in out.items() if text}
@@ -288,6 +290,19 @@ def _memory(data):
                 got = [ran[m]["memory"] if m in ran else None for m in names]
                 rows.append([name, mode, *("-" if g is None else g for g in got)])
     return _grid(["case", "mode", *_labels(names)], rows)
+
+
+def _duel(data):
+    """Seconds of two methods that took turns, and the median of their ratios."""
+    rows = []
+    for name, case in data["cases"].items():
+        if "duel" in case:
+            theirs, ours = case["duel"].values()
+            ratio = statistics.median(b / a for a, b in zip(theirs, ours, strict=True))
+            both = [f"{statistics.median(got):.2f}" for got in (theirs, ours)]
+            rows.append([name, *both, f"{ratio:.1f}"])
+    head = ["layer", "SparseGPT", "Reconstruct", "ratio"]
+    return _grid(head, rows) if rows else ""
 
 
 def _rows(data):
