@@ -71,8 +71,7 @@ def runs(name, method, asked, quick=False, repeats=0):
       method: of the method, or that of the duel.
       asked: pairs of mode and target.
       quick: small data, to see that it works.
-      repeats: how often it is pruned again to the target whose time counts; a network
-        once at most.
+      repeats: how often it is pruned again to the target whose time counts.
     """
     case = race_cases.make(name, quick)
     compilation, errors = Compilation(), Errors(case)
@@ -91,12 +90,11 @@ def runs(name, method, asked, quick=False, repeats=0):
         "trained": case.score and rounded(case.score(case.params)),
     }
     if method == DUEL:
-        yield {"duel": duel(case, compilation, repeats)}
+        yield {"duel": duel(case, compilation)}
         return
     for mode, target in asked:
-        again = min(repeats, 1) if case.measure else repeats
         seconds, first = [], None
-        for _ in range(1 + (again if target == TIMED else 0)):
+        for _ in range(1 + (repeats if target == TIMED else 0)):
             memory.begin()
             pruned, wall, compiling = timed(case, method, target, mode, compilation)
             seconds.append(wall - compiling)
@@ -115,10 +113,10 @@ def runs(name, method, asked, quick=False, repeats=0):
         }
 
 
-def duel(case, compilation, repeats):
-    """Seconds of both methods in turn, after a first call of each."""
+def duel(case, compilation):
+    """Seconds of both methods in turn, three of each after a first call."""
     seconds = {"sparsegpt": [], OURS: []}
-    for again in range(1 + max(repeats, 1)):
+    for again in range(4):
         for method, list_ in seconds.items():
             _, wall, compiling = timed(case, method, TIMED, "parallel", compilation)
             list_ += [rounded(wall - compiling)] if again else []
