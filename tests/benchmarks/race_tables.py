@@ -75,7 +75,7 @@ def fill(page, data):
 
     def put(found):
         table = made.get(found[2])
-        return f"{found[1]}\n{table}\n\n{found[3]}" if table else found[0]
+        return f"{found[1]}\n{table}\n\n{found[3]}" if table else found[1] + found[3]
 
     return re.sub(mark, put, page, flags=re.DOTALL)
 
