@@ -1,8 +1,10 @@
 """The pictures of the pages, drawn when the pages are built.
 
-Run ``python docs/figures.py FOLDER`` to draw them alone; about 20 s on two cores.
+Run ``python docs/figures.py FOLDER`` to draw them alone; about 20 s on two cores. The
+race is not run anew: its picture is that of ``race.json``.
 """
 
+import json
 import pathlib
 import sys
 
@@ -18,7 +20,9 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
+sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 import digits  # noqa: E402
+import race_picture  # noqa: E402
 
 NAMES = ("links", "weights", "sites", "path", "convergence", "bound")
 
@@ -67,8 +71,16 @@ def draw(folder):
     plt.close("all")
 
 
+def draw_race(folder):
+    """Draws what the race found."""
+    folder.mkdir(exist_ok=True, parents=True)
+    data = json.loads((ROOT / "docs" / "race.json").read_text())
+    race_picture.draw(data, folder / "race.png")
+
+
 def draw_if_older(folder):
     """Draws unless all pictures are newer than everything that they depend on."""
+    draw_race(folder)
     made = [folder / f"{name}.png" for name in NAMES]
     sources = [pathlib.Path(__file__), *ROOT.glob("nettrim_jax/*.py")]
     sources.append(ROOT / "examples" / "digits.py")
@@ -79,3 +91,4 @@ def draw_if_older(folder):
 
 if __name__ == "__main__":
     draw(pathlib.Path(sys.argv[1]))
+    draw_race(pathlib.Path(sys.argv[1]))
