@@ -34,6 +34,7 @@ if hasattr(nt, "Random"):
     METHODS["random"] = nt.Random
 if hasattr(nt, "Reconstruct"):
     METHODS[OURS] = nt.Reconstruct
+    METHODS[UNTUNED] = lambda p: nt.Reconstruct(p, ridge=1e-3, plain=0.0)
 
 
 def pattern(target, last=False):
