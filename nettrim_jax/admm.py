@@ -81,7 +81,7 @@ def solve(
       >>> [round(float(w), 1) for w in solution.W[:, 0]]
       [1.9, 0.9, 0.0]
     """
-    config = _checked(config, program, init)
+    config = _checked(config, program, init, "solve")
     return _solve(program, config, init)
 
 
@@ -121,7 +121,7 @@ def history(
       >>> bool(jnp.nanmin(seen.gap) == nt.solve(program).certificate.gap)
       True
     """
-    config = _checked(config, program, init)
+    config = _checked(config, program, init, "history")
     return _history(program, config, init)
 
 
@@ -196,13 +196,13 @@ def _solved_jvp(config: ADMM, primals: tuple, tangents: tuple) -> tuple:
 _solve = jax.jit(_solved, static_argnums=1)
 
 
-def _check_init(program: Program, init: Solution) -> None:
+def _check_init(program: Program, init: Solution, caller: str) -> None:
     (n, d_in), d_out = program.X.shape, program.response.Y.shape[0]
     shape = (d_in - (program.bias == "penalized"), d_out)
     got = getattr(init, "W", init), getattr(init, "dual", None)
     if [getattr(a, "shape", None) for a in got] != [shape, (n, d_out)]:
         raise ProgramError(
-            f"solve: expected init with W {list(shape)} and dual {[n, d_out]}, got "
+            f"{caller}: expected init with W {list(shape)} and dual {[n, d_out]}, got "
             f"{jax.tree.map(jnp.shape, init)}; start from what nettrim_jax.solve "
             "returned for a program of the same shapes"
         )
@@ -314,17 +314,19 @@ def _balance(
     ), later
 
 
-def _checked(config: ADMM | None, program: Program, init: Solution | None) -> ADMM:
+def _checked(
+    config: ADMM | None, program: Program, init: Solution | None, caller: str
+) -> ADMM:
     config = ADMM() if config is None else config
     if not isinstance(program, Program):
         raise ProgramError(
-            f"solve: expected a program, got {type(program).__name__}; make one with "
-            "nettrim_jax.relu_program(X, Y, epsilon) or linear_program"
+            f"{caller}: expected a program, got {type(program).__name__}; make one "
+            "with nettrim_jax.relu_program(X, Y, epsilon) or linear_program"
         )
     if program.X.ndim != 2:
         raise ProgramError(
-            f"solve: expected one program, got a stack with X {list(program.X.shape)}; "
-            "solve it with jax.vmap(nettrim_jax.solve)(stack)"
+            f"{caller}: expected one program, got a stack with X "
+            f"{list(program.X.shape)}; take jax.vmap(nettrim_jax.{caller})(stack)"
         )
     if not isinstance(config, ADMM):
         raise MethodError(
@@ -340,5 +342,5 @@ def _checked(config: ADMM | None, program: Program, init: Solution | None) -> AD
             "(jax.config.update('jax_enable_x64', True) and float64 data)"
         )
     if init is not None:
-        _check_init(program, init)
+        _check_init(program, init, caller)
     return config

@@ -250,7 +250,6 @@ def _by_refit(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
     entries, (old, new, settings, fed, _) = {}, call
     for k, job in jobs.items():
         assert isinstance(job.method, Refit)
-        settings.show(len(entries), "fitting")
         support = job.method.support
         # of a program without slack only the response counts; a fed layer's target is
         # the trained answer, not the limit that its cascade program allows
@@ -273,6 +272,7 @@ def _by_refit(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
         )
         _put(job, new, leaf, bias)
         entries[k] = _direct(job, call, leaf, bias, result)
+        settings.show(len(entries), "fitting")
     return entries
 
 

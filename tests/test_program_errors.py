@@ -144,8 +144,12 @@ def test_numbers_of_numpy_are_numbers():
     assert {config: 1}[config] == 1
 
 
-def test_a_stack_needs_vmap(rng):
+def test_programs_come_one_by_one(rng):
     X, Y = rng.normal(size=(2, 9, 3)), rng.normal(size=(2, 9, 2))
     stack = jax.vmap(lambda X, Y: nt.linear_program(X, Y, 0.1))(X, Y)
-    with pytest.raises(ProgramError, match=r"stack with X \[2, 9, 3\].*jax.vmap\("):
-        nt.solve(stack)
+    for call, name in ((nt.solve, "solve"), (nt.history, "history")):
+        says = rf"^{name}: .* stack with X \[2, 9, 3\].*jax.vmap\(nettrim_jax.{name}\)"
+        with pytest.raises(ProgramError, match=says):
+            call(stack)
+        with pytest.raises(ProgramError, match=rf"^{name}: expected a program, got s"):
+            call("program")

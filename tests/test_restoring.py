@@ -135,7 +135,16 @@ def test_of_a_linear_layer_they_are_least_squares(bias):
     def apply_fn(p, x):
         return x @ p["w"] + p["b"][None, :]
 
-    new = nt.refit(params, mask, apply_fn, jnp.asarray(x), held_out=0.0, bias=bias)
+    shown, settings = [], {"held_out": 0.0, "bias": bias}
+    new = nt.refit(
+        params,
+        mask,
+        apply_fn,
+        jnp.asarray(x),
+        **settings,
+        progress=lambda *a: shown.append(a),
+    )
+    assert shown[-1] == (1, 1, "fitting")
     Y = x @ w + (b if bias == "free" else 0)
     for j in range(4):
         A = x[:, keep[:, j]]
