@@ -25,15 +25,17 @@ from nettrim_jax.typing import HIGHEST, Array
 
 BIASES = ("free", "fixed")
 FLOOR = 0.01  # of the mean energy of the inputs: what a rare input counts at least
-# the step size, beside a Gram matrix of unit diagonal, at the start and the end
+# the step size, beside a Gram matrix of unit diagonal and ridge, at start and end
 FIRST, LAST = 0.03, 8.0
 EVERY = 3  # steps of one size, after which the ReLU is asked again
 RIDGES = (1e-3, 1e-2, 0.1, 0.3, 1.0)
 PLAINS = (0.0, 0.3, 1.0)
+WORK = 3 * 10**10  # terms that the products of all steps may have
+FEWEST, MOST = 42, 150  # steps
 TRIAL = 24  # steps to compare these
-UNITS = 128  # units on which they are compared, at most
+UNITS = 64  # units on which they are compared, at most
 ASIDE = 4  # one row of so many is kept aside for it
-CLOSE = 0.01  # of two that differ by less the more cautious is taken
+CLOSE = 0.005  # of two that differ by less the more cautious is taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Reconstruct:
       ridge: :math:`\lambda`, at least 0, relative to the moments' diagonal.
       plain: :math:`\alpha`, in [0, 1].
       bias: ``"free"``: the layer's own bias moves. ``"fixed"``: it stays.
-      steps: of ADMM, at least 1.
+      steps: of ADMM, at least 1; 150 unless given, and fewer for layers of more than
+        half a million weights, where more of them gain a per cent at most.
 
     Raises:
       MethodError: an attribute is out of its range.
@@ -83,7 +86,7 @@ class Reconstruct:
     ridge: float | None = None
     plain: float | None = None
     bias: str = "free"
-    steps: int = 120
+    steps: int | None = None
 
     moments: ClassVar[bool] = True  # whether it needs those of all rows
 
@@ -107,10 +110,11 @@ class Reconstruct:
             raise MethodError(
                 f"Reconstruct(bias={self.bias!r}): expected one of {BIASES}"
             )
-        whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
-        if not whole or self.steps < 1:
+        steps = self.steps
+        whole = isinstance(steps, int) and not isinstance(steps, bool)
+        if steps is not None and not (whole and steps >= 1):
             raise MethodError(
-                f"Reconstruct(steps={self.steps!r}): expected an integer of at least 1"
+                f"Reconstruct(steps={steps!r}): expected an integer of at least 1"
             )
 
     def check(self) -> None:
@@ -148,8 +152,17 @@ def reconstruct(
     """
     ridge, plain = choose(method, seen, relu, free)
     quadratic, pattern = _quadratic(seen, free), method.pattern
-    W, b = _loop(pattern, quadratic, seen, ridge, plain, relu, free, method.steps)
-    return W, b
+    steps = _steps(seen.W0.shape) if method.steps is None else method.steps
+    W, b = _loop(pattern, quadratic, seen, ridge, plain, relu, free, steps)
+    # where all is kept and nothing came before, every bit stays
+    whole = jnp.all(pattern.keep(jnp.ones_like(W))) & jnp.all(seen.P == seen.P0)
+    return jnp.where(whole, seen.W0, W), jnp.where(whole, 0, b)
+
+
+def _steps(shape: tuple[int, ...]) -> int:
+    """Fewer of them where each takes long: the last ones gain least."""
+    b, d_in, d_out = shape
+    return int(np.clip(WORK // (b * d_in**2 * d_out), FEWEST, MOST))
 
 
 def choose(
@@ -160,28 +173,24 @@ def choose(
     What is not given is tried on most of the rows, with few steps and some of the
     units, and the others judge.
     """
-    n = seen.X.shape[1]
+    n, dtype = seen.X.shape[1], seen.X.dtype
     ridges = RIDGES if method.ridge is None else (float(method.ridge),)
     plains = PLAINS if method.plain is None else (float(method.plain),)
     plains = plains if relu else (1.0,)
-    # from bold to cautious
-    tried = np.array([(a, b) for a in ridges for b in plains])
-    if len(tried) == 1 or n < 2 * ASIDE:
-        ridge, plain = jnp.asarray(tried[len(tried) // 2], seen.X.dtype)
+    ridge, plain = (jnp.asarray(a[len(a) // 2], dtype) for a in (ridges, plains))
+    if len(ridges) == len(plains) == 1 or n < 2 * ASIDE:
         return ridge, plain
-    tried = jnp.asarray(tried, seen.X.dtype)
     seen = _some_units(method.pattern, seen)
     aside = np.arange(n) % ASIDE == ASIDE - 1
     rows = jnp.where(seen.valid[:, aside, None], seen.X[:, aside], 0)
-    rows = jnp.concatenate([rows, seen.valid[:, aside, None].astype(rows.dtype)], 2)
+    rows = jnp.concatenate([rows, seen.valid[:, aside, None].astype(dtype)], axis=2)
     fit = _rows(seen, ~aside)._replace(
         moments=seen.moments - matmul(rows.transpose(0, 2, 1), rows)
     )
     out = _rows(seen, aside)
     run = functools.partial(_loop, method.pattern, _quadratic(fit, free), fit)
 
-    def error(pair: Array) -> Array:
-        ridge, plain = pair
+    def error(ridge: Array, plain: Array) -> Array:
         W, b = run(ridge, plain, relu, free, TRIAL)
         answer = out.P0 + matmul(out.X, W - out.W0) + b[:, None, :]
         want = out.P
@@ -189,10 +198,18 @@ def choose(
             answer, want = jnp.maximum(answer, 0), jnp.maximum(want, 0)
         return jnp.sum(jnp.where(out.valid[:, :, None], (answer - want) ** 2, 0))
 
-    off = jax.vmap(error)(tried)
-    off = jnp.where(jnp.isfinite(off), off, jnp.inf)
-    good = off <= (1 + CLOSE) ** 2 * jnp.min(off)
-    ridge, plain = tried[len(tried) - 1 - jnp.argmax(good[::-1])]
+    def best(tried: Array, off: Array) -> Array:
+        """The last of those that are about as good as the best."""
+        off = jnp.where(jnp.isfinite(off), off, jnp.inf)
+        good = off <= (1 + CLOSE) ** 2 * jnp.min(off)
+        return tried[len(tried) - 1 - jnp.argmax(good[::-1])]
+
+    if len(ridges) > 1:  # from bold to cautious
+        tried = jnp.asarray(ridges, dtype)
+        ridge = best(tried, jax.vmap(error, (0, None))(tried, plain))
+    if len(plains) > 1:
+        tried = jnp.asarray(plains, dtype)
+        plain = best(tried, jax.vmap(error, (None, 0))(ridge, tried))
     return ridge, plain
 
 
@@ -283,7 +300,7 @@ def _loop(
         return jax.lax.cond((i + 1) % EVERY == 0, next_size, lambda: state)
 
     G, b = aim(B, jnp.zeros_like(B[:, 0]))
-    state = _State(B, jnp.zeros_like(B), G, b, jnp.asarray(FIRST, B.dtype))
+    state = _State(B, jnp.zeros_like(B), G, b, FIRST * (1 + ridge))
     state = jax.lax.fori_loop(0, steps, step, state)
     W = state.Z / size[:, :, None]
     return W, state.b - jnp.einsum(
