@@ -10,8 +10,8 @@ import pytest
 from marks import only_fast, slow
 from problems import inputs
 
-import nettrim_jax.reconstruction
 import nettrim_jax as nt
+from nettrim_jax import reconstruction
 from nettrim_jax.reconstruction import Reconstruct, Seen, choose
 from nettrim_jax.results import DIRECT, MethodError, SolveError
 
@@ -26,7 +26,7 @@ PATTERNS = [
 ]
 
 
-reconstruct = jax.jit(nettrim_jax.reconstruction.reconstruct, static_argnums=(0, 2, 3))
+reconstruct = jax.jit(reconstruction.reconstruct, static_argnums=(0, 2, 3))
 
 
 def layer(d_in=12, d_out=6, n=60, lanes=1, kind="correlated", seed=0):
