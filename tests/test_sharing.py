@@ -125,7 +125,7 @@ def test_a_share_stands_for_any_number(size, share):
 
 @QUICK
 @given(
-    st.tuples(st.integers(1, 3), st.integers(1, 13), st.integers(1, 9)),
+    st.sampled_from([(1, 13, 4), (3, 5, 9)]),
     st.floats(0, 1),
     st.integers(0, 99),
 )
@@ -207,6 +207,7 @@ def test_magnitudes_need_no_concrete_values():
         np.testing.assert_array_equal(new[path], want[path])
 
 
+@slow
 def test_steps_of_a_loop_have_their_own_numbers():
     W = models.normal(3, 8, 8) * jnp.asarray([1, 0.1, 2], "float32")[:, None, None]
 
@@ -221,14 +222,12 @@ def test_steps_of_a_loop_have_their_own_numbers():
     assert len(set((np.asarray(new) != 0).sum((1, 2)).tolist())) == 3
 
 
-FAST = ["siamese"]
-
-
 def nonzeros(report):
     return int(report.nonzeros), report.size - round(0.6 * report.size)
 
 
-@pytest.mark.parametrize("name", only_fast(FAST, models.MODELS))
+@slow
+@pytest.mark.parametrize("name", models.MODELS)
 def test_magnitude_leaves_exactly_what_is_asked(name):
     model = models.get(name)
     report = nt.prune(
