@@ -97,6 +97,8 @@ def prune(
         regular expressions (``re.search`` on a leaf's path, first match wins) to a
         method or ``None``. With ``NetTrim(deviation=...)`` or ``drop`` the batch is
         dealt out, and half of its rows are solved on; all batches of a loader are kept.
+        So it is with ``Sparsity(scope="network")``, but only to choose how many weights
+        each layer keeps; the answer is then solved for on all rows.
       mode: ``"parallel"``: every layer from the trained network's own activations.
         ``"cascade"``: in order of execution, inputs from the network as pruned by
         then, targets from the trained one. (Experts behind ``jax.lax.ragged_dot`` are
