@@ -112,18 +112,23 @@ class Count(Sparsity):
       level: is not looked at.
       scope: as of any layer.
       left: the number, int32.
-      inputs: of the layer; a part of them has its share of the number.
+      shape: of the layer; a part of it has its share of the number.
     """
 
     level: float = dataclasses.field(default=0.0, metadata=STATIC)
     left: Any = 0
-    inputs: int = dataclasses.field(default=1, metadata=STATIC)
+    shape: Shape = dataclasses.field(default=(1, 1, 1), metadata=STATIC)
 
     def nonzeros(self, shape: Shape) -> Any:
-        """How many weights of a layer, or of its first inputs, are left."""
-        whole, rest = self.left // self.inputs, self.left % self.inputs
+        """How many weights of a layer, or of some inputs and units of it, are left."""
+        b, d_in, d_out = self.shape
         # products of a count and a size would overflow 32 bits
-        return whole * shape[1] + (rest * shape[1] + self.inputs // 2) // self.inputs
+        whole, rest = self.left // d_in, self.left % d_in
+        left = whole * shape[1] + (rest * shape[1] + d_in // 2) // d_in
+        if shape[::2] == self.shape[::2]:
+            return left
+        part = np.float32(shape[0] * shape[2] / (b * d_out))
+        return jnp.round(jnp.asarray(left, jnp.float32) * part).astype(jnp.int32)
 
 
 @register_dataclass

@@ -96,10 +96,9 @@ def counted(
     """The methods, with these numbers of weights for their layers."""
     out = dict(asked)
     for k in {k for k, _ in counts}:
-        left = jnp.stack(
-            [jnp.asarray(counts[unit], jnp.int32) for unit in _sizes(graph, k)]
-        )
-        pattern = Count(left=left, inputs=graph.sites[k].index.shape[1])
+        units, (lanes, *sizes) = _sizes(graph, k), graph.sites[k].index.shape
+        left = jnp.stack([jnp.asarray(counts[unit], jnp.int32) for unit in units])
+        pattern = Count(left=left, shape=(lanes // len(units), *sizes))
         out[k] = dataclasses.replace(asked[k], pattern=pattern)
     return out
 

@@ -132,19 +132,25 @@ def test_a_share_stands_for_any_number(size, share):
 def test_a_count_keeps_what_a_share_keeps(shape, share, seed):
     score = jnp.asarray(np.random.default_rng(seed).integers(0, 5, shape))
     zeros = round(share * score.size)
-    count = Count(left=jnp.int32(score.size - zeros), inputs=shape[1])
+    count = Count(left=jnp.int32(score.size - zeros), shape=shape)
     want = nt.Sparsity(zeros / score.size).keep(score)
     np.testing.assert_array_equal(count.keep(score), want)
 
 
 def test_parts_of_a_count_add_up_and_do_not_overflow():
-    count = Count(left=2**31 - 5, inputs=1000)
+    shape = 1, 1000, 2**22
+    count = Count(left=2**31 - 5, shape=shape)
     parts = [int(count.nonzeros((1, i, 2**22))) for i in range(1001)]
     assert parts[0] == 0 and parts[-1] == 2**31 - 5
     steps = np.diff(parts)
     assert (steps >= 0).all() and steps.max() - steps.min() <= 1
-    traced = jax.jit(lambda left: Count(left=left, inputs=1000).nonzeros((1, 999, 1)))
+    traced = jax.jit(
+        lambda left: Count(left=left, shape=shape).nonzeros((1, 999, 2**22))
+    )
     assert int(traced(jnp.int32(2**31 - 5))) == parts[999]
+    few = Count(left=jnp.int32(30), shape=(1, 10, 12))
+    assert int(few.nonzeros((1, 10, 4))) == 10
+    assert int(few.nonzeros((1, 5, 4))) == 5
 
 
 def test_a_budget_of_all_layers_says_nothing_of_one():
