@@ -287,7 +287,10 @@ def counts_of(report):
     return {site.path: (int(site.nonzeros), site.size) for site in report.sites}
 
 
-@pytest.mark.parametrize("make", only_fast([nt.Wanda], [nt.Wanda, nt.SparseGPT]))
+MAKES = only_fast([nt.Wanda], [nt.Wanda, nt.SparseGPT, nt.Reconstruct])
+
+
+@pytest.mark.parametrize("make", MAKES)
 def test_split_is_exact_and_better_than_the_same_share(make):
     params, x = network()
     pruned = nt.prune(params, apply_fn, x, method=make(MIXED))
@@ -306,7 +309,7 @@ def test_split_is_exact_and_better_than_the_same_share(make):
     assert data["tried"] == split.tried > 10
 
 
-@pytest.mark.parametrize("make", only_fast([nt.Wanda], [nt.Wanda, nt.SparseGPT]))
+@pytest.mark.parametrize("make", MAKES)
 def test_split_is_measured_on_rows_apart(make):
     """Its figures are those of networks solved on half of the rows."""
     params, x = network()
@@ -349,11 +352,25 @@ def test_where_the_same_share_is_better_it_is_kept(monkeypatch):
 
 
 @slow
+def test_a_bare_pattern_is_reconstructed():
+    params, x = network()
+    bare = nt.prune(params, apply_fn, x, method=MIXED)
+    named = nt.prune(params, apply_fn, x, method=nt.Reconstruct(MIXED))
+    for one, two in zip(
+        jax.tree.leaves(bare.params), jax.tree.leaves(named.params), strict=True
+    ):
+        np.testing.assert_array_equal(one, two)
+    left, want = nonzeros(bare.report)
+    assert left == want and bare.report.split is not None
+
+
+@slow
 @pytest.mark.parametrize("level", [0.0, 0.3, 0.5, 0.8, 0.95, 0.99, 1.0])
 @pytest.mark.parametrize("mode", ["parallel", "cascade"])
-def test_levels_and_modes(level, mode):
+@pytest.mark.parametrize("make", [nt.SparseGPT, nt.Reconstruct])
+def test_levels_and_modes(level, mode, make):
     params, x = network()
-    method = nt.SparseGPT(nt.Sparsity(level, scope="network"))
+    method = make(nt.Sparsity(level, scope="network"))
     report = nt.prune(params, apply_fn, x, method=method, mode=mode).report
     assert int(report.nonzeros) == report.size - round(level * report.size)
     assert min(report.split.deviation, report.split.equal) <= report.split.equal
@@ -362,10 +379,11 @@ def test_levels_and_modes(level, mode):
 
 
 @slow
+@pytest.mark.parametrize("make", [nt.Wanda, nt.Reconstruct])
 @pytest.mark.parametrize("name", models.MODELS)
-def test_the_number_is_exact_in_every_network(name):
+def test_the_number_is_exact_in_every_network(name, make):
     model = models.get(name)
-    method = nt.Wanda(MIXED)
+    method = make(MIXED)
     try:
         pruned = nt.prune(model.params, model.apply_fn, model.batch, method=method)
     except BatchError as error:  # a batch that cannot be dealt out
