@@ -20,7 +20,7 @@ from nettrim_jax.patterns import NM, Blocks, Inputs, Neurons, Sparsity
 from nettrim_jax.programs import Program, linear_program, relu_program
 from nettrim_jax.pruning import Pruned, prune
 from nettrim_jax.reconstruction import Reconstruct
-from nettrim_jax.report import Listing, Report, SearchStep, SiteInfo, SiteReport
+from nettrim_jax.report import Listing, Report, SearchStep, SiteInfo, SiteReport, Split
 from nettrim_jax.restoring import refit
 from nettrim_jax.results import NetTrimError
 from nettrim_jax.selection import sites
@@ -61,6 +61,7 @@ __all__ = [
     "SparseGPT",
     "SparseGroup",
     "Sparsity",
+    "Split",
     "Stats",
     "Wanda",
     "history",

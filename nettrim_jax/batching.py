@@ -49,16 +49,19 @@ def refit_stack(
     return _by_lanes(refit, (program, W, bias, support), chunk)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "relu", "free", "chunk"))
+@functools.partial(jax.jit, static_argnames=("relu", "free", "chunk"))
 def reconstruct_stack(
     method: Reconstruct, seen: Seen, relu: bool, free: bool, chunk: int
 ) -> tuple[Array, Array]:
-    """A stack of layers to an exact budget, at most ``chunk`` at a time."""
+    """A stack of layers to an exact budget, at most ``chunk`` at a time.
 
-    def one(seen: Seen) -> tuple[Array, Array]:
-        return reconstruction.reconstruct(method, seen, relu, free)
+    Arrays of the method have one entry per layer.
+    """
 
-    return _by_lanes(one, seen, chunk)
+    def one(both: tuple[Reconstruct, Seen]) -> tuple[Array, Array]:
+        return reconstruction.reconstruct(*both, relu, free)
+
+    return _by_lanes(one, (method, seen), chunk)
 
 
 def layers_at_once(seen: Seen, memory: int) -> int:
@@ -90,10 +93,11 @@ def reconstruct_all(
     buckets: dict[tuple[Any, ...], list[int]] = {}
     for i, (method, seen, relu, free) in enumerate(stacks):
         shapes = tuple((a.shape[1:], str(a.dtype)) for a in seen)
-        buckets.setdefault((method, shapes, relu, free), []).append(i)
+        kind = jax.tree.structure(method), shapes, relu, free
+        buckets.setdefault(kind, []).append(i)
     out: dict[int, tuple[Array, Array]] = {}
-    for (method, _, relu, free), members in buckets.items():
-        joined = _joined([stacks[i][1] for i in members])
+    for (_, _, relu, free), members in buckets.items():
+        method, joined = _joined([stacks[i][:2] for i in members])
         chunk = layers_at_once(joined, memory)
         answer = reconstruct_stack(method, joined, relu, free, chunk)
         sizes = [stacks[i][1].X.shape[0] for i in members]

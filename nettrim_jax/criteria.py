@@ -16,8 +16,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import register_dataclass
 
-from nettrim_jax.patterns import NM, Pattern, Sparsity
+from nettrim_jax.patterns import NM, STATIC, Pattern, Sparsity
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import HIGHEST, Array
 
@@ -54,6 +55,7 @@ class Rule:
         self.pattern.check(shape)
 
 
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Magnitude(Rule):
     r"""Removes the weights that are smallest by :math:`|W_{ij}|`; the others stay.
@@ -75,6 +77,7 @@ class Magnitude(Rule):
         return jnp.where(self.pattern.keep(W**2), W, 0)
 
 
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Random(Rule):
     """Keeps a choice drawn at random; what it keeps stays as trained.
@@ -100,7 +103,7 @@ class Random(Rule):
 
     moments: ClassVar[bool] = False
 
-    seed: int = 0
+    seed: int = dataclasses.field(default=0, metadata=STATIC)
 
     def __post_init__(self):
         super().__post_init__()
@@ -122,6 +125,7 @@ class Random(Rule):
         return jnp.where(self.pattern.keep(score), W, 0)
 
 
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Wanda(Rule):
     r"""Removes what is smallest by :math:`|W_{ij}| \, \|X_{\cdot i}\|`; the rest stays.
@@ -145,6 +149,7 @@ class Wanda(Rule):
         return jnp.where(self.pattern.keep(W**2 * sizes), W, 0)
 
 
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SparseGPT(Rule):
     r"""Removes weights input by input and lets the inputs after it make up for each.
@@ -173,8 +178,8 @@ class SparseGPT(Rule):
       12
     """
 
-    damping: float = 0.01
-    block: int = 128
+    damping: float = dataclasses.field(default=0.01, metadata=STATIC)
+    block: int = dataclasses.field(default=128, metadata=STATIC)
 
     def __post_init__(self):
         super().__post_init__()

@@ -28,23 +28,26 @@ class Dealt(NamedTuple):
     share: float  # how many times as many rows steer as check
 
 
-def deal(batch: Batch, weights: Weights | None, key: Array) -> Dealt:
+def deal(
+    batch: Batch, weights: Weights | None, key: Array, folds: int = FOLDS
+) -> Dealt:
     """Half of the rows to solve on, a quarter to steer by and a quarter to check on.
 
     Rows are drawn with ``key`` along the leading axis that all arrays of the batch
-    share; the latter two come in up to ``FOLDS`` equal parts each. A loader's batches
+    share; the latter two come in up to ``folds`` equal parts each. A loader's batches
     are dealt out as they come, and cut into parts where they can be.
 
     Args:
       batch: a batch or a loader.
       weights: as for :func:`nettrim_jax.prune`.
       key: a PRNG key.
+      folds: how many; with more than one there are at least two.
 
     Raises:
       BatchError: the arrays share no leading axis, or there are too few rows.
     """
     if loading.is_loader(batch):
-        return _deal_batches(list(loading.batches(batch)), weights)
+        return _deal_batches(list(loading.batches(batch)), weights, folds)
     n = _rows(batch)
     if n is None:
         raise BatchError(
@@ -53,11 +56,13 @@ def deal(batch: Batch, weights: Weights | None, key: Array) -> Dealt:
             f"{[list(a.shape) for a in _arrays(batch)]}; give a loader of at least 3 "
             "batches instead"
         )
-    folds = min(FOLDS, n // 4)
-    if folds < 2:
+    least = min(folds, 2)
+    folds = min(folds, n // 4)
+    if folds < least:
         raise BatchError(
-            f"batch: {n} rows; a budget needs at least 8: half to solve on, a quarter "
-            "to steer by and a quarter to check on (and some hundreds to be of use)"
+            f"batch: {n} rows; a budget needs at least {4 * least}: half to solve on, "
+            "a quarter to steer by and a quarter to check on (and some hundreds to be "
+            "of use)"
         )
     each = n // (4 * folds)
     order = np.asarray(jax.random.permutation(jax.random.fold_in(key, n), n))
@@ -75,20 +80,26 @@ def deal(batch: Batch, weights: Weights | None, key: Array) -> Dealt:
     return Dealt(_take(batch, mine), weights, parts[:folds], parts[folds:], 1.0)
 
 
-def concrete(tree: Any) -> None:
-    """Raises MethodError if something is being traced."""
+def concrete(tree: Any, asked: str, otherwise: str) -> None:
+    """Raises MethodError if something is being traced.
+
+    Args:
+      tree: what must not be.
+      asked: what the search is for.
+      otherwise: what to ask for instead.
+    """
     with warnings.catch_warnings():  # JAX warns of iterables that are no pytrees
         warnings.simplefilter("ignore", DeprecationWarning)
         leaves = jax.tree.leaves(tree)
     if not all(known(leaf) for leaf in leaves):
         raise MethodError(
-            "NetTrim(deviation=..., drop=...): the search measures networks and "
-            "chooses among them, so it needs concrete values and does not work within "
-            "jax.jit, jax.vmap or jax.grad; prune outside of them, or give an epsilon"
+            f"{asked}: the search measures networks and chooses among them, so it "
+            "needs concrete values and does not work within jax.jit, jax.vmap or "
+            f"jax.grad; prune outside of them, or {otherwise}"
         )
 
 
-def _deal_batches(given: list[Batch], weights: Weights | None) -> Dealt:
+def _deal_batches(given: list[Batch], weights: Weights | None, folds: int) -> Dealt:
     if len(given) < 3:
         raise BatchError(
             f"batch: the loader gave {len(given)} batches; a budget needs at least 3: "
@@ -96,6 +107,9 @@ def _deal_batches(given: list[Batch], weights: Weights | None) -> Dealt:
         )
     solve = [one for i, one in enumerate(given) if i % 4 in (0, 3)]
     steer, check = given[1::4], given[2::4]
+    share = len(steer) / len(check)
+    if folds == 1:
+        return Dealt(iter(solve), weights, steer, check, share)
     parts = _cut(steer)
     if len(parts) < 2:
         raise BatchError(
@@ -103,7 +117,6 @@ def _deal_batches(given: list[Batch], weights: Weights | None) -> Dealt:
             "two to know how far rows differ, and its arrays share no leading axis of "
             "at least 2 rows to cut it along; give at least 6 batches"
         )
-    share = len(steer) / len(check)
     return Dealt(iter(solve), weights, parts, _cut(check), share)
 
 

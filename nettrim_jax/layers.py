@@ -117,7 +117,7 @@ def write(
     return leaf, masks.write(place.bias, new)
 
 
-@functools.partial(jax.jit, static_argnames=("rule", "layers", "held", "keep"))
+@functools.partial(jax.jit, static_argnames=("layers", "held", "keep"))
 def by_rule(
     rule: Rule,
     trained: Place,
@@ -130,7 +130,8 @@ def by_rule(
     """The leaf with what a rule leaves of the trained weights; a code per lane.
 
     The second moments are those of all rows but the ones held out. The lanes belong to
-    so many ``layers``, whose patterns are apart: the steps of a loop. ``keep`` leaves
+    so many ``layers``, whose patterns are apart: the steps of a loop. Arrays of the
+    rule have one entry for each. ``keep`` leaves
     those that are not finite as they were.
     """
     old = masks.read(trained.weights)
@@ -145,7 +146,10 @@ def by_rule(
     def apart(a: Array) -> Array:
         return a.reshape(layers, -1, *a.shape[1:])
 
-    new = jax.vmap(rule.answer)(*jax.tree.map(apart, (W, gram))).reshape(W.shape)
+    def answer(rule: Rule, W: Array, gram: Array | None) -> Array:
+        return rule.answer(W, gram)
+
+    new = jax.vmap(answer)(rule, *jax.tree.map(apart, (W, gram))).reshape(W.shape)
     good = jnp.isfinite(new).all((1, 2))
     answers = jnp.where(seen.valid[:, :, None], seen.P, 0)
     for a in (answers, gram):

@@ -58,6 +58,16 @@ def is_loader(batch: Batch) -> bool:
         return jax.tree.structure(batch) == jax.tree.structure(0)
 
 
+class Stored:
+    """What a loader gave, to be read more than once."""
+
+    def __init__(self, batch: Batch):
+        self._given = list(batches(batch))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._given)
+
+
 def batches(batch: Batch) -> Iterator[Batch]:
     """The batch itself, or what a loader gives; BatchError if that is nothing."""
     if not is_loader(batch):

@@ -3,27 +3,51 @@
 Knows the network and budgets; knows no solver.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import budgets
 from nettrim_jax.budgets import Budget, Reading
 from nettrim_jax.loading import Part
-from nettrim_jax.report import moved
 from nettrim_jax.results import MethodError
-from nettrim_jax.typing import Array, Batch, Params
+from nettrim_jax.typing import Array, Batch, Params, wide
 
 Leaves = list[Array]
+NETWORK = "scope='network'"
+
+
+@jax.jit
+def deviation_of(before: Sequence[Array], after: Sequence[Array]) -> Array:
+    """Relative change of all floating outputs together, Frobenius."""
+    off, size = moved(before, after, before)
+    return jnp.sqrt(jnp.where(off == 0, 0, off / size))
+
+
+@jax.jit
+def moved(
+    before: Sequence[Array], after: Sequence[Array], trained: Sequence[Array]
+) -> tuple[Array, Array]:
+    """Squared change of all floating outputs, and their squared size as trained."""
+    off, size = jnp.zeros(()), jnp.zeros(())
+    for new, old, whole in zip(after, before, trained, strict=True):
+        if jnp.issubdtype(jnp.result_type(old), jnp.floating):
+            dtype = wide(jnp.result_type(old))
+            new, old, whole = (jnp.asarray(a, dtype) for a in (new, old, whole))
+            off = off + jnp.sum((new - old) ** 2).astype(off.dtype)
+            size = size + jnp.sum(whole**2).astype(size.dtype)
+    return off, size
 
 
 class Meter:
     """Measures networks on some rows, beside the trained one.
 
     Args:
-      budget: what counts.
+      budget: what counts; None for the deviation of the output without a limit.
       parts: the rows, with the traced network; each part is a fold.
       batches: the same rows, as the user gave them.
       old: the trained leaves.
@@ -33,24 +57,27 @@ class Meter:
 
     def __init__(
         self,
-        budget: Budget,
+        budget: Budget | None,
         parts: Sequence[Part],
         batches: Sequence[Batch],
         old: Leaves,
         fill: Callable[[Leaves], Params],
         share: float = 1.0,
     ):
-        self.budget, self.parts, self.batches = budget, parts, batches
+        self.parts, self.batches = parts, batches
+        self.budget = budget or Budget("deviation", math.inf, None)
         self.fill, self.share = fill, share
         self.trained = self.outputs(old)
         floats = [a for part in self.trained for a in part if _floating(a)]
-        if not budget.metric and not any(np.any(a) for a in floats):
+        if not self.budget.metric and not any(np.any(a) for a in floats):
+            asked = f"NetTrim(deviation={self.budget.most:g})"
+            other = ", or use drop= and metric=" if budget else ""
             raise MethodError(
-                f"NetTrim(deviation={budget.most:g}): the trained network's outputs "
+                f"{asked if budget else NETWORK}: the trained network's outputs "
                 "are zero or not floating on the rows to measure, so no change is "
-                "relative to them; let apply_fn return logits, or use drop= and metric="
+                f"relative to them; let apply_fn return logits{other}"
             )
-        self.before = self._metrics(old) if budget.metric else []
+        self.before = self._metrics(old) if self.budget.metric else []
 
     def outputs(self, leaves: Leaves) -> list[list[Array]]:
         """What the network returns, per fold."""

@@ -13,28 +13,40 @@ Knows arrays only.
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import register_dataclass
 
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array, wide
 
 Shape = tuple[int, ...]  # b, d_in, d_out
-SCOPES = ("layer", "column")
+SCOPES = ("layer", "column", "network")
+STATIC = {"static": True}  # a pattern travels through ``jit`` as configuration
 FEW = 16  # so many are faster compared one with another
 
 
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sparsity:
     """A share of the weights is zero.
 
+    Under ``scope="network"`` the share is that of all layers to which the same method
+    is given, or one equal to it, and ``prune`` finds how many weights each keeps. By
+    :class:`Magnitude` all their weights are compared at once. For the other methods
+    layers are pruned to several levels and the network is measured, so the batch is
+    dealt out: half to solve on, a quarter to choose by, and on the last quarter the
+    same share in every layer is taken instead if the output then moves less. The chosen
+    numbers are then pruned to on all rows. This needs concrete values and about eight
+    solves of each layer.
+
     Attributes:
       level: the share, in [0, 1]; ``round(level * size)`` weights are zero.
       scope: ``"layer"``: of all weights together. ``"column"``: of the weights of every
-        unit, each with the same number.
+        unit, each with the same number. ``"network"``: of the weights of all layers.
 
     Raises:
       MethodError: an attribute is out of its range.
@@ -46,8 +58,8 @@ class Sparsity:
       [[True, True], [False, False]]
     """
 
-    level: float
-    scope: str = "layer"
+    level: float = dataclasses.field(metadata=STATIC)
+    scope: str = dataclasses.field(default="layer", metadata=STATIC)
 
     def __post_init__(self):
         _share("Sparsity", self.level)
@@ -59,9 +71,10 @@ class Sparsity:
     def check(self, shape: Shape) -> None:
         """Raises MethodError if the pattern does not fit a layer."""
 
-    def nonzeros(self, shape: Shape) -> int:
+    def nonzeros(self, shape: Shape) -> Any:
         """How many weights of a layer are left."""
         b, d_in, d_out = shape
+        self._of_a_layer()
         if self.scope == "column":
             return b * d_out * (d_in - round(self.level * d_in))
         return math.prod(shape) - round(self.level * math.prod(shape))
@@ -71,14 +84,54 @@ class Sparsity:
         left = self.nonzeros(score.shape)
         return self.largest(score, left)
 
-    def largest(self, score: Array, left: int) -> Array:
+    def largest(self, score: Array, left: Any) -> Array:
         """The ``left`` largest, in this scope; under ``"column"`` evenly shared."""
         b, _, d_out = score.shape
+        self._of_a_layer()
         if self.scope == "column":
             return _highest(score, left // (b * d_out), axis=1)
         return _highest(score.ravel(), left, axis=0).reshape(score.shape)
 
+    def _of_a_layer(self) -> None:
+        if self.scope == "network":
+            raise MethodError(
+                f"Sparsity({self.level}, scope='network'): says how many weights all "
+                "layers keep together, not how many one keeps; nettrim_jax.prune "
+                "chooses that. For one layer take scope='layer'"
+            )
 
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Count(Sparsity):
+    """So many weights of a layer are left, a number that may be traced.
+
+    What a budget of the whole network comes to in one of its layers.
+
+    Attributes:
+      level: is not looked at.
+      scope: as of any layer.
+      left: the number, int32.
+      shape: of the layer; a part of it has its share of the number.
+    """
+
+    level: float = dataclasses.field(default=0.0, metadata=STATIC)
+    left: Any = 0
+    shape: Shape = dataclasses.field(default=(1, 1, 1), metadata=STATIC)
+
+    def nonzeros(self, shape: Shape) -> Any:
+        """How many weights of a layer, or of some inputs and units of it, are left."""
+        b, d_in, d_out = self.shape
+        # products of a count and a size would overflow 32 bits
+        whole, rest = self.left // d_in, self.left % d_in
+        left = whole * shape[1] + (rest * shape[1] + d_in // 2) // d_in
+        if shape[::2] == self.shape[::2]:
+            return left
+        part = np.float32(shape[0] * shape[2] / (b * d_out))
+        return jnp.round(jnp.asarray(left, jnp.float32) * part).astype(jnp.int32)
+
+
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NM:
     """At most ``n`` of every ``m`` consecutive weights of a unit, along its inputs.
@@ -102,9 +155,9 @@ class NM:
       [False, True, True, False]
     """
 
-    n: int
-    m: int
-    pad: bool = False
+    n: int = dataclasses.field(metadata=STATIC)
+    m: int = dataclasses.field(metadata=STATIC)
+    pad: bool = dataclasses.field(default=False, metadata=STATIC)
 
     def __post_init__(self):
         whole = all(
@@ -134,6 +187,7 @@ class NM:
         return kept.reshape(b, -1, d_out)[:, :d_in]
 
 
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Blocks:
     """A share of the blocks is zero, the others are whole.
@@ -154,9 +208,9 @@ class Blocks:
       [[False, True], [False, True]]
     """
 
-    level: float
-    shape: tuple[int, int]
-    pad: bool = False
+    level: float = dataclasses.field(metadata=STATIC)
+    shape: tuple[int, int] = dataclasses.field(metadata=STATIC)
+    pad: bool = dataclasses.field(default=False, metadata=STATIC)
 
     def __post_init__(self):
         _share("Blocks", self.level)
@@ -195,7 +249,7 @@ class Blocks:
 class _Lines:
     """A share of the lines along one axis is zero, the others are whole."""
 
-    level: float
+    level: float = dataclasses.field(metadata=STATIC)
     axis: ClassVar[int]
 
     def __post_init__(self):
@@ -211,6 +265,7 @@ class _Lines:
         return jnp.broadcast_to(kept.reshape(sums.shape), score.shape)
 
 
+@register_dataclass
 class Neurons(_Lines):
     """A share of the units is zero: whole columns of ``W``.
 
@@ -230,6 +285,7 @@ class Neurons(_Lines):
     axis = 1
 
 
+@register_dataclass
 class Inputs(_Lines):
     """A share of the inputs is not used: whole rows of ``W`` are zero.
 
@@ -258,15 +314,16 @@ def _left(level: float, count: int) -> int:
     return count - round(level * count)
 
 
-def _highest(score: Array, count: int, axis: int) -> Array:
+def _highest(score: Array, count: Any, axis: int) -> Array:
     """Marks the ``count`` highest along an axis; among equals the first.
 
     By a search for the value of the last one, because a sort of all scores costs more
     than the rest of a solver's step.
     """
     size = score.shape[axis]
-    if count <= 0 or count >= size:
+    if isinstance(count, int) and not 0 < count < size:
         return jnp.full(score.shape, count > 0)
+    count = jnp.asarray(count, jnp.int32)
     if size <= FEW:
         return _beaten(score, axis) < count
     order = _ordered(score)
@@ -277,14 +334,15 @@ def _highest(score: Array, count: int, axis: int) -> Array:
         low, high = ends  # of the value that is the count-th highest
         # their mean, rounded up, without overflow
         middle = (low & high) + ((low ^ high) >> 1) + ((low ^ high) & 1)
-        reached = jnp.sum(order >= middle, axis=axis, keepdims=True) >= count
+        above = jnp.sum(order >= middle, axis=axis, keepdims=True, dtype=jnp.int32)
+        reached = above >= count
         return jnp.where(reached, middle, low), jnp.where(reached, high, middle - 1)
 
     bits = jnp.iinfo(order.dtype).bits
     last, _ = jax.lax.fori_loop(0, bits, narrow, (least, most))
     above, equal = order > last, order == last
-    room = count - jnp.sum(above, axis=axis, keepdims=True)
-    return above | (equal & (jnp.cumsum(equal, axis=axis) <= room))
+    room = count - jnp.sum(above, axis=axis, keepdims=True, dtype=jnp.int32)
+    return above | (equal & (jnp.cumsum(equal, axis=axis, dtype=jnp.int32) <= room))
 
 
 def _beaten(score: Array, axis: int) -> Array:
@@ -294,7 +352,7 @@ def _beaten(score: Array, axis: int) -> Array:
     first = np.arange(len(score))[None, :] < np.arange(len(score))[:, None]
     first = first.reshape(first.shape + (1,) * (score.ndim - 1))
     beats = (other > mine) | ((other == mine) & first)
-    return jnp.moveaxis(jnp.sum(beats, axis=1), 0, axis)
+    return jnp.moveaxis(jnp.sum(beats, axis=1, dtype=jnp.int32), 0, axis)
 
 
 def _ordered(score: Array) -> Array:

@@ -24,16 +24,17 @@ from nettrim_jax import (
     loading,
     masks,
     selection,
+    sharing,
     steering,
 )
 from nettrim_jax import progress as bars
 from nettrim_jax.activations import Activation, capture, gather
 from nettrim_jax.loading import Part, Weights
-from nettrim_jax.meters import Meter
+from nettrim_jax.meters import Meter, deviation_of
 from nettrim_jax.methods import Method
 from nettrim_jax.programs import known
 from nettrim_jax.progress import Progress
-from nettrim_jax.report import Report, SearchStep, SiteReport, deviation_of
+from nettrim_jax.report import Report, SearchStep, SiteReport
 from nettrim_jax.results import ParamsError
 from nettrim_jax.selection import Selector
 from nettrim_jax.settings import ADMM
@@ -96,6 +97,8 @@ def prune(
         regular expressions (``re.search`` on a leaf's path, first match wins) to a
         method or ``None``. With ``NetTrim(deviation=...)`` or ``drop`` the batch is
         dealt out, and half of its rows are solved on; all batches of a loader are kept.
+        So it is with ``Sparsity(scope="network")``, but only to choose how many weights
+        each layer keeps; the answer is then solved for on all rows.
       mode: ``"parallel"``: every layer from the trained network's own activations.
         ``"cascade"``: in order of execution, inputs from the network as pruned by
         then, targets from the trained one. (Experts behind ``jax.lax.ragged_dot`` are
@@ -141,11 +144,14 @@ def prune(
     solver = checks.arguments(mode, solver, rows, held_out, on_failure, memory, bound)
     checks.finite("params", params, ParamsError)
     key, dealt = checks.random_key(key), None
-    budget = budgets.common(
-        method.values() if isinstance(method, Mapping) else [method]
-    )
+    methods = list(method.values()) if isinstance(method, Mapping) else [method]
+    budget, shared = budgets.common(methods), sharing.searches(methods)
+    given = params, key, weights, batch
+    if shared:
+        dealing.concrete(given, "Sparsity(scope='network')", "take scope='layer'")
+        batch = loading.Stored(batch) if loading.is_loader(batch) else batch
     if budget is not None:
-        dealing.concrete((params, key, weights, batch))
+        dealing.concrete(given, "NetTrim(deviation=..., drop=...)", "give an epsilon")
         dealt = dealing.deal(batch, weights, key)
         batch, weights = dealt.solve, dealt.weights
     parts = loading.parts(apply_fn, params, batch, key, weights)
@@ -161,13 +167,21 @@ def prune(
     settings = Settings(solver, int(rows), held_out, on_failure == "keep", memory, show)
 
     every, extra = itertools.chain([first], parts), {}
+
+    def meter(batches: list[Batch], share: float) -> Meter:
+        rows = list(loading.parts(apply_fn, params, iter(batches), key, None))
+        fill = functools.partial(filled, tree, everything)
+        return Meter(budget, rows, batches, old, fill, share)
+
+    asked = sharing.by_magnitude(graph, asked, old)
+    if shared:
+        half = dealing.deal(batch, weights, key, folds=1)
+        rest = loading.parts(apply_fn, params, half.solve, key, half.weights)
+        seen, meters = _seen(rest, old, asked, settings)[1], (half.steer, half.check)
+        asked, extra["split"] = sharing.search(
+            graph, asked, seen, old, settings, *(meter(rows, 1.0) for rows in meters)
+        )
     if budget is not None and dealt is not None:
-
-        def meter(batches: list[Batch], share: float) -> Meter:
-            rows = list(loading.parts(apply_fn, params, iter(batches), key, None))
-            fill = functools.partial(filled, tree, everything)
-            return Meter(budget, rows, batches, old, fill, share)
-
         steer = meter(dealt.steer, dealt.share)
         (new, entries, deviation), search = _within(
             list(every), old, asked, settings, mode, steer

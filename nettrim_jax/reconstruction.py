@@ -17,9 +17,10 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import register_dataclass
 
 from nettrim_jax.linalg import matmul
-from nettrim_jax.patterns import NM, Pattern, Sparsity
+from nettrim_jax.patterns import NM, STATIC, Pattern, Sparsity
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import HIGHEST, Array
 
@@ -38,6 +39,7 @@ ASIDE = 4  # one row of so many is kept aside for it
 CLOSE = 0.005  # of two that differ by less the more cautious is taken
 
 
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Reconstruct:
     r"""Exactly so many weights, chosen and fitted together.
@@ -83,10 +85,10 @@ class Reconstruct:
     """
 
     pattern: Pattern
-    ridge: float | None = None
-    plain: float | None = None
-    bias: str = "free"
-    steps: int | None = None
+    ridge: float | None = dataclasses.field(default=None, metadata=STATIC)
+    plain: float | None = dataclasses.field(default=None, metadata=STATIC)
+    bias: str = dataclasses.field(default="free", metadata=STATIC)
+    steps: int | None = dataclasses.field(default=None, metadata=STATIC)
 
     moments: ClassVar[bool] = True  # whether it needs those of all rows
 

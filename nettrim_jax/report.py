@@ -11,13 +11,12 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
-from nettrim_jax import results
-from nettrim_jax.typing import Array, Path, wide
+from nettrim_jax import results, tables
+from nettrim_jax.typing import Array, Path
 
 STATIC = {"static": True}
 
@@ -78,7 +77,9 @@ class Listing:
             for site in self.sites
         ]
         rows.append(("all", ["", "", "", "", "", "", self.size]))
-        return "\n".join([*_grid(columns, rows), *_left_lines(self.skipped)])
+        return "\n".join(
+            [*tables.grid(columns, rows), *tables.left_alone(self.skipped)]
+        )
 
 
 @register_dataclass
@@ -157,6 +158,26 @@ class SearchStep:
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Split:
+    """How one number of weights for many layers was split, by what a network measured.
+
+    The network was solved on half of the rows; the one in the report has the same
+    numbers of weights, solved on all.
+
+    Attributes:
+      deviation: relative change of its output on rows that neither solved nor chose.
+      equal: the same with the same share in every layer. Where that is less, the layers
+        have the same share.
+      tried: how many networks were measured.
+    """
+
+    deviation: Array
+    equal: Array
+    tried: int = dataclasses.field(metadata=STATIC)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Report:
     """The whole network; ``print`` it for a table.
 
@@ -175,6 +196,8 @@ class Report:
       checked: what it lost on rows that no solver and no choice has seen.
       measure: of what: ``"deviation"`` or ``"drop"``.
       search: the networks that were measured to find this one, which is the last.
+      split: what chose the layers' numbers of weights under ``scope="network"``; None
+        if nothing was measured for that.
     """
 
     sites: tuple[SiteReport, ...]
@@ -189,6 +212,7 @@ class Report:
     checked: Array | None = None
     measure: str | None = dataclasses.field(default=None, metadata=STATIC)
     search: tuple[SearchStep, ...] = ()
+    split: Split | None = None
 
     @property
     def size(self) -> int:
@@ -218,6 +242,8 @@ class Report:
             "skipped": _left(self.skipped),
             **{name: _plain(getattr(self, name)) for name in totals},
             "budget": self._budgeted(),
+            "split": self.split
+            and {name: _plain(value) for name, value in vars(self.split).items()},
         }
 
     def _budgeted(self) -> dict[str, Any] | None:
@@ -238,28 +264,6 @@ class Report:
             return _table(self)
         except TypeError:  # arrays under a trace, or with a mapped axis
             return f"Report of {len(self.sites)} layers, values not known or mapped"
-
-
-@jax.jit
-def deviation_of(before: Sequence[Array], after: Sequence[Array]) -> Array:
-    """Relative change of all floating outputs together, Frobenius."""
-    off, size = moved(before, after, before)
-    return jnp.sqrt(jnp.where(off == 0, 0, off / size))
-
-
-@jax.jit
-def moved(
-    before: Sequence[Array], after: Sequence[Array], trained: Sequence[Array]
-) -> tuple[Array, Array]:
-    """Squared change of all floating outputs, and their squared size as trained."""
-    off, size = jnp.zeros(()), jnp.zeros(())
-    for new, old, whole in zip(after, before, trained, strict=True):
-        if jnp.issubdtype(jnp.result_type(old), jnp.floating):
-            dtype = wide(jnp.result_type(old))
-            new, old, whole = (jnp.asarray(a, dtype) for a in (new, old, whole))
-            off = off + jnp.sum((new - old) ** 2).astype(off.dtype)
-            size = size + jnp.sum(whole**2).astype(size.dtype)
-    return off, size
 
 
 _COLUMNS = (
@@ -309,7 +313,7 @@ def _table(report: Report) -> str:
         if int(site.live_inputs) == 0
     ]
     notes += [
-        _fit(f"removable, no weight is left: {' and '.join(bare)} of {site.path}")
+        tables.fit(f"removable, no weight is left: {' and '.join(bare)} of {site.path}")
         for site in report.sites
         if (bare := _bare(site))
     ]
@@ -317,8 +321,13 @@ def _table(report: Report) -> str:
     total += [f"{100 * float(report.sparsity):.1f}%"]
     rows.append(("all", total + [""] * 5))
     moved = f"output moved by {float(report.deviation):.4f} of its norm on the batch"
-    lines = [*_grid(_COLUMNS, rows), moved, *_bound_lines(report)]
-    lines += [*_budget_lines(report), *notes, *_left_lines(report.skipped)]
+    lines = [*tables.grid(_COLUMNS, rows), moved, *_bound_lines(report)]
+    lines += [
+        *_budget_lines(report),
+        *_split_lines(report),
+        *notes,
+        *tables.left_alone(report.skipped),
+    ]
     return "\n".join(lines)
 
 
@@ -326,7 +335,7 @@ def _bound_lines(report: Report) -> list[str]:
     if report.bound_stop is None:
         return []
     if report.bound_stop:
-        return [_fit(f"no bound on that: it stops at {report.bound_stop}")]
+        return [tables.fit(f"no bound on that: it stops at {report.bound_stop}")]
     bound, tight = (f"{float(a):.4g}" for a in (report.bound, report.tight_bound))
     return [f"at most {bound} by the theorems, {tight} by the tighter bound"]
 
@@ -336,6 +345,21 @@ def _bare(site: SiteReport) -> list[str]:
     if site.kind == "conv":
         counts = (counts[0][0], "filter"), (counts[1][0], "channel")
     return [f"{n} {name}{'s' * (n > 1)}" for n, name in counts if n]
+
+
+def _split_lines(report: Report) -> list[str]:
+    if report.split is None:
+        return []
+    split, equal = float(report.split.deviation), float(report.split.equal)
+    if equal <= split:
+        return [
+            f"the same share in every layer: {equal:.4g} on rows that chose nothing; "
+            f"no other of {report.split.tried} networks moves less"
+        ]
+    return [
+        f"shares per layer: {split:.4g} on rows that chose nothing, {equal:.4g} with "
+        f"the same in all; {report.split.tried} networks tried"
+    ]
 
 
 def _budget_lines(report: Report) -> list[str]:
@@ -349,28 +373,8 @@ def _budget_lines(report: Report) -> list[str]:
     ]
 
 
-def _grid(
-    columns: Sequence[tuple[str, int]], rows: Sequence[tuple[str, Sequence[Any]]]
-) -> list[str]:
-    """A heading and one line per row, at most 100 wide; long paths lose their head."""
-    width = 100 - sum(w + 1 for _, w in columns)
-    width = max(min(width, max(len(path) for path, _ in rows)), len("layer"))
-
-    def line(path: str, cells: Sequence[Any]) -> str:
-        path = path if len(path) <= width else "…" + path[1 - width :]
-        row = zip(cells, columns, strict=True)
-        text = path.ljust(width) + "".join(f" {cell:>{w}}" for cell, (_, w) in row)
-        return text.rstrip()
-
-    return [line("layer", [name for name, _ in columns])] + [line(*r) for r in rows]
-
-
 def _left(skipped: Sequence[tuple[Path, str]]) -> list[dict[str, str]]:
     return [{"path": path, "reason": reason} for path, reason in skipped]
-
-
-def _left_lines(skipped: Sequence[tuple[Path, str]]) -> list[str]:
-    return [_fit(f"left alone: {path}: {reason}") for path, reason in skipped]
 
 
 def _cells(site: SiteReport) -> list[str]:
@@ -390,7 +394,3 @@ def _cells(site: SiteReport) -> list[str]:
 
 def _figure(value: Array, form: str) -> str:
     return "-" if math.isnan(float(value)) else f"{float(value):{form}}"
-
-
-def _fit(text: str) -> str:
-    return text if len(text) <= 100 else text[:99] + "…"

@@ -9,14 +9,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax import budgets, layers, masks, results
+from nettrim_jax import answers, budgets, layers, results
 from nettrim_jax.activations import Activation
+from nettrim_jax.answers import Answer
 from nettrim_jax.budgets import Budget, Choice, Point, Reading
-from nettrim_jax.masks import Entries
 from nettrim_jax.meters import Leaves, Meter
 from nettrim_jax.methods import Method, NetTrim
 from nettrim_jax.report import SearchStep, SiteReport
@@ -42,11 +41,10 @@ class Found(NamedTuple):
     steps: tuple[SearchStep, ...]
 
 
-class _Answer(NamedTuple):
-    """One solve of a layer, as it is written into leaves."""
+class _Solved(NamedTuple):
+    """One solve of a layer."""
 
-    values: Array  # [b, d_in, d_out]
-    bias: Array | None  # [b, d_out]
+    answer: Answer
     entry: SiteReport
 
 
@@ -89,10 +87,10 @@ class _Search:
         self.failed = dict.fromkeys(self.mine, False)  # in the last solve
         self.readings: dict[Choice, Reading] = {}
         self.steps: dict[Choice, SearchStep] = {}
-        self.answers = {k: [self._as_trained(k)] for k in self.mine}
+        self.solved = {k: [self._as_trained(k)] for k in self.mine}
         self.curves = {
             k: [Point(0.0, int(a.entry.nonzeros), 0.0)]
-            for k, (a,) in self.answers.items()
+            for k, (a,) in self.solved.items()
         }
 
     @property
@@ -116,7 +114,7 @@ class _Search:
         new = list(self.base)
         for k, i in zip(self.mine, choice, strict=True):
             if i:
-                self._put(new, k, self.answers[k][i])
+                answers.put(self._site(k), new, self.solved[k][i].answer)
         return new
 
     def solve(self, epsilons: Mapping[int, float]) -> None:
@@ -138,12 +136,12 @@ class _Search:
             self.failed[k] = int(entry.result) not in results.GOOD
             if self.failed[k]:
                 continue
-            answer = self._read(new, k, entry)
+            solved = self._solved(new, k, entry)
             alone = list(self.base)
-            self._put(alone, k, answer)
+            answers.put(self._site(k), alone, solved.answer)
             cost = self.meter.cost(alone, self.beside)
             if np.isfinite(cost):
-                self.answers[k].append(answer)
+                self.solved[k].append(solved)
                 point = Point(float(epsilons[k]), int(entry.nonzeros), cost)
                 self.curves[k].append(point)
 
@@ -159,33 +157,13 @@ class _Search:
     def _site(self, k: int) -> Site:
         return self.graph.sites[k]
 
-    def _bias(self, k: int) -> tuple[int, np.ndarray] | None:
-        return None if self.mine[k].bias == "fixed" else self._site(k).bias
+    def _solved(self, leaves: Leaves, k: int, entry: SiteReport) -> _Solved:
+        moves = self.mine[k].bias != "fixed"
+        return _Solved(answers.take(self._site(k), leaves, moves), entry)
 
-    def _read(self, leaves: Leaves, k: int, entry: SiteReport) -> _Answer:
-        site, bias = self._site(k), self._bias(k)
-        values = _read(Entries(leaves[site.leaf], jnp.asarray(site.index)))
-        if bias is None:
-            return _Answer(values, None, entry)
-        return _Answer(
-            values, _read(Entries(leaves[bias[0]], jnp.asarray(bias[1]))), entry
-        )
-
-    def _put(self, leaves: Leaves, k: int, answer: _Answer) -> None:
-        site, bias = self._site(k), self._bias(k)
-        entries = Entries(leaves[site.leaf], jnp.asarray(site.index))
-        leaves[site.leaf] = _write(entries, answer.values)
-        if bias is not None and answer.bias is not None:
-            entries = Entries(leaves[bias[0]], jnp.asarray(bias[1]))
-            leaves[bias[0]] = _write(entries, answer.bias)
-
-    def _as_trained(self, k: int) -> _Answer:
+    def _as_trained(self, k: int) -> _Solved:
         site, X = self._site(k), self.seen[k].X
-        return self._read(self.old, k, as_trained(site, self.old[site.leaf], X))
-
-
-_read = jax.jit(masks.read)
-_write = jax.jit(masks.write)
+        return self._solved(self.old, k, as_trained(site, self.old[site.leaf], X))
 
 
 def at_epsilon(method: NetTrim, epsilon: float) -> NetTrim:
@@ -307,7 +285,7 @@ def search_parallel(
         choice = budgets.exchange(curves, choice, search.measure, most, looks)
     settings.show(len(asked), "done")
     picked = dict(zip(search.mine, choice, strict=True))
-    entries = {k: search.answers[k][i].entry for k, i in picked.items()}
+    entries = {k: search.solved[k][i].entry for k, i in picked.items()}
     last_step = search.steps.pop(choice)
     return Found(
         search.leaves(choice),

@@ -1,0 +1,148 @@
+"""One number of weights for all layers, split into one for each: numbers only.
+
+Every layer has a curve, what the network loses by the number of weights that this layer
+keeps. Costs of different layers add up. Knows numbers; knows no model and no solver.
+"""
+
+import bisect
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Curve = Sequence[tuple[int, float]]  # weights left, rising, and the cost
+
+SAMPLES = 16  # of a curve between two measured points
+BELOW = (0.25, 0.5, 0.7)  # of the asked density, where else a layer is measured
+STEPS = 5  # from the asked density up to all weights
+LEAST = 1.25  # ratio of two densities
+
+
+class _Edge(NamedTuple):
+    """A straight piece of a layer's convexified curve."""
+
+    slope: float
+    layer: int
+    width: int
+    start: int  # weights at its beginning
+
+
+def densities(asked: float) -> list[float]:
+    """Where to measure a layer that is to keep about this share, in (0, 1)."""
+    ratio = max(asked ** (-1 / STEPS), LEAST)
+    above = [asked * ratio**i for i in range(1, STEPS)]
+    below = [asked * part for part in BELOW]
+    return [*below, asked, *(d for d in above if d * ratio**0.5 < 1)]
+
+
+def evenly(sizes: Sequence[int], total: int) -> list[int]:
+    """The same share of every size, ``total`` in all; rounded by largest remainder."""
+    whole = max(sum(sizes), 1)
+    counts = [size * total // whole for size in sizes]
+    rest = [size * total % whole for size in sizes]
+    order = sorted(range(len(sizes)), key=lambda k: (-rest[k], k))
+    for k in order[: total - sum(counts)]:
+        counts[k] += 1
+    return counts
+
+
+def between(curve: Curve, count: int) -> float:
+    r"""The cost at any number of weights within a curve.
+
+    Straight in the logarithms of both; of the number alone where a cost is not
+    positive.
+    """
+    counts = [n for n, _ in curve]
+    i = min(max(bisect.bisect_left(counts, count), 1), len(curve) - 1)
+    (n0, c0), (n1, c1) = curve[i - 1], curve[i]
+    if count in (n0, n1):
+        return c0 if count == n0 else c1
+    # a layer without weights has no logarithm
+    a, b, at = (math.log(max(n, 0.5)) for n in (n0, n1, count))
+    part = (at - a) / (b - a)
+    if c0 > 0 and c1 > 0:
+        return math.exp(math.log(c0) * (1 - part) + math.log(c1) * part)
+    return c0 * (1 - part) + c1 * part
+
+
+def split(curves: Sequence[Curve], total: int) -> list[int]:
+    r"""How many weights each layer keeps.
+
+    .. math::
+        \min_n \; \sum_k c_k(n_k) \quad\text{s.t.}\quad \sum_k n_k = \text{total}
+
+    Curves are interpolated (:func:`between`) and replaced by their lower convex hulls;
+    then the steepest pieces are taken first, the same slope for all layers: the
+    multiplier of the sum. (Everett, 1963; Shoham and Gersho, 1988.) The last piece is
+    taken in part. Where the hull bridges a dent there the curve itself is above, so
+    that layer is also tried at both ends of the piece, the others sharing the rest.
+
+    Args:
+      curves: of every layer, at least one point each; numbers of weights rising.
+      total: between the sums of the curves' ends.
+
+    Returns:
+      The numbers, which sum up to ``total``.
+    """
+    counts, last = _fill(curves, total)
+    if last is None:
+        return counts
+    tried = [counts]
+    for end in (last.start, last.start + last.width):
+        point = (end, between(curves[last.layer], end))
+        fixed = [[point] if k == last.layer else c for k, c in enumerate(curves)]
+        least, most = (sum(c[i][0] for c in fixed) for i in (0, -1))
+        if least <= total <= most:
+            tried.append(_fill(fixed, total)[0])
+    return min(tried, key=lambda counts: cost(curves, counts))
+
+
+def cost(curves: Sequence[Curve], counts: Sequence[int]) -> float:
+    """What these numbers cost together."""
+    return sum(
+        c[0][1] if len(c) == 1 else between(c, n)
+        for c, n in zip(curves, counts, strict=True)
+    )
+
+
+def _fill(curves: Sequence[Curve], total: int) -> tuple[list[int], _Edge | None]:
+    """The best numbers by the hulls, and the piece that is taken in part."""
+    edges, counts = [], []
+    for k, curve in enumerate(curves):
+        hull = _hull(_sampled(curve))
+        counts.append(hull[0][0])
+        for (n0, c0), (n1, c1) in itertools.pairwise(hull):
+            edges.append(_Edge((c1 - c0) / (n1 - n0), k, n1 - n0, n0))
+    left = total - sum(counts)
+    for edge in sorted(edges):
+        if left <= 0:
+            break
+        counts[edge.layer] += min(edge.width, left)
+        if edge.width > left:
+            return counts, edge
+        left -= edge.width
+    return counts, None
+
+
+def _sampled(curve: Curve) -> list[tuple[int, float]]:
+    counts = [curve[-1][0]]
+    for (n0, _), (n1, _) in itertools.pairwise(curve):
+        ratio = n1 / max(n0, 0.5)
+        steps = (max(n0, 0.5) * ratio ** (i / SAMPLES) for i in range(1, SAMPLES))
+        counts += [n0, *(min(max(round(n), n0), n1) for n in steps)]
+    if len(curve) == 1:
+        return list(curve)
+    return [(n, between(curve, n)) for n in sorted(set(counts))]
+
+
+def _hull(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The vertices of the lower convex hull, from the first point to the last."""
+    hull: list[tuple[int, float]] = []
+    for n, c in points:
+        while len(hull) > 1:
+            (n0, c0), (n1, c1) = hull[-2:]
+            if (c1 - c0) * (n - n0) < (c - c0) * (n1 - n0):
+                break
+            hull.pop()
+        hull.append((n, c))
+    return hull
