@@ -228,24 +228,28 @@ class _Quadratic(NamedTuple):
 
 
 def _quadratic(seen: Seen, free: bool) -> _Quadratic:
-    H, sums, count = (
-        seen.moments[:, :-1, :-1],
-        seen.moments[:, -1, :-1],
-        seen.moments[:, -1, -1],
-    )
-    count = jnp.maximum(count, 1)
+    sums, count = seen.moments[:, -1, :-1], seen.moments[:, -1, -1]
+    valid, here = seen.valid[:, :, None], jnp.sum(seen.valid, axis=1)
+    here = jnp.maximum(here, 1).astype(count.dtype)
+    count = jnp.maximum(count, here)
+    every = count == here  # no rows but those in hand
     mean = sums / count[:, None] if free else jnp.zeros_like(sums)
+    X = jnp.where(valid, seen.X - mean[:, None, :], 0)
+    if free:  # once more: the first mean is off by its rounding
+        rest = jnp.where(every[:, None], jnp.sum(X, axis=1) / here[:, None], 0)
+        mean, X = mean + rest, jnp.where(valid, X - rest[:, None, :], 0)
+    H = seen.moments[:, :-1, :-1]
     H = H - (count[:, None] * mean)[:, :, None] * mean[:, None, :]
+    # a large mean leaves nothing of the others but rounding
+    H = jnp.where(every[:, None, None], matmul(X.transpose(0, 2, 1), X), H)
     energy = jnp.maximum(jnp.diagonal(H, axis1=1, axis2=2), 0)
     floor = FLOOR * jnp.mean(energy, axis=1, keepdims=True)
     size = jnp.sqrt(energy + jnp.where(floor > 0, floor, 1))
     A = H / (size[:, :, None] * size[:, None, :])
     e, Q = jnp.linalg.eigh(A)
-    X = jnp.where(seen.valid[:, :, None], seen.X - mean[:, None, :], 0)
-    here = jnp.sum(seen.valid, axis=1).astype(count.dtype)
-    share = count / jnp.maximum(here, 1)
     # rounding leaves no direction that costs less than nothing
-    return _Quadratic(X / size[:, None, :], A, jnp.maximum(e, 0), Q, size, mean, share)
+    e, share = jnp.maximum(e, 0), count / here
+    return _Quadratic(X / size[:, None, :], A, e, Q, size, mean, share)
 
 
 class _State(NamedTuple):

@@ -177,6 +177,20 @@ def test_pruned_inputs_are_made_up_for():
             assert error(moved, W, b, False) <= 1.01 * best
 
 
+def test_a_large_mean_of_the_inputs_changes_nothing():
+    rng = np.random.default_rng(0)
+    X, W = rng.normal(size=(1, 100, 12)), rng.normal(size=(1, 12, 6))
+    method, answers = Reconstruct(nt.Sparsity(0.6), ridge=0.01), []
+    for mean in (0.0, 1000.0):
+        one = jax.tree.map(
+            lambda a: a.astype("float32") if a.dtype == float else a,
+            seen(X + mean, W, t=-mean * W.sum(1)[:, None, :]),
+        )
+        answers.append(reconstruct(method, one, False, True)[0])
+    np.testing.assert_array_equal(*(np.asarray(W) != 0 for W in answers))
+    np.testing.assert_allclose(*answers, atol=1e-2)
+
+
 @slow
 def test_inputs_that_are_always_zero_cost_nothing():
     one = layer(kind="zero_columns", n=100)
