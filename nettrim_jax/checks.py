@@ -159,8 +159,8 @@ def converged(report: Report, on_failure: str, solver: ADMM) -> None:
         paths = ", ".join(site.path for site in by_rule)
         texts.append(
             f"{len(by_rule)} of {len(report.sites)} layers met what is not a number: "
-            f"{paths}. Either the network's values on this batch overflow, or the "
-            "inputs' second moments are singular and want SparseGPT(damping=...); "
+            f"{paths}. Either the network's values on this batch overflow, or (of "
+            "SparseGPT) the inputs' second moments are singular and want damping=...; "
             "or take on_failure='keep' to leave such layers as trained"
         )
     if hopeless:

@@ -154,6 +154,7 @@ def by_rule(
     answers = jnp.where(seen.valid[:, :, None], seen.P, 0)
     for a in (answers, gram):
         good &= True if a is None else jnp.isfinite(a).all((1, 2))
+    good = _together(good, layers)
     use = use & (good | (not keep))
     new = jnp.where(use[:, None, None], new, W)
     # what a rule lets stay keeps every bit
@@ -234,13 +235,14 @@ def exact(trained: Place, seen: Activation, held: int, layers: int) -> Seen:
     return jax.tree.map(lambda a: a.reshape(layers, -1, *a.shape[1:]), every)
 
 
-@functools.partial(jax.jit, static_argnames=("held", "keep"))
-def by_budget(
+@functools.partial(jax.jit, static_argnames=("layers", "held", "keep"))
+def by_pattern(
     trained: Place,
     place: Place,
     seen: Activation,
     W: Array,
     move: Array,
+    layers: int,
     held: int,
     keep: bool,
 ) -> tuple[Array, Array | None, Array]:
@@ -252,20 +254,24 @@ def by_budget(
       seen: what the site saw.
       W: weights times the scale, ``[b, d_in, d_out]``.
       move: what is to be added to the response, ``[b, d_out]``.
+      layers: to how many the lanes belong, each with a pattern of its own.
       held: rows kept from the solver.
-      keep: whether lanes that are not finite stay as trained.
+      keep: whether layers that are not finite stay as trained.
     """
     old, scale = masks.read(trained.weights), seen.scale[:, None, :]
     answers = jnp.where(seen.valid[:, :, None], seen.P, 0)
     good = jnp.isfinite(move).all(1)
     for a in (W, answers, seen.moments):
         good &= True if a is None else jnp.isfinite(a).all((1, 2))
+    good = _together(good, layers)
     _, rest = split(seen.X.shape[1], held)
     # without a row that counted nothing is known of the weights: they stay
     use = jnp.any(seen.valid[:, rest], axis=1) & (good | (not keep))
     new = _divide(W, scale).astype(old.dtype)
     # what stays keeps every bit
-    same = (W == old.astype(W.dtype) * scale) & (W != 0)
+    same = W == old.astype(W.dtype) * scale
+    # all of it, or what is not zero: a scale of zero hides weights
+    same &= (W != 0) | jnp.all(same)
     new = jnp.where(same | ~use[:, None, None], old, new)
     leaf = masks.write(place.weights, new)
     result = jnp.where(good, results.DIRECT, results.NAN).astype(jnp.int32)
@@ -275,6 +281,11 @@ def by_budget(
     moved = bias.astype(move.dtype) + _divide(move, seen.gain)
     moved = jnp.where(use[:, None] & (seen.gain != 0), moved.astype(bias.dtype), bias)
     return leaf, masks.write(place.bias, moved), result
+
+
+def _together(good: Array, layers: int) -> Array:
+    """Whether all lanes of a layer are good: they share the pattern's count."""
+    return jnp.repeat(good.reshape(layers, -1).all(1), len(good) // layers)
 
 
 def _without(moments: Array, seen: Activation, out: np.ndarray) -> Array:

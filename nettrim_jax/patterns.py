@@ -121,6 +121,8 @@ class Count(Sparsity):
 
     def nonzeros(self, shape: Shape) -> Any:
         """How many weights of a layer, or of some inputs and units of it, are left."""
+        if shape == self.shape:
+            return self.left
         b, d_in, d_out = self.shape
         # products of a count and a size would overflow 32 bits
         whole, rest = self.left // d_in, self.left % d_in
@@ -181,8 +183,10 @@ class NM:
         """The weights to keep, ``[b, d_in, d_out]`` bool."""
         b, d_in, d_out = score.shape
         missing = -d_in % self.m
-        wide = jnp.pad(score, ((0, 0), (0, missing), (0, 0)), constant_values=-jnp.inf)
-        groups = wide.reshape(b, -1, self.m, d_out)
+        padded = jnp.pad(
+            score, ((0, 0), (0, missing), (0, 0)), constant_values=-jnp.inf
+        )
+        groups = padded.reshape(b, -1, self.m, d_out)
         kept = _highest(groups, self.n, axis=2)
         return kept.reshape(b, -1, d_out)[:, :d_in]
 
@@ -236,13 +240,13 @@ class Blocks:
         """The weights to keep, ``[b, d_in, d_out]`` bool."""
         b, d_in, d_out = score.shape
         r, c = self.shape
-        wide = jnp.pad(score, ((0, 0), (0, -d_in % r), (0, -d_out % c)))
-        rows, columns = wide.shape[1] // r, wide.shape[2] // c
-        sums = wide.reshape(b, rows, r, columns, c).sum((2, 4))
+        padded = jnp.pad(score, ((0, 0), (0, -d_in % r), (0, -d_out % c)))
+        rows, columns = padded.shape[1] // r, padded.shape[2] // c
+        sums = padded.reshape(b, rows, r, columns, c).sum((2, 4))
         kept = _highest(sums.ravel(), _left(self.level, sums.size), 0)
         kept = kept.reshape(b, rows, 1, columns, 1)
         kept = jnp.broadcast_to(kept, (b, rows, r, columns, c))
-        return kept.reshape(wide.shape)[:, :d_in, :d_out]
+        return kept.reshape(padded.shape)[:, :d_in, :d_out]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,25 +328,39 @@ def _highest(score: Array, count: Any, axis: int) -> Array:
     if isinstance(count, int) and not 0 < count < size:
         return jnp.full(score.shape, count > 0)
     count = jnp.asarray(count, jnp.int32)
+    # what is not a number is never chosen before what is
+    score = score.astype(wide(score.dtype))
+    score = jnp.where(jnp.isnan(score), -jnp.inf, score)
     if size <= FEW:
         return _beaten(score, axis) < count
     order = _ordered(score)
     most = jnp.max(order, axis=axis, keepdims=True)
     least = jnp.min(order, axis=axis, keepdims=True)
 
-    def narrow(_, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends  # of the value that is the count-th highest
+    def at_least(value: Array) -> Array:
+        return jnp.sum(order >= value, axis=axis, keepdims=True, dtype=jnp.int32)
+
+    def narrow(ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends  # of a value that the count-th highest reaches, no other does
         # their mean, rounded up, without overflow
         middle = (low & high) + ((low ^ high) >> 1) + ((low ^ high) & 1)
-        above = jnp.sum(order >= middle, axis=axis, keepdims=True, dtype=jnp.int32)
-        reached = above >= count
-        return jnp.where(reached, middle, low), jnp.where(reached, high, middle - 1)
+        found = at_least(middle)
+        less = (found < count).astype(order.dtype)
+        high = jnp.where(found > count, high, middle - less)
+        return jnp.where(found >= count, middle, low), high
 
-    bits = jnp.iinfo(order.dtype).bits
-    last, _ = jax.lax.fori_loop(0, bits, narrow, (least, most))
-    above, equal = order > last, order == last
-    room = count - jnp.sum(above, axis=axis, keepdims=True, dtype=jnp.int32)
-    return above | (equal & (jnp.cumsum(equal, axis=axis, dtype=jnp.int32) <= room))
+    def wide_open(ends: tuple[Array, Array]) -> Array:
+        return jnp.any(ends[0] < ends[1])
+
+    last, _ = jax.lax.while_loop(wide_open, narrow, (least, most))
+
+    def first_of_equals() -> Array:
+        above, equal = order > last, order == last
+        room = count - jnp.sum(above, axis=axis, keepdims=True, dtype=jnp.int32)
+        return above | (equal & (jnp.cumsum(equal, axis=axis, dtype=jnp.int32) <= room))
+
+    exact = jnp.all(at_least(last) == count)
+    return jax.lax.cond(exact, lambda: order >= last, first_of_equals)
 
 
 def _beaten(score: Array, axis: int) -> Array:
@@ -357,7 +375,7 @@ def _beaten(score: Array, axis: int) -> Array:
 
 def _ordered(score: Array) -> Array:
     """Integers in the order of the scores, of which there are as many as numbers."""
-    score = score.astype(wide(score.dtype)) + 0.0  # there is one zero
+    score = jnp.where(score == 0, jnp.zeros_like(score), score)  # there is one zero
     kind = jnp.int64 if score.dtype == jnp.float64 else jnp.int32
     bits = jax.lax.bitcast_convert_type(score, kind)
     return jnp.where(bits < 0, bits ^ jnp.iinfo(kind).max, bits)

@@ -159,6 +159,7 @@ def prune(
     graph = first.graph
     require_sites(graph)
     asked, skipped = selection.choose(graph, method, include, exclude)
+    shared = sharing.searches(asked.values())
 
     everything, tree = jax.tree.flatten(params)
     old = [jnp.asarray(leaf) for leaf in everything if is_array(leaf)]

@@ -25,6 +25,7 @@ from nettrim_jax.results import MethodError
 from nettrim_jax.typing import HIGHEST, Array
 
 BIASES = ("free", "fixed")
+LOST = 1e-3  # of the spread of an input, that rounding may take
 FLOOR = 0.01  # of the mean energy of the inputs: what a rare input counts at least
 # the step size, beside a Gram matrix of unit diagonal and ridge, at start and end
 FIRST, LAST = 0.03, 8.0
@@ -32,8 +33,8 @@ EVERY = 3  # steps of one size, after which the ReLU is asked again
 RIDGES = (1e-3, 1e-2, 0.1, 0.3, 1.0)
 PLAINS = (0.0, 0.3, 1.0)
 WORK = 3 * 10**10  # terms that the products of all steps may have
-FEWEST, MOST = 42, 150  # steps
-TRIAL = 24  # steps to compare these
+FEWEST, MOST = 36, 150  # steps
+TRIAL = 21  # steps to compare these
 UNITS = 64  # units on which they are compared, at most
 ASIDE = 4  # one row of so many is kept aside for it
 CLOSE = 0.005  # of two that differ by less the more cautious is taken
@@ -67,8 +68,8 @@ class Reconstruct:
       ridge: :math:`\lambda`, at least 0, relative to the moments' diagonal.
       plain: :math:`\alpha`, in [0, 1].
       bias: ``"free"``: the layer's own bias moves. ``"fixed"``: it stays.
-      steps: of ADMM, at least 1; 150 unless given, and fewer for layers of more than
-        half a million weights, where more of them gain a per cent at most.
+      steps: of ADMM, at least 1. Unless given 150, or 36 and more where the products of
+        so many would have over 3e10 terms: for layers of some 600 inputs and units.
 
     Raises:
       MethodError: an attribute is out of its range.
@@ -154,16 +155,19 @@ def reconstruct(
     """
     ridge, plain = choose(method, seen, relu, free)
     quadratic, pattern = _quadratic(seen, free), method.pattern
-    steps = _steps(seen.W0.shape) if method.steps is None else method.steps
+    steps = _steps(method, seen)
     W, b = _loop(pattern, quadratic, seen, ridge, plain, relu, free, steps)
     # where all is kept and nothing came before, every bit stays
-    whole = jnp.all(pattern.keep(jnp.ones_like(W))) & jnp.all(seen.P == seen.P0)
+    still = (seen.P == seen.P0) | ~seen.valid[:, :, None]
+    whole = jnp.all(pattern.keep(jnp.ones_like(W))) & jnp.all(still)
     return jnp.where(whole, seen.W0, W), jnp.where(whole, 0, b)
 
 
-def _steps(shape: tuple[int, ...]) -> int:
+def _steps(method: Reconstruct, seen: Seen) -> int:
     """Fewer of them where each takes long: the last ones gain least."""
-    b, d_in, d_out = shape
+    if method.steps is not None:
+        return method.steps
+    b, d_in, d_out = seen.W0.shape
     return int(np.clip(WORK // (b * d_in**2 * d_out), FEWEST, MOST))
 
 
@@ -182,6 +186,7 @@ def choose(
     ridge, plain = (jnp.asarray(a[len(a) // 2], dtype) for a in (ridges, plains))
     if len(ridges) == len(plains) == 1 or n < 2 * ASIDE:
         return ridge, plain
+    steps = min(TRIAL, _steps(method, seen))
     seen = _some_units(method.pattern, seen)
     aside = np.arange(n) % ASIDE == ASIDE - 1
     rows = jnp.where(seen.valid[:, aside, None], seen.X[:, aside], 0)
@@ -193,7 +198,7 @@ def choose(
     run = functools.partial(_loop, method.pattern, _quadratic(fit, free), fit)
 
     def error(ridge: Array, plain: Array) -> Array:
-        W, b = run(ridge, plain, relu, free, TRIAL)
+        W, b = run(ridge, plain, relu, free, steps)
         answer = out.P0 + matmul(out.X, W - out.W0) + b[:, None, :]
         want = out.P
         if relu:
@@ -227,21 +232,31 @@ class _Quadratic(NamedTuple):
     share: Array  # [b], what a row counts for
 
 
+def _mean(X: Array, valid: Array, here: Array) -> Array:
+    return (jnp.sum(jnp.where(valid, X, 0), axis=1) / here[:, None])[:, None, :]
+
+
 def _quadratic(seen: Seen, free: bool) -> _Quadratic:
     sums, count = seen.moments[:, -1, :-1], seen.moments[:, -1, -1]
     valid, here = seen.valid[:, :, None], jnp.sum(seen.valid, axis=1)
     here = jnp.maximum(here, 1).astype(count.dtype)
     count = jnp.maximum(count, here)
-    every = count == here  # no rows but those in hand
+    # no rows but those in hand, or so large a mean that only they can be centred
+    apart = jnp.where(valid, seen.X - _mean(seen.X, valid, here), 0)
+    raw = jnp.diagonal(seen.moments, axis1=1, axis2=2)[:, :-1] / count[:, None]
+    spread = jnp.sum(apart**2, axis=1) / here[:, None]
+    eps = jnp.finfo(count.dtype).eps
+    lost = (eps * raw > LOST * spread) & (spread > (4 * eps) ** 2 * raw)
+    near = (count == here) | (jnp.any(lost, axis=1) & free)
     mean = sums / count[:, None] if free else jnp.zeros_like(sums)
     X = jnp.where(valid, seen.X - mean[:, None, :], 0)
     if free:  # once more: the first mean is off by its rounding
-        rest = jnp.where(every[:, None], jnp.sum(X, axis=1) / here[:, None], 0)
+        rest = jnp.where(near[:, None], jnp.sum(X, axis=1) / here[:, None], 0)
         mean, X = mean + rest, jnp.where(valid, X - rest[:, None, :], 0)
     H = seen.moments[:, :-1, :-1]
     H = H - (count[:, None] * mean)[:, :, None] * mean[:, None, :]
-    # a large mean leaves nothing of the others but rounding
-    H = jnp.where(every[:, None, None], matmul(X.transpose(0, 2, 1), X), H)
+    mine = (count / here)[:, None, None] * matmul(X.transpose(0, 2, 1), X)
+    H = jnp.where(near[:, None, None], mine, H)
     energy = jnp.maximum(jnp.diagonal(H, axis1=1, axis2=2), 0)
     floor = FLOOR * jnp.mean(energy, axis=1, keepdims=True)
     size = jnp.sqrt(energy + jnp.where(floor > 0, floor, 1))

@@ -354,7 +354,7 @@ def _split_lines(report: Report) -> list[str]:
     if equal <= split:
         return [
             f"the same share in every layer: {equal:.4g} on rows that chose nothing; "
-            f"no other of {report.split.tried} networks moves less"
+            f"the best of {report.split.tried} others {split:.4g}"
         ]
     return [
         f"shares per layer: {split:.4g} on rows that chose nothing, {equal:.4g} with "

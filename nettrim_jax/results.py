@@ -14,7 +14,7 @@ GOOD = (CONVERGED, DIRECT)
 MESSAGES = {
     CONVERGED: "converged: gap and violation are certified within tol",
     MAX_STEPS: "max_steps: stopped before gap and violation fell below tol",
-    DIRECT: "direct: by a rule, without a solver and so without a certificate",
+    DIRECT: "direct: by a method without a certificate",
     INFEASIBLE: "infeasible: no weights meet the budget, and the dual proves it",
     NAN: "nan: not a number met, in the data or by overflow",
 }

@@ -147,6 +147,7 @@ def search(
         else math.inf
         for counts in (best, even)
     ]
+    moved = [m if math.isfinite(m) else math.inf for m in moved]
     if not moved[0] < moved[1]:
         best = even
     ours, equal = (jnp.asarray(math.sqrt(m), jnp.float32) for m in moved)

@@ -73,7 +73,7 @@ def prune_sites(
     for kind, finish in (
         (NetTrim, _by_program),
         (Rule, _by_rule),
-        (Reconstruct, _by_budget),
+        (Reconstruct, _by_pattern),
         (Refit, _by_refit),
     ):
         mine = {k: job for k, job in jobs.items() if isinstance(job.method, kind)}
@@ -222,7 +222,7 @@ def _by_rule(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
     return entries
 
 
-def _by_budget(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
+def _by_pattern(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
     """Writes the sites' exact budgets and says what they are."""
     entries, (old, new, settings, _, _) = {}, call
     stacks = []
@@ -235,10 +235,11 @@ def _by_budget(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
         stacks, settings.memory, lambda solved: settings.show(solved, "solving")
     )
     for (k, job), answer in zip(jobs.items(), answers, strict=True):
+        count = len(answer[0])
         W, move = (a.reshape(-1, *a.shape[2:]) for a in answer)
         places = job.place(old), job.place(new)
-        leaf, bias, result = layers.by_budget(
-            *places, job.seen, W, move, job.held, settings.keep
+        leaf, bias, result = layers.by_pattern(
+            *places, job.seen, W, move, count, job.held, settings.keep
         )
         _put(job, new, leaf, bias)
         entries[k] = _direct(job, call, leaf, bias, result)
