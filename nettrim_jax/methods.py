@@ -304,6 +304,7 @@ class NetTrim:
 
 
 Method = NetTrim | Rule | Reconstruct
+Asked = Method | Pattern  # what a user may give: a pattern means Reconstruct
 
 
 def assign(

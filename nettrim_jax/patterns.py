@@ -39,9 +39,9 @@ class Sparsity:
     :class:`Magnitude` all their weights are compared at once. For the other methods
     layers are pruned to several levels and the network is measured, so the batch is
     dealt out: half to solve on, a quarter to choose by, and on the last quarter the
-    same share in every layer is taken instead if the output then moves less. The chosen
-    numbers are then pruned to on all rows. This needs concrete values and about eight
-    solves of each layer.
+    same share in every layer is taken instead if the output then moves less, over all
+    that the network returns, padding too. The chosen numbers are then pruned to on all
+    rows. This needs concrete values and nine to twelve solves of each layer.
 
     Attributes:
       level: the share, in [0, 1]; ``round(level * size)`` weights are zero.

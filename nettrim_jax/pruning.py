@@ -31,7 +31,7 @@ from nettrim_jax import progress as bars
 from nettrim_jax.activations import Activation, capture, gather
 from nettrim_jax.loading import Part, Weights
 from nettrim_jax.meters import Meter, deviation_of
-from nettrim_jax.methods import Method
+from nettrim_jax.methods import Asked, Method
 from nettrim_jax.programs import known
 from nettrim_jax.progress import Progress
 from nettrim_jax.report import Report, SearchStep, SiteReport
@@ -56,7 +56,7 @@ def prune(
     apply_fn: ApplyFn,
     batch: Batch,
     *,
-    method: Method | Mapping[str, Method | None] | None = None,
+    method: Asked | Mapping[str, Asked | None] | None = None,
     mode: str = "parallel",
     solver: ADMM | None = None,
     rows: int = 4096,
@@ -93,12 +93,13 @@ def prune(
       batch: what ``apply_fn`` takes; or an iterator or loader of such batches, read
         once. In parallel mode memory grows with ``rows`` and not with the number of
         batches; in cascade mode all of them are kept.
-      method: ``NetTrim()`` by default, one of the other methods, or a dict from
-        regular expressions (``re.search`` on a leaf's path, first match wins) to a
-        method or ``None``. With ``NetTrim(deviation=...)`` or ``drop`` the batch is
+      method: ``NetTrim()`` by default, one of the other methods, a pattern (which
+        means ``Reconstruct(pattern)``), or a dict from regular expressions
+        (``re.search`` on a leaf's path, first match wins) to one of these or ``None``.
+        With ``NetTrim(deviation=...)`` or ``drop`` the batch is
         dealt out, and half of its rows are solved on; all batches of a loader are kept.
-        So it is with ``Sparsity(scope="network")``, but only to choose how many weights
-        each layer keeps; the answer is then solved for on all rows.
+        So it is with ``Sparsity(scope="network")`` (but by ``Magnitude``), only to
+        choose how many weights each layer keeps; these are then solved for on all rows.
       mode: ``"parallel"``: every layer from the trained network's own activations.
         ``"cascade"``: in order of execution, inputs from the network as pruned by
         then, targets from the trained one. (Experts behind ``jax.lax.ragged_dot`` are

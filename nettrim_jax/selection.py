@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nettrim_jax import loading, methods
-from nettrim_jax.methods import Method, NetTrim
+from nettrim_jax.methods import Asked, Method, NetTrim
 from nettrim_jax.report import Listing, SiteInfo
 from nettrim_jax.results import BatchError, MethodError
 from nettrim_jax.tracing import Graph, Site, trace
@@ -23,7 +23,7 @@ def sites(
     apply_fn: ApplyFn,
     batch: Batch,
     *,
-    method: Method | Mapping[str, Method | None] | None = None,
+    method: Asked | Mapping[str, Asked | None] | None = None,
     include: Selector | None = None,
     exclude: Selector | None = None,
 ) -> Listing:
