@@ -90,20 +90,18 @@ def reconstruct_all(
     Returns:
       Weights and the movement of biases, in the order of ``stacks``.
     """
-    buckets: dict[tuple[Any, ...], list[int]] = {}
-    for i, (method, seen, relu, free) in enumerate(stacks):
-        shapes = tuple((a.shape[1:], str(a.dtype)) for a in seen)
-        kind = jax.tree.structure(method), shapes, relu, free
-        buckets.setdefault(kind, []).append(i)
-    out: dict[int, tuple[Array, Array]] = {}
-    for (_, _, relu, free), members in buckets.items():
+
+    def run(members: list[int]) -> list[tuple[Array, Array]]:
         method, joined = _joined([stacks[i][:2] for i in members])
         chunk = layers_at_once(joined, memory)
-        answer = reconstruct_stack(method, joined, relu, free, chunk)
-        sizes = [stacks[i][1].X.shape[0] for i in members]
-        out |= zip(members, _parts(answer, sizes), strict=True)
-        done(len(out))
-    return [out[i] for i in range(len(stacks))]
+        answer = reconstruct_stack(method, joined, *stacks[members[0]][2:], chunk)
+        return _parts(answer, [stacks[i][1].X.shape[0] for i in members])
+
+    kinds = [
+        (jax.tree.structure(method), _shapes(seen), relu, free)
+        for method, seen, relu, free in stacks
+    ]
+    return _by_kind(kinds, run, done)
 
 
 def nowhere(stack: Program, config: ADMM) -> Solution:
@@ -115,6 +113,28 @@ def nowhere(stack: Program, config: ADMM) -> Solution:
         ),
         shapes,
     )
+
+
+def _shapes(stack: Any) -> tuple[Any, ...]:
+    """Shapes of one member of a stack, and the structure."""
+    leaves, tree = jax.tree.flatten(stack)
+    return tree, tuple((leaf.shape[1:], str(leaf.dtype)) for leaf in leaves)
+
+
+def _by_kind(
+    kinds: Sequence[Any],
+    run: Callable[[list[int]], Sequence[Any]],
+    done: Callable[[int], None],
+) -> list[Any]:
+    """What ``run`` answers to the members of each kind, in the order of ``kinds``."""
+    buckets: dict[Any, list[int]] = {}
+    for i, kind in enumerate(kinds):
+        buckets.setdefault(kind, []).append(i)
+    out: dict[int, Any] = {}
+    for members in buckets.values():
+        out |= zip(members, run(members), strict=True)
+        done(len(out))
+    return [out[i] for i in range(len(kinds))]
 
 
 def _parts(stack: Any, sizes: Sequence[int]) -> list[Any]:
@@ -180,18 +200,12 @@ def solve_all(
     Returns:
       The solutions, in the order of ``stacks``.
     """
-    buckets: dict[object, list[int]] = {}
-    for i, stack in enumerate(stacks):
-        leaves, tree = jax.tree.flatten(stack)
-        shapes = tuple((leaf.shape[1:], str(leaf.dtype)) for leaf in leaves)
-        buckets.setdefault((tree, shapes), []).append(i)
-    out: dict[int, Solution] = {}
-    for members in buckets.values():
+
+    def run(members: list[int]) -> list[Solution]:
         joined = _joined([stacks[i] for i in members])
         starts = None if before is None else _joined([before[i] for i in members])
         chunk = lanes_at_once(joined, memory)
         solution = solve_stack(joined, config, chunk, starts)
-        sizes = [stacks[i].X.shape[0] for i in members]
-        out |= zip(members, _parts(solution, sizes), strict=True)
-        done(len(out))
-    return [out[i] for i in range(len(stacks))]
+        return _parts(solution, [stacks[i].X.shape[0] for i in members])
+
+    return _by_kind([_shapes(stack) for stack in stacks], run, done)
