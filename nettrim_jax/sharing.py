@@ -340,8 +340,7 @@ def _level(method: Any) -> float:
 def _sizes(graph: Graph, k: int) -> Counts:
     """The layers of a site and how many weights each has."""
     site = graph.sites[k]
-    layers = site.index.shape[0] // site.uses[0].folding.lanes
-    return {(k, i): site.index.size // layers for i in range(layers)}
+    return {(k, i): site.index.size // site.layers for i in range(site.layers)}
 
 
 def _weights(site: Site, old: Leaves) -> Array:

@@ -213,7 +213,7 @@ def _by_rule(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
             job.place(call.old),
             job.place(call.new),
             job.seen,
-            job.site.index.shape[0] // job.site.uses[0].folding.lanes,
+            job.site.layers,
             job.held,
             call.settings.keep,
         )
@@ -228,18 +228,16 @@ def _by_pattern(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
     stacks = []
     for job in jobs.values():
         assert isinstance(job.method, Reconstruct)
-        count = job.site.index.shape[0] // job.site.uses[0].folding.lanes
-        seen = layers.exact(job.place(old), job.seen, job.held, count)
+        seen = layers.exact(job.place(old), job.seen, job.held, job.site.layers)
         stacks.append((job.method, seen, job.relu, job.bias == "free"))
     answers = batching.reconstruct_all(
         stacks, settings.memory, lambda solved: settings.show(solved, "solving")
     )
     for (k, job), answer in zip(jobs.items(), answers, strict=True):
-        count = len(answer[0])
         W, move = (a.reshape(-1, *a.shape[2:]) for a in answer)
         places = job.place(old), job.place(new)
         leaf, bias, result = layers.by_pattern(
-            *places, job.seen, W, move, count, job.held, settings.keep
+            *places, job.seen, W, move, job.site.layers, job.held, settings.keep
         )
         _put(job, new, leaf, bias)
         entries[k] = _direct(job, call, leaf, bias, result)

@@ -53,6 +53,11 @@ class Site:
         return sum(use.rows for use in self.uses)
 
     @property
+    def layers(self) -> int:
+        """How many layers the lanes belong to: the steps of a loop are layers apart."""
+        return self.index.shape[0] // self.uses[0].folding.lanes
+
+    @property
     def channels(self) -> int:
         """Of the inputs, which a convolution has at every place of its window."""
         return self.index.shape[1] // math.prod(self.uses[0].folding.window)
