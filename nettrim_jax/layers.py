@@ -205,8 +205,7 @@ def by_refit(
     after = jnp.where(scale != 0, _divide(W, scale).astype(old.dtype), before)
     bias = None if trained.bias is None else masks.read(trained.bias)
     if bias is not None:
-        moved = bias.astype(move.dtype) + _divide(move, seen.gain)
-        moved = jnp.where(seen.gain != 0, moved.astype(bias.dtype), bias)
+        moved = _moved(bias, move, seen.gain)
         move = (moved.astype(move.dtype) - bias.astype(move.dtype)) * seen.gain
     _, rest = split(seen.X.shape[1], held)
     rows = seen._replace(**{name: a[:, rest] for name, a in seen.rows().items()})
@@ -278,9 +277,14 @@ def by_pattern(
     if trained.bias is None or place.bias is None:
         return leaf, None, result
     bias = masks.read(trained.bias)
-    moved = bias.astype(move.dtype) + _divide(move, seen.gain)
-    moved = jnp.where(use[:, None] & (seen.gain != 0), moved.astype(bias.dtype), bias)
+    moved = jnp.where(use[:, None], _moved(bias, move, seen.gain), bias)
     return leaf, masks.write(place.bias, moved), result
+
+
+def _moved(bias: Array, move: Array, gain: Array) -> Array:
+    """The bias that moves the response so far; one that cannot reach it stays."""
+    new = bias.astype(move.dtype) + _divide(move, gain)
+    return jnp.where(gain != 0, new.astype(bias.dtype), bias)
 
 
 def _together(good: Array, layers: int) -> Array:
