@@ -40,6 +40,8 @@ class Activation(NamedTuple):
     gain: Array  # [b, d_out], how P moves with the bias
     # [b, d_in + 1, d_in + 1], of the inputs and a one, over all rows, not only these
     moments: Array | None = None
+    # [b, d_out, d_out], how far errors of the operation's answer move the output
+    metric: Array | None = None
 
     @property
     def valid(self) -> Array:
@@ -256,21 +258,9 @@ def _activation(site: Site, by_op: dict[int, _Seen], rows: int) -> Activation:
     parts, sums = [], []
     for use in site.uses:
         seen = by_op[use.op.id]
-        own = [i for i, lane in enumerate(use.lanes) if lane]
-        shared = [i for i, lane in enumerate(use.lanes) if not lane]
-        loops, after = len(use.lanes), [*own, len(use.lanes), *shared]
-
-        def merged(a: Array) -> Array:
-            order = [*after, *range(loops + 1, a.ndim)]  # noqa: B023
-            a = a.transpose(order)
-            k = len(own) + 1  # noqa: B023
-            lanes = math.prod(a.shape[:k])
-            return a.reshape(lanes, -1, *a.shape[loops + 2 :])  # noqa: B023
-
-        parts.append(jax.tree.map(merged, seen.rows))
+        parts.append(jax.tree.map(functools.partial(by_lane, use), seen.rows))
         if seen.moments is not None:
-            # like one row of every run
-            sums.append(merged(jnp.expand_dims(seen.moments, loops + 1)).sum(1))
+            sums.append(sum_by_lane(use, seen.moments))
         lanes = parts[0].X.shape[0]
         first = tuple(slice(None) if lane else 0 for lane in use.lanes)
         scale, gain = (a[first].reshape(lanes, -1) for a in (seen.scale, seen.gain))
@@ -278,6 +268,21 @@ def _activation(site: Site, by_op: dict[int, _Seen], rows: int) -> Activation:
     kept = _keep(rows_all._asdict(), rows)
     moments = functools.reduce(jnp.add, sums) if sums else None
     return Activation(P0=None, scale=scale, gain=gain, moments=moments, **kept)
+
+
+def by_lane(use: Use, a: Array) -> Array:
+    """``[*loops, b, n, ...]`` as ``[lanes, rows, ...]``: steps are one or the other."""
+    loops = len(use.lanes)
+    own = [i for i, lane in enumerate(use.lanes) if lane]
+    shared = [i for i, lane in enumerate(use.lanes) if not lane]
+    a = a.transpose([*own, loops, *shared, *range(loops + 1, a.ndim)])
+    lanes = math.prod(a.shape[: len(own) + 1])
+    return a.reshape(lanes, -1, *a.shape[loops + 2 :])
+
+
+def sum_by_lane(use: Use, a: Array) -> Array:
+    """Sums over rows, ``[*loops, b, ...]``, as those of each lane."""
+    return by_lane(use, jnp.expand_dims(a, len(use.lanes) + 1)).sum(1)
 
 
 def gather(seen: Iterable[tuple[Activation, ...]], rows: int) -> tuple[Activation, ...]:
@@ -309,10 +314,11 @@ def _merge(
             lambda a: jnp.pad(a, [(0, 0), (0, missing)] + [(0, 0)] * (a.ndim - 2)),  # noqa: B023
             both,
         )
-        moments = one.moments
-        if moments is not None and two.moments is not None:
-            moments = moments + two.moments
-        out.append(one._replace(moments=moments, **_keep(both, rows)))
+        sums = {"moments": one.moments, "metric": one.metric}
+        for name, mine in sums.items():
+            others_ = getattr(two, name)
+            sums[name] = mine if mine is None or others_ is None else mine + others_
+        out.append(one._replace(**sums, **_keep(both, rows)))
     return tuple(out)
 
 

@@ -75,7 +75,7 @@ def plan(graph: Graph, chosen: tuple[int, ...]) -> Plan:
         return Block(tuple(inputs), run, ())
 
     levels = tuple(tuple(k for k in chosen if level[k] == at) for at in range(count))
-    host = {inner: op for op in ops for inner in _ids_within(op)}
+    host = {inner: op for op in ops for inner in jaxprs.ids_within(op)}
     captures = [
         block([host[u.visit] for k in now for u in graph.sites[k].uses], at)
         for at, now in enumerate(levels)
@@ -111,11 +111,6 @@ def _levels(graph: Graph, chosen: Sequence[int]) -> dict[int, int]:
             default=-1,
         )
     return level
-
-
-def _ids_within(op: Op) -> list[int]:
-    inner = [i for block in op.blocks for o in block.ops for i in _ids_within(o)]
-    return [op.id, *inner]
 
 
 def _live(

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -219,6 +220,7 @@ def evaluate(
     inputs: Sequence[Any],
     visits: Collection[int] = (),
     visit: Visitor = _nothing_seen,
+    nudges: Mapping[int, Any] = MappingProxyType({}),
 ) -> tuple[list[Any], dict[int, Any]]:
     """Runs the program and collects what the visitor saw.
 
@@ -230,6 +232,8 @@ def evaluate(
         ``read`` gives the value of any slot known by then, ``steps`` the counters
         of the enclosing loops.
       visit: returns a pytree of arrays.
+      nudges: by id of an operation, what is added to its first result; of one within
+        a ``scan`` with one more leading axis per loop.
 
     Returns:
       The outputs, and ``op.id -> pytree``. Of an operation within a ``scan`` the
@@ -238,7 +242,7 @@ def evaluate(
     """
     env = dict(zip(flat.consts, consts, strict=True))
     env.update(zip(flat.block.inputs, inputs, strict=True))
-    return _Run(visits, visit).block(flat.block, env, ())
+    return _Run(visits, visit, nudges).block(flat.block, env, ())
 
 
 def run_block(
@@ -248,7 +252,7 @@ def run_block(
     visit: Visitor = _nothing_seen,
 ) -> dict[int, Any]:
     """Runs a block on ``env``, which it fills; returns what the visitor saw."""
-    return _Run(visits, visit).block(block, env, ())[1]
+    return _Run(visits, visit, {}).block(block, env, ())[1]
 
 
 def slots_read(op: Op) -> set[int]:
@@ -263,6 +267,12 @@ def slots_read(op: Op) -> set[int]:
     return read
 
 
+def ids_within(op: Op) -> list[int]:
+    """Its own id, then those of all operations in its blocks."""
+    inner = [i for block in op.blocks for o in block.ops for i in ids_within(o)]
+    return [op.id, *inner]
+
+
 def scan_counts(op: Op) -> tuple[int, int]:
     """How many operands of a ``scan`` are constants, and how many are carried."""
     if "num_consts" in op.params:
@@ -275,6 +285,7 @@ def scan_counts(op: Op) -> tuple[int, int]:
 class _Run:
     visits: Collection[int]
     visit: Visitor
+    nudges: Mapping[int, Any]
 
     def block(
         self, block: Block, env: dict[int, Any], steps: tuple[Any, ...]
@@ -291,14 +302,15 @@ class _Run:
                 seen.update(inner)
             else:
                 outputs = apply(op, *args)
+            if op.id in self.nudges:
+                outputs = [outputs[0] + self.nudges[op.id], *outputs[1:]]
             env.update(zip(op.outputs, outputs, strict=True))
             if op.id in self.visits:
                 seen[op.id] = self.visit(op, read, steps)
         return [read(ref) for ref in block.outputs], seen
 
     def visited(self, op: Op) -> bool:
-        inner = (op for block in op.blocks for op in block.ops)
-        return any(op.id in self.visits or self.visited(op) for op in inner)
+        return any(i in self.visits or i in self.nudges for i in ids_within(op)[1:])
 
     def body(self, block: Block, env: dict[int, Any], args: Any, steps: Any) -> Any:
         inner = {**env, **dict(zip(block.inputs, args, strict=True))}
@@ -309,13 +321,17 @@ class _Run:
         length = op.params["length"]
         consts, carry = args[:first], args[first : first + carried]
 
+        within = set(ids_within(op)) & set(self.nudges)
+
         def body(carry: Any, step_xs: Any) -> Any:
-            step, xs = step_xs
+            step, xs, nudges = step_xs
             inner = [*consts, *carry, *xs]
-            outputs, seen = self.body(op.blocks[0], env, inner, (*steps, step))
+            run = dataclasses.replace(self, nudges=nudges)
+            outputs, seen = run.body(op.blocks[0], env, inner, (*steps, step))
             return outputs[:carried], (outputs[carried:], seen)
 
-        xs = (jax.numpy.arange(length), args[first + carried :])
+        nudges = {i: self.nudges[i] for i in within}
+        xs = (jax.numpy.arange(length), args[first + carried :], nudges)
         reverse = op.params["reverse"]
         carry, (ys, seen) = jax.lax.scan(body, carry, xs, length, reverse)
         return [*carry, *ys], seen

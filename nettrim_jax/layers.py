@@ -222,16 +222,36 @@ def by_refit(
     return leaf, masks.write(place.bias, jnp.where(use, moved, bias)), result
 
 
-@functools.partial(jax.jit, static_argnames=("held", "layers"))
-def exact(trained: Place, seen: Activation, held: int, layers: int) -> Seen:
+@functools.partial(jax.jit, static_argnames=("held", "layers", "downstream"))
+def exact(
+    trained: Place, seen: Activation, held: int, layers: int, downstream: float
+) -> Seen:
     """What is needed to prune to an exact budget, ``[layers, b, ...]``."""
     assert seen.moments is not None
     out, rest = split(seen.X.shape[1], held)
     W0 = masks.read(trained.weights).astype(seen.X.dtype) * seen.scale[:, None, :]
     P0 = seen.P if seen.P0 is None else seen.P0
     X, P, P0, valid = (a[:, rest] for a in (seen.X, seen.P, P0, seen.valid))
-    every = Seen(X, P, P0, valid, _without(seen.moments, seen, out), W0)
+    metric = _blend(seen, layers, downstream)
+    every = Seen(X, P, P0, valid, _without(seen.moments, seen, out), W0, metric)
     return jax.tree.map(lambda a: a.reshape(layers, -1, *a.shape[1:]), every)
+
+
+def _blend(seen: Activation, layers: int, share: float) -> Array | None:
+    """What errors of units count for: this share of it at the network's output."""
+    if seen.metric is None or not share:
+        return None
+    scale = seen.scale
+    M = _divide(seen.metric, scale[:, :, None] * scale[:, None, :])
+    b, d_out = scale.shape
+    # the lanes of a layer share the pattern's count, so they are measured together
+    size = jnp.trace(M, axis1=1, axis2=2).reshape(layers, -1).mean(1) / d_out
+    size = jnp.repeat(size, b // layers)[:, None, None]
+    eye = jnp.eye(d_out, dtype=M.dtype)
+    # where nothing is known of what follows, all errors are alike
+    known = jnp.isfinite(M).all((1, 2), keepdims=True) & (size > 0)
+    M = jnp.where(known, M / jnp.where(known, size, 1), eye)
+    return share * M + (1 - share) * eye
 
 
 @functools.partial(jax.jit, static_argnames=("layers", "held", "keep"))

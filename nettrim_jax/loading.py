@@ -15,6 +15,7 @@ import numpy as np
 
 from nettrim_jax import checks, jaxprs
 from nettrim_jax.results import BatchError
+from nettrim_jax.sensitivity import sensitivities
 from nettrim_jax.tracing import Graph, is_array, trace
 from nettrim_jax.typing import ApplyFn, Array, ArrayLike, Batch, Params
 
@@ -33,6 +34,17 @@ class Part(NamedTuple):
     def outputs(self, leaves: Sequence[Array]) -> list[Array]:
         """What the network returns with these leaves, always by one program."""
         return _run(self.graph, self.graph.consts, leaves, self.batch)
+
+    def sensitivities(
+        self, chosen: tuple[int, ...], leaves: Sequence[Array]
+    ) -> dict[int, Array]:
+        """How far errors of these sites' answers move the output."""
+        if not chosen:
+            return {}
+        graph, batch, key, weights = self
+        return sensitivities(
+            graph, chosen, graph.consts, leaves, batch, key, weights
+        )
 
 
 @functools.partial(jax.jit, static_argnames="graph")

@@ -34,6 +34,7 @@ from nettrim_jax.meters import Meter, deviation_of
 from nettrim_jax.methods import Asked, Method
 from nettrim_jax.programs import known
 from nettrim_jax.progress import Progress
+from nettrim_jax.reconstruction import Reconstruct
 from nettrim_jax.report import Report, SearchStep, SiteReport
 from nettrim_jax.results import ParamsError
 from nettrim_jax.selection import Selector
@@ -160,6 +161,10 @@ def prune(
     graph = first.graph
     require_sites(graph)
     asked, skipped = selection.choose(graph, method, include, exclude)
+    asked = {
+        k: m.of_mode(mode == "cascade") if isinstance(m, Reconstruct) else m
+        for k, m in asked.items()
+    }
     shared = sharing.searches(asked.values())
 
     everything, tree = jax.tree.flatten(params)
@@ -257,6 +262,7 @@ def _seen(
     """The first part, and what the trained network's layers see in all of them."""
     settings.show(0, "activations")
     chosen, rows, moments = tuple(asked), settings.rows, _moments(asked)
+    measured = _measured(asked)
     first: list[Part] = []
 
     def captured(part: Part) -> tuple[Activation, ...]:
@@ -266,7 +272,11 @@ def _seen(
         seen, _ = capture(
             graph, chosen, rows, graph.consts, old, batch, key, weights, moments
         )
-        return seen
+        metrics = part.sensitivities(measured, old)
+        return tuple(
+            one._replace(metric=metrics.get(k))
+            for k, one in zip(chosen, seen, strict=True)
+        )
 
     seen = gather(map(captured, parts), rows)
     return first[0], seen
@@ -280,6 +290,10 @@ def in_cascade(
 ) -> _Pruning:
     """In order of execution, inputs from the network as it is pruned by then."""
     new, entries, rows = list(old), {}, settings.rows
+    parts, metrics = list(parts), {}
+    for part in parts:
+        found = part.sensitivities(_measured(asked), old)
+        metrics = {k: M + metrics.get(k, 0) for k, M in found.items()}
     runs = [cascade.Run(*part, tuple(asked), old) for part in parts]
     graph = runs[0].graph
     for at, level in enumerate(runs[0].plan.levels):
@@ -287,6 +301,10 @@ def in_cascade(
         mine = {k: asked[k] for k in level}
         sums = _moments(mine)
         seen = gather((run.capture(at, old, new, rows, sums) for run in runs), rows)
+        seen = [
+            one._replace(metric=metrics.get(k))
+            for k, one in zip(level, seen, strict=True)
+        ]
         entries |= prune_sites(graph, mine, seen, old, new, settings, fed=at > 0)
         for run in runs:
             run.advance(at + 1, old, new)
@@ -297,6 +315,13 @@ def in_cascade(
 def _moments(asked: Mapping[int, Task]) -> tuple[int, ...]:
     """The sites whose methods need the second moments of all rows."""
     return tuple(k for k, method in asked.items() if method.moments)
+
+
+def _measured(asked: Mapping[int, Task]) -> tuple[int, ...]:
+    """The sites whose methods need to know how far errors move the output."""
+    return tuple(
+        k for k, m in asked.items() if isinstance(m, Reconstruct) and m.metric
+    )
 
 
 def _bounded(

@@ -29,6 +29,8 @@ LOST = 1e-3  # of the spread of an input, that rounding may take
 FLOOR = 0.01  # of the mean energy of the inputs: what a rare input counts at least
 # the step size, beside a Gram matrix of unit diagonal and ridge, at start and end
 FIRST, LAST = 0.03, 8.0
+# of the loss is what moves the output: of layers alone, and of those that follow others
+ALONE, TOGETHER = 0.08, 0.8
 EVERY = 3  # steps of one size, after which the ReLU is asked again
 RIDGES = (1e-3, 1e-2, 0.1, 0.3, 1.0)
 PLAINS = (0.0, 0.3, 1.0)
@@ -88,10 +90,22 @@ class Reconstruct:
     pattern: Pattern
     ridge: float | None = dataclasses.field(default=None, metadata=STATIC)
     plain: float | None = dataclasses.field(default=None, metadata=STATIC)
+    downstream: float | None = dataclasses.field(default=None, metadata=STATIC)
     bias: str = dataclasses.field(default="free", metadata=STATIC)
     steps: int | None = dataclasses.field(default=None, metadata=STATIC)
 
     moments: ClassVar[bool] = True  # whether it needs those of all rows
+
+    @property
+    def metric(self) -> bool:
+        """Whether it needs to know how far errors move the network's output."""
+        return bool(self.downstream)
+
+    def of_mode(self, cascade: bool) -> "Reconstruct":
+        """The same method with what it leaves to the mode."""
+        if self.downstream is not None:
+            return self
+        return dataclasses.replace(self, downstream=TOGETHER if cascade else ALONE)
 
     def __post_init__(self):
         if not isinstance(self.pattern, Pattern):
@@ -99,15 +113,18 @@ class Reconstruct:
                 f"Reconstruct({self.pattern!r}): expected a pattern, such as "
                 "Reconstruct(nettrim_jax.Sparsity(0.9))"
             )
-        for name, most in (("ridge", math.inf), ("plain", 1.0)):
+        ranges = {"ridge": math.inf, "plain": 1.0, "downstream": 1.0}
+        for name, most in ranges.items():
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
             good = number and 0 <= value <= most and value < math.inf
             if value is not None and not good:
                 span = "of at least 0" if name == "ridge" else "in [0, 1]"
+                leave = "choose it on rows kept aside"
+                leave = "take the mode's" if name == "downstream" else leave
                 raise MethodError(
                     f"Reconstruct({name}={value!r}): expected a finite number {span}, "
-                    "or None to choose it on rows kept aside"
+                    f"or None to {leave}"
                 )
         if self.bias not in BIASES:
             raise MethodError(
@@ -137,6 +154,7 @@ class Seen(NamedTuple):
     valid: Array  # [b, n], the rows that count
     moments: Array  # [b, d_in + 1, d_in + 1], of the inputs and a one, over all rows
     W0: Array  # [b, d_in, d_out]
+    metric: Array | None = None  # [b, d_out, d_out], what errors of units count for
 
 
 def reconstruct(
@@ -187,7 +205,7 @@ def choose(
     if len(ridges) == len(plains) == 1 or n < 2 * ASIDE:
         return ridge, plain
     steps = min(TRIAL, _steps(method, seen))
-    seen = _some_units(method.pattern, seen)
+    seen = _some_units(method.pattern, seen._replace(metric=None))
     aside = np.arange(n) % ASIDE == ASIDE - 1
     rows = jnp.where(seen.valid[:, aside, None], seen.X[:, aside], 0)
     rows = jnp.concatenate([rows, seen.valid[:, aside, None].astype(dtype)], axis=2)
@@ -230,6 +248,22 @@ class _Quadratic(NamedTuple):
     size: Array  # [b, d_in]
     mean: Array  # [b, d_in], zero if the bias is fixed
     share: Array  # [b], what a row counts for
+    metric: "_Metric | None"
+
+
+class _Metric(NamedTuple):
+    """What errors of units count for, with its eigenvalues and eigenvectors."""
+
+    M: Array  # [b, d_out, d_out]
+    e: Array  # [b, d_out]
+    Q: Array  # [b, d_out, d_out]
+
+
+def _metric(M: Array | None) -> _Metric | None:
+    if M is None:
+        return None
+    e, Q = jnp.linalg.eigh(M)
+    return _Metric(M, jnp.maximum(e, 0), Q)
 
 
 def _mean(X: Array, valid: Array, here: Array) -> Array:
@@ -264,7 +298,8 @@ def _quadratic(seen: Seen, free: bool) -> _Quadratic:
     e, Q = jnp.linalg.eigh(A)
     # rounding leaves no direction that costs less than nothing
     e, share = jnp.maximum(e, 0), count / here
-    return _Quadratic(X / size[:, None, :], A, e, Q, size, mean, share)
+    X, metric = X / size[:, None, :], _metric(seen.metric)
+    return _Quadratic(X, A, e, Q, size, mean, share, metric)
 
 
 class _State(NamedTuple):
@@ -286,9 +321,13 @@ def _loop(
     steps: int,
 ) -> tuple[Array, Array]:
     """Weights within the pattern and how far biases move, after so many steps."""
-    X, A, e, Q, size, _, share = quadratic
+    X, A, e, Q, size, _, share, metric = quadratic
     B = seen.W0 * size[:, :, None]
-    start = matmul(A, B) + ridge * B
+
+    def weighed(G: Array) -> Array:
+        return G if metric is None else matmul(G, metric.M)
+
+    start = weighed(matmul(A, B)) + ridge * B
     valid = seen.valid[:, :, None]
     on = seen.P > 0 if relu else jnp.ones_like(seen.P, bool)
     rows = jnp.maximum(jnp.sum(valid, axis=1), 1).astype(X.dtype)
@@ -301,15 +340,23 @@ def _loop(
             off = plain * seen.P + (1 - plain) * jnp.minimum(R, 0)
             want = jnp.where(on, want, off)
         move = jnp.where(valid, want - seen.P0, 0)
-        G = start + share[:, None, None] * matmul(X.transpose(0, 2, 1), move)
+        G = share[:, None, None] * matmul(X.transpose(0, 2, 1), move)
+        G = start + weighed(G)
         return G, jnp.sum(move, axis=1) / rows if free else b
+
+    def solve(right: Array, rho: Array) -> Array:
+        right = matmul(Q.transpose(0, 2, 1), right)
+        if metric is None:
+            return matmul(Q, right / (e + ridge + rho)[:, :, None])
+        curve = e[:, :, None] * metric.e[:, None, :] + ridge + rho
+        turned = matmul(right, metric.Q) / curve
+        return matmul(matmul(Q, turned), metric.Q.transpose(0, 2, 1))
 
     growth = (LAST / FIRST) ** (EVERY / max(steps, EVERY))
 
     def step(i: Array, state: _State) -> _State:
         Z, U, G, b, rho = state
-        turned = matmul(Q.transpose(0, 2, 1), G + rho * (Z - U))
-        W = matmul(Q, turned / (e + ridge + rho)[:, :, None])
+        W = solve(G + rho * (Z - U), rho)
         V = W + U
         Z = jnp.where(pattern.keep(V**2), V, 0)
         state = _State(Z, V - Z, G, b, rho)

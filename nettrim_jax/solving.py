@@ -228,7 +228,8 @@ def _by_pattern(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
     stacks = []
     for job in jobs.values():
         assert isinstance(job.method, Reconstruct)
-        seen = layers.exact(job.place(old), job.seen, job.held, job.site.layers)
+        share = job.method.downstream or 0.0
+        seen = layers.exact(job.place(old), job.seen, job.held, job.site.layers, share)
         stacks.append((job.method, seen, job.relu, job.bias == "free"))
     answers = batching.reconstruct_all(
         stacks, settings.memory, lambda solved: settings.show(solved, "solving")

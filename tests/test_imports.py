@@ -48,6 +48,7 @@ ORDER = [
     "tracing",
     "activations",
     "cascade",
+    "sensitivity",
     # what joins the two
     "budgets",
     "splitting",
