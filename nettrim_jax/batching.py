@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import admm, reconstruction, refitting
+from nettrim_jax.curvature import Seen
 from nettrim_jax.programs import Program
-from nettrim_jax.reconstruction import Reconstruct, Seen
+from nettrim_jax.reconstruction import RIDGES, UNITS, Reconstruct
 from nettrim_jax.settings import ADMM
 from nettrim_jax.solutions import Solution
 from nettrim_jax.typing import Array
@@ -71,6 +72,9 @@ def layers_at_once(seen: Seen, memory: int) -> int:
     if jax.default_backend() == "cpu" and b * n * d_in * d_out > SMALL:
         return 1
     arrays = 2 * n * d_in + 6 * n * d_out + 8 * d_in * d_out + 6 * d_in**2
+    # the ridges that are tried run together, on a few of the units
+    arrays += len(RIDGES) * (2 * n + 8 * d_in) * min(d_out, UNITS)
+    arrays += 0 if seen.metric is None else 4 * d_out**2
     return max(1, int(memory // (b * arrays * seen.X.dtype.itemsize)))
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from nettrim_jax import masks, programs, results
 from nettrim_jax.activations import Activation
 from nettrim_jax.criteria import Rule
+from nettrim_jax.curvature import Seen
 from nettrim_jax.linalg import matmul
 from nettrim_jax.masks import Entries
 from nettrim_jax.methods import NetTrim
 from nettrim_jax.programs import Program
-from nettrim_jax.reconstruction import Seen
 from nettrim_jax.solutions import Solution
 from nettrim_jax.typing import Array
 
@@ -241,13 +241,14 @@ def _blend(seen: Activation, layers: int, share: float) -> Array | None:
     """What errors of units count for: this share of it at the network's output."""
     if seen.metric is None or not share:
         return None
-    scale = seen.scale
-    M = _divide(seen.metric, scale[:, :, None] * scale[:, None, :])
+    scale = seen.scale.astype(seen.X.dtype)
+    M = seen.metric.astype(scale.dtype)
+    M = _divide(M, scale[:, :, None] * scale[:, None, :])
     b, d_out = scale.shape
     # the lanes of a layer share the pattern's count, so they are measured together
     size = jnp.trace(M, axis1=1, axis2=2).reshape(layers, -1).mean(1) / d_out
     size = jnp.repeat(size, b // layers)[:, None, None]
-    eye = jnp.eye(d_out, dtype=M.dtype)
+    eye = jnp.eye(d_out, dtype=M.dtype)[None]
     # where nothing is known of what follows, all errors are alike
     known = jnp.isfinite(M).all((1, 2), keepdims=True) & (size > 0)
     M = jnp.where(known, M / jnp.where(known, size, 1), eye)

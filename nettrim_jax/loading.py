@@ -42,9 +42,7 @@ class Part(NamedTuple):
         if not chosen:
             return {}
         graph, batch, key, weights = self
-        return sensitivities(
-            graph, chosen, graph.consts, leaves, batch, key, weights
-        )
+        return sensitivities(graph, chosen, graph.consts, leaves, batch, key, weights)
 
 
 @functools.partial(jax.jit, static_argnames="graph")

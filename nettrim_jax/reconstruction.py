@@ -19,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
+from nettrim_jax.curvature import Quadratic, Seen, quadratic_of
 from nettrim_jax.linalg import matmul
 from nettrim_jax.patterns import NM, STATIC, Pattern, Sparsity
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import HIGHEST, Array
 
 BIASES = ("free", "fixed")
-LOST = 1e-3  # of the spread of an input, that rounding may take
-FLOOR = 0.01  # of the mean energy of the inputs: what a rare input counts at least
 # the step size, beside a Gram matrix of unit diagonal and ridge, at start and end
 FIRST, LAST = 0.03, 8.0
 # of the loss is what moves the output: of layers alone, and of those that follow others
@@ -48,16 +47,28 @@ class Reconstruct:
     r"""Exactly so many weights, chosen and fitted together.
 
     .. math::
-        \min_{W \in S, \, b} \; \tfrac12 \|(Z - Y)_\Omega\|_F^2
-        + \tfrac{1 - \alpha}2 \|\max(Z, 0)_{\text{off}}\|_F^2
-        + \tfrac\alpha2 \|(Z - Y)_{\text{off}}\|_F^2
+        \min_{W \in S, \, b} \; \tfrac12 \|(Z - Y)_\Omega\|_M^2
+        + \tfrac{1 - \alpha}2 \|\max(Z, 0)_{\text{off}}\|_M^2
+        + \tfrac\alpha2 \|(Z - Y)_{\text{off}}\|_M^2
         + \tfrac\lambda2 \|D (W - W_0)\|_F^2, \qquad Z = X W + b + t
 
     for a layer that a ReLU follows, with :math:`S` what the pattern allows, :math:`Y`
     the trained response before the ReLU, :math:`\Omega` where it is positive, and
     :math:`D^2` the energy of the inputs; for any other layer all entries are
-    :math:`\Omega`. ADMM with the projection on :math:`S` (Boyd et al., 2011, section
-    9.1; Meng et al., 2024, use it for layers without a ReLU), on the second moments of
+    :math:`\Omega`. Errors :math:`E` of units are measured by :math:`\|E\|_M^2 =
+    \operatorname{tr} E M E^\top` with
+
+    .. math::
+        M = (1 - \beta) I + \beta \, \bar M, \qquad
+        \bar M \propto \sum_n J_n^\top J_n, \quad \operatorname{tr} \bar M = d_{out},
+
+    where :math:`J_n` is the derivative of the network's whole output by the n-th row
+    of the layer's answer, estimated by one backward pass: so weights go where the
+    output feels them, and errors of units may cancel there. (Second-order pruning with
+    such factors of the curvature: Wang et al., 2019.)
+
+    It is ADMM with the projection on :math:`S` (Boyd et al., 2011, section 9.1; Meng et
+    al., 2024, use it for layers without a ReLU), on the second moments of
     all rows. The set is not convex: there is no certificate.
 
     The ridge :math:`\lambda`, which keeps weights near the trained ones, and the plain
@@ -69,6 +80,11 @@ class Reconstruct:
       pattern: what may be left of a layer.
       ridge: :math:`\lambda`, at least 0, relative to the moments' diagonal.
       plain: :math:`\alpha`, in [0, 1].
+      downstream: :math:`\beta`, in [0, 1]: how much of the loss looks at the network's
+        output rather than at the layer. Unless given 0.08 in parallel mode, where each
+        layer is to stand for itself, and 0.8 in cascade mode. It is 0 of layers that
+        feed no other one and of experts behind ``jax.lax.ragged_dot``, and where JAX
+        has no derivative in reverse, as through a while loop; the report says so.
       bias: ``"free"``: the layer's own bias moves. ``"fixed"``: it stays.
       steps: of ADMM, at least 1. Unless given 150, or 36 and more where the products of
         so many would have over 3e10 terms: for layers of some 600 inputs and units.
@@ -145,18 +161,6 @@ class Reconstruct:
         self.pattern.check(shape)
 
 
-class Seen(NamedTuple):
-    """One layer's lanes: rows, what is wanted of them, and all rows' moments."""
-
-    X: Array  # [b, n, d_in]
-    P: Array  # [b, n, d_out], the trained answer before the ReLU
-    P0: Array  # [b, n, d_out], what the trained weights answer to X
-    valid: Array  # [b, n], the rows that count
-    moments: Array  # [b, d_in + 1, d_in + 1], of the inputs and a one, over all rows
-    W0: Array  # [b, d_in, d_out]
-    metric: Array | None = None  # [b, d_out, d_out], what errors of units count for
-
-
 def reconstruct(
     method: Reconstruct, seen: Seen, relu: bool, free: bool
 ) -> tuple[Array, Array]:
@@ -172,7 +176,7 @@ def reconstruct(
       ``W`` ``[b, d_in, d_out]`` and the bias' movement ``[b, d_out]``.
     """
     ridge, plain = choose(method, seen, relu, free)
-    quadratic, pattern = _quadratic(seen, free), method.pattern
+    quadratic, pattern = quadratic_of(seen, free), method.pattern
     steps = _steps(method, seen)
     W, b = _loop(pattern, quadratic, seen, ridge, plain, relu, free, steps)
     # where all is kept and nothing came before, every bit stays
@@ -213,7 +217,7 @@ def choose(
         moments=seen.moments - matmul(rows.transpose(0, 2, 1), rows)
     )
     out = _rows(seen, aside)
-    run = functools.partial(_loop, method.pattern, _quadratic(fit, free), fit)
+    run = functools.partial(_loop, method.pattern, quadratic_of(fit, free), fit)
 
     def error(ridge: Array, plain: Array) -> Array:
         W, b = run(ridge, plain, relu, free, steps)
@@ -238,70 +242,6 @@ def choose(
     return ridge, plain
 
 
-class _Quadratic(NamedTuple):
-    """The curvature of the plain loss over all rows, in units of the inputs' size."""
-
-    X: Array  # [b, n, d_in], centred if the bias is free, divided by ``size``
-    A: Array  # [b, d_in, d_in]
-    e: Array  # [b, d_in], its eigenvalues
-    Q: Array  # [b, d_in, d_in], its eigenvectors
-    size: Array  # [b, d_in]
-    mean: Array  # [b, d_in], zero if the bias is fixed
-    share: Array  # [b], what a row counts for
-    metric: "_Metric | None"
-
-
-class _Metric(NamedTuple):
-    """What errors of units count for, with its eigenvalues and eigenvectors."""
-
-    M: Array  # [b, d_out, d_out]
-    e: Array  # [b, d_out]
-    Q: Array  # [b, d_out, d_out]
-
-
-def _metric(M: Array | None) -> _Metric | None:
-    if M is None:
-        return None
-    e, Q = jnp.linalg.eigh(M)
-    return _Metric(M, jnp.maximum(e, 0), Q)
-
-
-def _mean(X: Array, valid: Array, here: Array) -> Array:
-    return (jnp.sum(jnp.where(valid, X, 0), axis=1) / here[:, None])[:, None, :]
-
-
-def _quadratic(seen: Seen, free: bool) -> _Quadratic:
-    sums, count = seen.moments[:, -1, :-1], seen.moments[:, -1, -1]
-    valid, here = seen.valid[:, :, None], jnp.sum(seen.valid, axis=1)
-    here = jnp.maximum(here, 1).astype(count.dtype)
-    count = jnp.maximum(count, here)
-    # no rows but those in hand, or so large a mean that only they can be centred
-    apart = jnp.where(valid, seen.X - _mean(seen.X, valid, here), 0)
-    raw = jnp.diagonal(seen.moments, axis1=1, axis2=2)[:, :-1] / count[:, None]
-    spread = jnp.sum(apart**2, axis=1) / here[:, None]
-    eps = jnp.finfo(count.dtype).eps
-    lost = (eps * raw > LOST * spread) & (spread > (4 * eps) ** 2 * raw)
-    near = (count == here) | (jnp.any(lost, axis=1) & free)
-    mean = sums / count[:, None] if free else jnp.zeros_like(sums)
-    X = jnp.where(valid, seen.X - mean[:, None, :], 0)
-    if free:  # once more: the first mean is off by its rounding
-        rest = jnp.where(near[:, None], jnp.sum(X, axis=1) / here[:, None], 0)
-        mean, X = mean + rest, jnp.where(valid, X - rest[:, None, :], 0)
-    H = seen.moments[:, :-1, :-1]
-    H = H - (count[:, None] * mean)[:, :, None] * mean[:, None, :]
-    mine = (count / here)[:, None, None] * matmul(X.transpose(0, 2, 1), X)
-    H = jnp.where(near[:, None, None], mine, H)
-    energy = jnp.maximum(jnp.diagonal(H, axis1=1, axis2=2), 0)
-    floor = FLOOR * jnp.mean(energy, axis=1, keepdims=True)
-    size = jnp.sqrt(energy + jnp.where(floor > 0, floor, 1))
-    A = H / (size[:, :, None] * size[:, None, :])
-    e, Q = jnp.linalg.eigh(A)
-    # rounding leaves no direction that costs less than nothing
-    e, share = jnp.maximum(e, 0), count / here
-    X, metric = X / size[:, None, :], _metric(seen.metric)
-    return _Quadratic(X, A, e, Q, size, mean, share, metric)
-
-
 class _State(NamedTuple):
     Z: Array  # [b, d_in, d_out], within the pattern
     U: Array  # [b, d_in, d_out], scaled dual
@@ -312,7 +252,7 @@ class _State(NamedTuple):
 
 def _loop(
     pattern: Pattern,
-    quadratic: _Quadratic,
+    quadratic: Quadratic,
     seen: Seen,
     ridge: Array,
     plain: Array,

@@ -108,6 +108,8 @@ class SiteReport:
       steps: the slowest lane's steps.
       gap: the worst lane's relative duality gap.
       violation: the worst lane's relative violation.
+      downstream: of the loss that was minimised, the share that counts what an error
+        does to the network's output (:class:`nettrim_jax.Reconstruct`).
     """
 
     path: Path = dataclasses.field(metadata=STATIC)
@@ -126,6 +128,7 @@ class SiteReport:
     steps: Array
     gap: Array
     violation: Array
+    downstream: float = dataclasses.field(default=0.0, metadata=STATIC)
 
     @property
     def sparsity(self) -> Array:

@@ -77,7 +77,8 @@ def _gradients(
     floating = [
         i
         for i, ref in enumerate(graph.flat.block.outputs)
-        if not isinstance(ref, Literal) and jnp.issubdtype(avals[ref].dtype, jnp.floating)
+        if not isinstance(ref, Literal)
+        and jnp.issubdtype(avals[ref].dtype, jnp.floating)
     ]
 
     def network(nudges: dict[int, Array]) -> list[Array]:

@@ -4,6 +4,7 @@ The stretch of a pruning that both modes share. Knows sites, methods and the sol
 runs no network.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -106,6 +107,12 @@ class _Job(NamedTuple):
     @property
     def bias(self) -> str:
         return self.method.bias if self.site.bias is not None else "fixed"
+
+    @property
+    def downstream(self) -> float:
+        """The share of the loss that looks at the network's output."""
+        assert isinstance(self.method, Reconstruct)
+        return 0.0 if self.seen.metric is None else self.method.downstream or 0.0
 
     def program(
         self, method: NetTrim, old: Sequence[Array], fed: bool
@@ -228,8 +235,8 @@ def _by_pattern(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
     stacks = []
     for job in jobs.values():
         assert isinstance(job.method, Reconstruct)
-        share = job.method.downstream or 0.0
-        seen = layers.exact(job.place(old), job.seen, job.held, job.site.layers, share)
+        place, lanes = job.place(old), job.site.layers
+        seen = layers.exact(place, job.seen, job.held, lanes, job.downstream)
         stacks.append((job.method, seen, job.relu, job.bias == "free"))
     answers = batching.reconstruct_all(
         stacks, settings.memory, lambda solved: settings.show(solved, "solving")
@@ -241,7 +248,8 @@ def _by_pattern(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
             *places, job.seen, W, move, job.site.layers, job.held, settings.keep
         )
         _put(job, new, leaf, bias)
-        entries[k] = _direct(job, call, leaf, bias, result)
+        entry = _direct(job, call, leaf, bias, result)
+        entries[k] = dataclasses.replace(entry, downstream=job.downstream)
     return entries
 
 

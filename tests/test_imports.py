@@ -27,6 +27,7 @@ ORDER = [
     "responses",
     "patterns",
     "criteria",
+    "curvature",
     "reconstruction",
     "programs",
     "interop",
