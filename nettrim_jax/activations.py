@@ -40,7 +40,7 @@ class Activation(NamedTuple):
     gain: Array  # [b, d_out], how P moves with the bias
     # [b, d_in + 1, d_in + 1], of the inputs and a one, over all rows, not only these
     moments: Array | None = None
-    # [b, d_out, d_out], how far errors of the operation's answer move the output
+    # [b, d_out, d_out], how far errors of the operation's own result move the output
     metric: Array | None = None
 
     @property
@@ -314,10 +314,13 @@ def _merge(
             lambda a: jnp.pad(a, [(0, 0), (0, missing)] + [(0, 0)] * (a.ndim - 2)),  # noqa: B023
             both,
         )
-        sums = {"moments": one.moments, "metric": one.metric}
-        for name, mine in sums.items():
-            others_ = getattr(two, name)
-            sums[name] = mine if mine is None or others_ is None else mine + others_
+        sums = {
+            name: a if a is None or b is None else a + b
+            for name, a, b in (
+                ("moments", one.moments, two.moments),
+                ("metric", one.metric, two.metric),
+            )
+        }
         out.append(one._replace(**sums, **_keep(both, rows)))
     return tuple(out)
 

@@ -89,8 +89,8 @@ def prune(
 
     Args:
       params: a pytree of arrays; leaves of other kinds stay as they are.
-      apply_fn: the network, ``apply_fn(params, batch)``; what it returns is only
-        compared before and after.
+      apply_fn: the network, ``apply_fn(params, batch)``; what it returns is
+        compared before and after, and exact budgets ask what moves it.
       batch: what ``apply_fn`` takes; or an iterator or loader of such batches, read
         once. In parallel mode memory grows with ``rows`` and not with the number of
         batches; in cascade mode all of them are kept.
@@ -290,9 +290,9 @@ def in_cascade(
 ) -> _Pruning:
     """In order of execution, inputs from the network as it is pruned by then."""
     new, entries, rows = list(old), {}, settings.rows
-    parts, metrics = list(parts), {}
+    parts, measured, metrics = list(parts), _measured(asked), {}
     for part in parts:
-        found = part.sensitivities(_measured(asked), old)
+        found = part.sensitivities(measured, old)
         metrics = {k: M + metrics.get(k, 0) for k, M in found.items()}
     runs = [cascade.Run(*part, tuple(asked), old) for part in parts]
     graph = runs[0].graph

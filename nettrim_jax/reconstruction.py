@@ -84,7 +84,8 @@ class Reconstruct:
         output rather than at the layer. Unless given 0.08 in parallel mode, where each
         layer is to stand for itself, and 0.8 in cascade mode. It is 0 of layers that
         feed no other one and of experts behind ``jax.lax.ragged_dot``, and where JAX
-        has no derivative in reverse, as through a while loop; the report says so.
+        has no derivative in reverse, as through a while loop; the report says so. It
+        takes the memory of a training step on each batch; 0 spares it.
       bias: ``"free"``: the layer's own bias moves. ``"fixed"``: it stays.
       steps: of ADMM, at least 1. Unless given 150, or 36 and more where the products of
         so many would have over 3e10 terms: for layers of some 600 inputs and units.

@@ -49,6 +49,8 @@ def sensitivities(
       and all of them where the network cannot be differentiated in reverse.
     """
     mine = [k for k in chosen if _feeds(graph, k)]
+    if not mine:
+        return {}
     uses = {use.op.id: use for k in mine for use in graph.sites[k].uses}
     gradients = _gradients(graph, uses, consts, [*leaves, *batch], key)
     if gradients is None:
