@@ -5,12 +5,14 @@ Knows arrays only: no pattern and no loop.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from nettrim_jax.linalg import matmul
+from nettrim_jax.linalg import matmul, norm
 from nettrim_jax.typing import Array
 
 LOST = 1e-3  # of the spread of an input, that rounding may take
+POWER, SHORT = 20, 1.05  # steps of a power iteration, and what they fall short
 FLOOR = 0.01  # of the mean energy of the inputs: what a rare input counts at least
 
 
@@ -52,6 +54,7 @@ class Quadratic(NamedTuple):
     size: Array  # [b, d_in]
     mean: Array  # [b, d_in], zero if the bias is fixed
     share: Array  # [b], what a row counts for
+    least: Array  # [b], the plain part that some rows need beside moments of all
     metric: Metric | None
 
 
@@ -89,4 +92,25 @@ def quadratic_of(seen: Seen, free: bool) -> Quadratic:
     # rounding leaves no direction that costs less than nothing
     e, share = jnp.maximum(e, 0), count / here
     X, metric = X / size[:, None, :], metric_of(seen.metric)
-    return Quadratic(X, A, e, Q, size, mean, share, metric)
+    excess = _excess(X, e, Q, share)
+    least = jnp.where(near, 0, jnp.maximum(1 - 1 / jnp.maximum(excess, 1), 0))
+    return Quadratic(X, A, e, Q, size, mean, share, least, metric)
+
+
+def _excess(X: Array, e: Array, Q: Array, share: Array) -> Array:
+    """By how much the rows in hand exceed the moments of all, where most, ``[b]``.
+
+    By power iteration, which stops a little short.
+    """
+    floor = jnp.finfo(e.dtype).eps * jnp.max(e, axis=1, keepdims=True)
+    root = jnp.where(e > 8 * floor, e, jnp.inf) ** -0.5
+
+    def more(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        v, _ = carry
+        y = matmul(X, matmul(Q, (root * v)[:, :, None]))
+        v = root * matmul(Q.transpose(0, 2, 1), matmul(X.transpose(0, 2, 1), y))[..., 0]
+        size = norm(v, axis=1)
+        return (v / jnp.where(size > 0, size, 1)[:, None], share * size), None
+
+    start = jnp.full_like(e, e.shape[1] ** -0.5), jnp.zeros_like(share)
+    return SHORT * jax.lax.scan(more, start, length=POWER)[0][1]

@@ -262,7 +262,8 @@ def _loop(
     steps: int,
 ) -> tuple[Array, Array]:
     """Weights within the pattern and how far biases move, after so many steps."""
-    X, A, e, Q, size, _, share, metric = quadratic
+    X, A, e, Q, size, _, share, least, metric = quadratic
+    plain = jnp.maximum(plain, least)[:, None, None]
     B = seen.W0 * size[:, :, None]
 
     def weighed(G: Array) -> Array:

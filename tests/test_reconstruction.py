@@ -335,3 +335,20 @@ def test_not_a_number_is_no_success():
 def test_refusals(make, says):
     with pytest.raises(MethodError, match=says):
         make()
+
+
+@pytest.mark.parametrize("seed", only_fast([0], range(6)))
+def test_few_rows_beside_the_moments_of_many_do_not_run_away(seed):
+    """Where units are mostly off, the rows in hand undo what the moments pull."""
+    rng = np.random.default_rng(seed)
+    X = inputs("correlated", 4000, 24, rng)[None]
+    many = seen(X, rng.normal(size=(1, 24, 16)), t=-3.0)
+    few = many._replace(
+        **{k: getattr(many, k)[:, :60] for k in ("X", "P", "P0", "valid")}
+    )
+    errors = []
+    for plain in (1.0, 0.0):
+        method = Reconstruct(nt.Sparsity(0.6), ridge=1e-3, plain=plain, steps=600)
+        W, b = reconstruct(method, few, True, True)
+        errors.append(error(many, W, b, relu=True))
+    assert errors[1] < 1.1 * errors[0] < 1.1, errors
