@@ -162,8 +162,9 @@ def _see(
     # every step of a shared loop gives its part, so memory does not grow with it
     quota = min(folding.rows, -(-rows * folding.rows // use.rows))
     every = priority
-    # XLA sorts all rows where it sees that only some of these are read
-    priority, pick = jax.lax.optimization_barrier(jax.lax.top_k(priority, quota))
+    # XLA sorts all rows where it sees that only some of these are read; one barrier for
+    # both ends the process where the rows are sharded
+    priority, pick = map(jax.lax.optimization_barrier, jax.lax.top_k(priority, quota))
 
     Z = read(chain.start)
     A = read(use.act)
