@@ -1,0 +1,61 @@
+"""How much of an exact budget's loss should look at the network's output?
+
+Prunes with several shares (``Reconstruct(downstream=...)``) and prints, beside what
+the network scores, the held-out error of its layers over that with a share of 0: the
+median. Run ``python tests/benchmarks/downstream.py``; needs the data folder, and the
+transformer a file of ``shakespeare.py --params``.
+"""
+
+import argparse
+import pathlib
+
+import common  # noqa: F401  puts the tests' folder on the path
+import numpy as np
+from split import NETWORKS
+
+import nettrim_jax as nt
+
+LEVELS = {"lenet": 0.9, "resnet": 0.7, "transformer": 0.7}
+
+
+def main():
+    """Print one Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--modes", nargs="+", default=["parallel", "cascade"])
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.08, 0.3, 0.8])
+    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--images", type=int, default=4096, help="of MNIST")
+    parser.add_argument("--tests", type=int, default=2000, help="images of CIFAR-10")
+    parser.add_argument("--params", type=pathlib.Path, default="shakespeare.msgpack")
+    args = parser.parse_args()
+    print("| network | removed | mode | share | layers' error | score |")
+    print(f"{'| --- ' * 6}|")
+    for name in args.networks:
+        load, form, _ = NETWORKS[name]
+        params, apply_fn, batch, measure = load(args)
+        pattern = nt.Sparsity(LEVELS[name])
+        for mode in args.modes:
+            alone = None
+            for share in [0.0, *args.shares]:
+                pruned = nt.prune(
+                    params,
+                    apply_fn,
+                    batch,
+                    method=nt.Reconstruct(pattern, downstream=share),
+                    mode=mode,
+                    rows=args.rows,
+                )
+                sites = pruned.report.sites
+                errors = np.array([float(site.held_out_error) for site in sites])
+                alone = errors if alone is None else alone
+                print(
+                    f"| {name} | {LEVELS[name]:.0%} | {mode} | {share} "
+                    f"| {np.median(errors / alone):.3f} "
+                    f"| {form.format(measure(pruned.params))} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
