@@ -225,34 +225,45 @@ def by_refit(
 @functools.partial(jax.jit, static_argnames=("held", "layers", "downstream"))
 def exact(
     trained: Place, seen: Activation, held: int, layers: int, downstream: float
-) -> Seen:
-    """What is needed to prune to an exact budget, ``[layers, b, ...]``."""
+) -> tuple[Seen, Array]:
+    """What is needed to prune to an exact budget, ``[layers, b, ...]``.
+
+    With it comes the share of the loss that does look at the network's output.
+    """
     assert seen.moments is not None
     out, rest = split(seen.X.shape[1], held)
     W0 = masks.read(trained.weights).astype(seen.X.dtype) * seen.scale[:, None, :]
     P0 = seen.P if seen.P0 is None else seen.P0
     X, P, P0, valid = (a[:, rest] for a in (seen.X, seen.P, P0, seen.valid))
-    metric = _blend(seen, layers, downstream)
-    every = Seen(X, P, P0, valid, _without(seen.moments, seen, out), W0, metric)
-    return jax.tree.map(lambda a: a.reshape(layers, -1, *a.shape[1:]), every)
+    M, share = _blend(seen, layers, downstream)
+    every = Seen(X, P, P0, valid, _without(seen.moments, seen, out), W0, M)
+    apart = jax.tree.map(lambda a: a.reshape(layers, -1, *a.shape[1:]), every)
+    return apart, share
 
 
-def _blend(seen: Activation, layers: int, share: float) -> Array | None:
-    """What errors of units count for: this share of it at the network's output."""
+def _blend(seen: Activation, layers: int, share: float) -> tuple[Array | None, Array]:
+    """What errors of units count for: this share of it at the network's output.
+
+    With it comes the share itself, less where nothing is known of some layers.
+    """
     if seen.metric is None or not share:
-        return None
+        return None, jnp.zeros((), seen.X.dtype)
     scale = seen.scale.astype(seen.X.dtype)
     M = seen.metric.astype(scale.dtype)
     M = _divide(M, scale[:, :, None] * scale[:, None, :])
     b, d_out = scale.shape
     # the lanes of a layer share the pattern's count, so they are measured together
     size = jnp.trace(M, axis1=1, axis2=2).reshape(layers, -1).mean(1) / d_out
-    size = jnp.repeat(size, b // layers)[:, None, None]
+    size = jnp.repeat(size, b // layers)
     eye = jnp.eye(d_out, dtype=M.dtype)[None]
     # where nothing is known of what follows, all errors are alike
-    known = jnp.isfinite(M).all((1, 2), keepdims=True) & (size > 0)
-    M = jnp.where(known, M / jnp.where(known, size, 1), eye)
-    return share * M + (1 - share) * eye
+    known = _together(jnp.isfinite(M).all((1, 2)), layers)
+    known &= jnp.isfinite(size) & (size > 0)
+    size = jnp.where(known, size, 1)[:, None, None]
+    M = jnp.where(known[:, None, None], M / size, eye)
+    # eigenvectors of equal eigenvalues, those of dead units, have no derivative
+    M = jax.lax.stop_gradient(share * M + (1 - share) * eye)
+    return M, share * jnp.mean(known, dtype=M.dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("layers", "held", "keep"))

@@ -319,7 +319,9 @@ def _moments(asked: Mapping[int, Task]) -> tuple[int, ...]:
 
 def _measured(asked: Mapping[int, Task]) -> tuple[int, ...]:
     """The sites whose methods need to know how far errors move the output."""
-    return tuple(k for k, m in asked.items() if isinstance(m, Reconstruct) and m.metric)
+    return tuple(
+        k for k, m in asked.items() if isinstance(m, Reconstruct) and m.downstream
+    )
 
 
 def _bounded(

@@ -4,7 +4,7 @@ The loop is ADMM between the pattern and a quadratic, whose step size grows unti
 choice of the pattern settles. The quadratic is that of the Gram matrix, so its cost
 does not depend on the number of rows; where a ReLU follows, its linear term is moved
 now and then to what the ReLU asks for at the present response, so that the quadratic
-stays above the loss and touches it there.
+touches the loss there; it stays above it where errors of all units count alike.
 
 Knows arrays and patterns only.
 """
@@ -26,6 +26,7 @@ from nettrim_jax.results import MethodError
 from nettrim_jax.typing import HIGHEST, Array
 
 BIASES = ("free", "fixed")
+NUMBERS = int | float | np.integer | np.floating  # that a setting may be
 # the step size, beside a Gram matrix of unit diagonal and ridge, at start and end
 FIRST, LAST = 0.03, 8.0
 # of the loss is what moves the output: of layers alone, and of those that follow others
@@ -47,16 +48,16 @@ class Reconstruct:
     r"""Exactly so many weights, chosen and fitted together.
 
     .. math::
-        \min_{W \in S, \, b} \; \tfrac12 \|(Z - Y)_\Omega\|_M^2
-        + \tfrac{1 - \alpha}2 \|\max(Z, 0)_{\text{off}}\|_M^2
-        + \tfrac\alpha2 \|(Z - Y)_{\text{off}}\|_M^2
-        + \tfrac\lambda2 \|D (W - W_0)\|_F^2, \qquad Z = X W + b + t
+        \min_{W \in S, \, b} \; \tfrac12 \|X W + b + t - T\|_M^2
+        + \tfrac\lambda2 \|D (W - W_0)\|_F^2, \qquad
+        T = \begin{cases} Y & \text{on } \Omega \\
+        \alpha Y + (1 - \alpha) \min(R, 0) & \text{off } \Omega \end{cases}
 
     for a layer that a ReLU follows, with :math:`S` what the pattern allows, :math:`Y`
-    the trained response before the ReLU, :math:`\Omega` where it is positive, and
-    :math:`D^2` the energy of the inputs; for any other layer all entries are
-    :math:`\Omega`. Errors :math:`E` of units are measured by :math:`\|E\|_M^2 =
-    \operatorname{tr} E M E^\top` with
+    the trained response before the ReLU, :math:`\Omega` where it is positive,
+    :math:`R` the present response, with which :math:`T` moves on, and :math:`D^2` the
+    energy of the inputs; for any other layer :math:`T = Y`. Errors :math:`E` of units
+    are measured by :math:`\|E\|_M^2 = \operatorname{tr} E M E^\top` with
 
     .. math::
         M = (1 - \beta) I + \beta \, \bar M, \qquad
@@ -79,13 +80,17 @@ class Reconstruct:
     Attributes:
       pattern: what may be left of a layer.
       ridge: :math:`\lambda`, at least 0, relative to the moments' diagonal.
-      plain: :math:`\alpha`, in [0, 1].
+      plain: :math:`\alpha`, in [0, 1]; raised to what the loss needs to have a minimum
+        where more rows are summed than kept.
       downstream: :math:`\beta`, in [0, 1]: how much of the loss looks at the network's
         output rather than at the layer. Unless given 0.08 in parallel mode, where each
         layer is to stand for itself, and 0.8 in cascade mode. It is 0 of layers that
-        feed no other one and of experts behind ``jax.lax.ragged_dot``, and where JAX
-        has no derivative in reverse, as through a while loop; the report says so. It
-        takes the memory of a training step on each batch; 0 spares it.
+        feed no other one that can be pruned, of experts behind
+        ``jax.lax.ragged_dot``, and where what runs has no derivative in reverse (a
+        while loop) or none but zero; the report says so. Derivatives that a function
+        declares for itself (``jax.custom_vjp``) do not count. It takes the memory of a
+        backward pass on each batch, in which nothing is computed twice to save some
+        (``jax.checkpoint`` does not count either); 0 spares it.
       bias: ``"free"``: the layer's own bias moves. ``"fixed"``: it stays.
       steps: of ADMM, at least 1. Unless given 150, or 36 and more where the products of
         so many would have over 3e10 terms: for layers of some 600 inputs and units.
@@ -113,11 +118,6 @@ class Reconstruct:
 
     moments: ClassVar[bool] = True  # whether it needs those of all rows
 
-    @property
-    def metric(self) -> bool:
-        """Whether it needs to know how far errors move the network's output."""
-        return bool(self.downstream)
-
     def of_mode(self, cascade: bool) -> "Reconstruct":
         """The same method with what it leaves to the mode."""
         if self.downstream is not None:
@@ -133,22 +133,22 @@ class Reconstruct:
         ranges = {"ridge": math.inf, "plain": 1.0, "downstream": 1.0}
         for name, most in ranges.items():
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
+            number = isinstance(value, NUMBERS) and not isinstance(value, bool)
             good = number and 0 <= value <= most and value < math.inf
             if value is not None and not good:
                 span = "of at least 0" if name == "ridge" else "in [0, 1]"
                 leave = "choose it on rows kept aside"
                 leave = "take the mode's" if name == "downstream" else leave
                 raise MethodError(
-                    f"Reconstruct({name}={value!r}): expected a finite number {span}, "
-                    f"or None to {leave}"
+                    f"Reconstruct({name}={value!r}): expected a finite Python number "
+                    f"{span}, or None to {leave}"
                 )
         if self.bias not in BIASES:
             raise MethodError(
                 f"Reconstruct(bias={self.bias!r}): expected one of {BIASES}"
             )
         steps = self.steps
-        whole = isinstance(steps, int) and not isinstance(steps, bool)
+        whole = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
         if steps is not None and not (whole and steps >= 1):
             raise MethodError(
                 f"Reconstruct(steps={steps!r}): expected an integer of at least 1"

@@ -128,7 +128,7 @@ class SiteReport:
     steps: Array
     gap: Array
     violation: Array
-    downstream: float = dataclasses.field(default=0.0, metadata=STATIC)
+    downstream: Array
 
     @property
     def sparsity(self) -> Array:

@@ -3,7 +3,8 @@ r"""How far an error of each layer moves the network's output, by back-propagati
 For a random direction :math:`v` of signs, the gradient :math:`g` of :math:`\langle v,
 N(x)\rangle` by a row of a layer's answer has :math:`E \, g g^\top = J^\top J`, with
 :math:`J` the derivative of the whole output by that row. One backward pass gives one
-:math:`g` for each row of every layer, and there are many rows.
+:math:`g` for each row of every layer, and there are many rows. It goes through what the
+network runs: derivatives that a function declares for itself do not count.
 
 Knows the graph; knows no solver.
 """
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from nettrim_jax import jaxprs
-from nettrim_jax.activations import row_weights, sum_by_lane
+from nettrim_jax.activations import by_lane, row_weights
 from nettrim_jax.jaxprs import Literal
 from nettrim_jax.tracing import Graph, Site
 from nettrim_jax.typing import HIGHEST, Array, wide
@@ -45,8 +46,8 @@ def sensitivities(
 
     Returns:
       By site, ``[b, d_out, d_out]``, of what the operation itself answers. Sites that
-      feed no other layer are left out, as are those whose rows are sorted by group,
-      and all of them where the network cannot be differentiated in reverse.
+      feed no other site are left out, as are those whose rows are sorted by group,
+      and all of them where what runs cannot be differentiated in reverse.
     """
     mine = [k for k in chosen if _feeds(graph, k)]
     if not mine:
@@ -59,7 +60,7 @@ def sensitivities(
 
 
 def _feeds(graph: Graph, k: int) -> bool:
-    """Whether another layer depends on this one's answer, row by row."""
+    """Whether another site depends on this one's answer, row by row."""
     uses = graph.sites[k].uses
     marks = functools.reduce(int.__or__, (use.mark for use in uses))
     ragged = any(use.folding.ragged for use in uses)
@@ -109,12 +110,12 @@ def _sum(site: Site, gradients: Mapping[int, Array], weights: Array | None) -> A
 
         def of_rows(g: Array, use: Use = use, counts: Array | None = counts) -> Array:
             g = use.folding.result(g, jnp.arange(use.folding.rows))
-            g = g.astype(wide(g.dtype))
             g = g if counts is None else jnp.where(counts[None, :, None], g, 0)
-            g = g if use.live is None else g[:, :, use.live[1]]
-            return jnp.einsum("bni,bnj->bij", g, g, precision=HIGHEST)
+            return g if use.live is None else g[:, :, use.live[1]]
 
         for _ in use.loops:
             of_rows = jax.vmap(of_rows)
-        total.append(sum_by_lane(use, of_rows(gradients[use.op.id])))
+        g = by_lane(use, of_rows(gradients[use.op.id]))
+        g = g.astype(wide(g.dtype))
+        total.append(jnp.einsum("bni,bnj->bij", g, g, precision=HIGHEST))
     return functools.reduce(jnp.add, total)

@@ -108,12 +108,6 @@ class _Job(NamedTuple):
     def bias(self) -> str:
         return self.method.bias if self.site.bias is not None else "fixed"
 
-    @property
-    def downstream(self) -> float:
-        """The share of the loss that looks at the network's output."""
-        assert isinstance(self.method, Reconstruct)
-        return 0.0 if self.seen.metric is None else self.method.downstream or 0.0
-
     def program(
         self, method: NetTrim, old: Sequence[Array], fed: bool
     ) -> tuple[Program, Array]:
@@ -232,16 +226,18 @@ def _by_rule(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
 def _by_pattern(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
     """Writes the sites' exact budgets and says what they are."""
     entries, (old, new, settings, _, _) = {}, call
-    stacks = []
+    stacks, shares = [], []
     for job in jobs.values():
         assert isinstance(job.method, Reconstruct)
+        asked = job.method.downstream or 0.0
         place, lanes = job.place(old), job.site.layers
-        seen = layers.exact(place, job.seen, job.held, lanes, job.downstream)
+        seen, share = layers.exact(place, job.seen, job.held, lanes, asked)
+        shares.append(share)
         stacks.append((job.method, seen, job.relu, job.bias == "free"))
     answers = batching.reconstruct_all(
         stacks, settings.memory, lambda solved: settings.show(solved, "solving")
     )
-    for (k, job), answer in zip(jobs.items(), answers, strict=True):
+    for (k, job), answer, share in zip(jobs.items(), answers, shares, strict=True):
         W, move = (a.reshape(-1, *a.shape[2:]) for a in answer)
         places = job.place(old), job.place(new)
         leaf, bias, result = layers.by_pattern(
@@ -249,7 +245,7 @@ def _by_pattern(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
         )
         _put(job, new, leaf, bias)
         entry = _direct(job, call, leaf, bias, result)
-        entries[k] = dataclasses.replace(entry, downstream=job.downstream)
+        entries[k] = dataclasses.replace(entry, downstream=share)
     return entries
 
 
@@ -311,6 +307,7 @@ def _measure(
 def _entry(job: _Job, measured: Measured, **figures: Array) -> SiteReport:
     site = job.site
     lanes, d_in, d_out = site.index.shape
+    figures = {"downstream": jnp.zeros(()), **figures}
     return SiteReport(
         path=site.path,
         kind=site.kind,

@@ -212,6 +212,7 @@ def as_trained(site: Site, leaf: Array, X: Array) -> SiteReport:
         steps=jnp.zeros((), jnp.int32),
         gap=none,
         violation=none,
+        downstream=zero,
     )
 
 

@@ -21,6 +21,7 @@ eps    budget of error, Frobenius norm
 R      the response less what is added to it, ``Z - t``
 W_hat  the point whose projection is ``(W, R)``; so is ``R_hat``
 metric squared norms of the columns of ``X``; ``sigma2`` weighs the response beside it
+M      what errors of units count for, ``[d_out, d_out]``: a layer's own ``metric``
 L      a dual of the response, ``[n, d_out]``
 rho    step size
 ====== =======================================================================

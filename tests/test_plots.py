@@ -40,6 +40,7 @@ def report(held_out=(0.06, 0.02, 0.3)):
         "steps": 20,
         "gap": 1e-4,
         "violation": 0.0,
+        "downstream": 0.0,
     }
     names, nonzeros, errors = ("a", "b/w", "c"), (50, 9, 0), (0.05, 0.021, 0.2)
     sites = [

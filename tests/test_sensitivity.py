@@ -1,5 +1,6 @@
 """What errors of layers count for: against derivatives, and what it gains."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,8 @@ from marks import only_fast
 from test_reconstruction import reconstruct, seen
 
 import nettrim_jax as nt
+from nettrim_jax.activations import Activation
+from nettrim_jax.layers import _blend
 from nettrim_jax.reconstruction import Reconstruct
 from nettrim_jax.sensitivity import sensitivities
 from nettrim_jax.tracing import trace
@@ -183,21 +186,6 @@ def test_parts_of_a_batch_add_up(rng):
     np.testing.assert_allclose(whole, sum(parts), rtol=1e-10)
 
 
-@pytest.mark.parametrize("mode", only_fast(["cascade"], ["parallel", "cascade"]))
-def test_a_stream_is_measured_too(mode):
-    params, apply_fn, x, later = network(np.random.default_rng(0))
-    moved = []
-    for share in (0.0, 0.5):
-        method, batches = (
-            Reconstruct(nt.Sparsity(0.7), downstream=share),
-            x.reshape(2, -1, 16),
-        )
-        pruned = nt.prune(params, apply_fn, iter(batches), method=method, mode=mode)
-        off = apply_fn(pruned.params, later) - apply_fn(params, later)
-        moved.append(float(jnp.linalg.norm(off)))
-    assert moved[1] < moved[0]
-
-
 def test_what_has_no_derivative_in_reverse_is_pruned_without(rng):
     params = {name: jnp.asarray(rng.normal(size=(8, 8))) for name in ("a", "b")}
     x = jnp.asarray(rng.normal(size=(100, 8)))
@@ -230,3 +218,121 @@ def test_each_mode_has_its_own_share():
 def test_a_share_is_a_number_from_0_to_1(share):
     with pytest.raises(nt.NetTrimError, match=r"downstream=.*in \[0, 1\]"):
         Reconstruct(nt.Sparsity(0.5), downstream=share)
+
+
+def test_numpys_numbers_are_numbers():
+    method = Reconstruct(
+        nt.Sparsity(0.5), downstream=np.float32(0.5), steps=np.int64(9)
+    )
+    assert (method.downstream, method.steps) == (0.5, 9)
+
+
+SCALE = jnp.array([[3.0, -0.2, 1.0, -5.0]])
+
+
+def with_scale(params, x):
+    return jax.nn.relu(x @ params["w"] * SCALE) @ params["out"]
+
+
+def test_a_scale_behind_the_weights_changes_nothing_but_them(rng):
+    """Weights times their scale are those of a network that has it in its weights."""
+    params = {"w": rng.normal(size=(6, 4)), "out": rng.normal(size=(4, 2))}
+    params, x = jax.tree.map(jnp.asarray, params), jnp.asarray(rng.normal(size=(90, 6)))
+    method = {"w": Reconstruct(nt.Sparsity(0.5), downstream=0.9)}
+    apart = nt.prune(params, with_scale, x, method=method)
+    folded = nt.prune(
+        params | {"w": params["w"] * SCALE},
+        lambda p, x: jax.nn.relu(x @ p["w"]) @ p["out"],
+        x,
+        method=method,
+    )
+    np.testing.assert_allclose(
+        apart.params["w"] * SCALE, folded.params["w"], rtol=1e-6, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+def test_a_stream_counts_as_its_batches_together(mode):
+    """With one output no random sign is left, and all rows are kept."""
+    params, apply_fn, x, _ = network(np.random.default_rng(0), d_out=1)
+    method = Reconstruct(nt.Sparsity(0.7), ridge=0.1, plain=0.3, downstream=0.9)
+    whole, stream = (
+        nt.prune(params, apply_fn, batch, method=method, mode=mode, held_out=0.0)
+        for batch in (x, iter(jnp.split(x, [60, 150])))
+    )
+    chex.assert_trees_all_close(stream.params, whole.params, rtol=1e-5, atol=1e-8)
+
+
+def blended(metric, layers):
+    b, d_out = metric.shape[:2]
+    rows, ones = jnp.ones((b, 3, d_out)), jnp.ones((b, d_out))
+    seen = Activation(rows, rows, rows, None, rows[:, :, 0], ones, ones, metric=metric)
+    return _blend(seen, layers, 0.5)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, 1e308, 0.0])
+def test_where_nothing_is_known_all_errors_are_alike(bad, rng):
+    root = rng.normal(size=(2, 3, 3))
+    good = jnp.asarray(root @ root.swapaxes(1, 2))
+    expected, share = blended(good, 2)
+    assert share == 0.5
+    np.testing.assert_allclose(jnp.trace(expected, axis1=1, axis2=2), 3)
+    mixed = good.at[1].set(bad)
+    found, share = blended(mixed, 2)
+    assert share == 0.25
+    np.testing.assert_allclose(found, [expected[0], np.eye(3)], rtol=1e-12)
+    if bad != 0.0:  # lanes of one layer stand or fall together
+        found, share = blended(mixed, 1)
+        assert share == 0
+        np.testing.assert_array_equal(found, [np.eye(3)] * 2)
+
+
+def rounded(params, x):
+    return jnp.round(x @ params["a"]) @ params["b"]
+
+
+def chosen(params, x):
+    return jnp.argmax(jax.nn.relu(x @ params["a"]) @ params["b"], axis=1)
+
+
+@pytest.mark.parametrize("apply_fn", [rounded, chosen])
+def test_the_report_says_so_where_no_error_moves_the_output(apply_fn, rng):
+    params = {name: jnp.asarray(rng.normal(size=(8, 8))) for name in ("a", "b")}
+    x = jnp.asarray(rng.normal(size=(100, 8)))
+    pruned = nt.prune(params, apply_fn, x, method=nt.Sparsity(0.5))
+    assert [float(site.downstream) for site in pruned.report.sites] == [0.0, 0.0]
+    assert int(pruned.report.nonzeros) == 64
+
+
+def test_layers_before_sorted_rows_are_measured_and_these_are_not(rng):
+    shapes = {"first": (6, 6), "experts": (2, 6, 5), "last": (5, 3)}
+    params = {name: jnp.asarray(rng.normal(size=s)) for name, s in shapes.items()}
+
+    def apply_fn(p, x):
+        h = jax.nn.relu(x @ p["first"])
+        h = jax.lax.ragged_dot(h, p["experts"], jnp.array([30, 50], "int32"))
+        return jax.nn.relu(h) @ p["last"]
+
+    x = jnp.asarray(rng.normal(size=(80, 6)))
+    report = nt.prune(params, apply_fn, x, method=nt.Sparsity(0.5)).report
+    shares = {site.path: float(site.downstream) for site in report.sites}
+    assert shares.pop("first") > 0
+    assert shares == {"experts": 0.0, "last": 0.0}
+
+
+def test_units_that_are_never_on_leave_derivatives_finite(rng):
+    params = {name: jnp.asarray(rng.normal(size=(6, 6))) for name in ("a", "b")}
+    x = jnp.asarray(rng.normal(size=(80, 6)))
+    bias = jnp.array([[0.0, 0, 0, 0, -100, -100]])
+
+    def output(params):
+        pruned = nt.prune(
+            params,
+            lambda p, x: jax.nn.relu(x @ p["a"] + bias) @ p["b"],
+            x,
+            method={"a": nt.Sparsity(0.5)},
+            on_failure="keep",
+        )
+        return jnp.sum(pruned.params["a"] ** 2)
+
+    assert all(jnp.isfinite(g).all() for g in jax.grad(output)(params).values())
