@@ -1,12 +1,17 @@
 """One strict process: CPU, float64 allowed, no silent promotion of dtype or rank."""
 
 import itertools
+import os
 
 import jax
 import numpy as np
 import pytest
 from limits import free_mappings
 
+# optimising thousands of small programs takes longer than it saves; they run as users
+# run them with JAX_DISABLE_MOST_OPTIMIZATIONS=0
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

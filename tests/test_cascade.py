@@ -122,6 +122,7 @@ def test_deviation_is_within_the_theorems_bound(name, refit):
     assert 0 < float(found.deviation) <= bound(name)
 
 
+@slow
 def test_the_bound_is_not_idle():
     """A gain left out would be noticed: some network comes near its bound."""
     name = "two"

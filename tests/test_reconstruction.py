@@ -68,7 +68,8 @@ def least(seen, kept, free):
 def test_the_count_is_what_was_asked(pattern, relu):
     for lanes in (1, 3):
         one = layer(lanes=lanes)
-        W, _ = reconstruct(Reconstruct(pattern, steps=20), one, relu, True)
+        method = Reconstruct(pattern, ridge=0.1, plain=0.3, steps=20)
+        W, _ = reconstruct(method, one, relu, True)
         kept = np.asarray(W != 0)
         assert kept.sum() == np.asarray(pattern.keep(one.W0**2)).sum()
         # and it is a choice that the pattern allows
@@ -102,22 +103,25 @@ def test_no_other_choice_is_much_better():
     assert np.median(found) < 1.01 and max(found) < 1.2
 
 
+HARD = nt.Sparsity(0.85), nt.Sparsity(0.5), nt.NM(2, 4)
+
+
 # of white inputs what is removed cannot be made up for
 @pytest.mark.parametrize(
     "kind", only_fast(["correlated"], ["correlated", "nonnegative"])
 )
 @pytest.mark.parametrize("relu", only_fast([False], [True, False]))
-def test_it_errs_less_than_the_rules_on_new_rows(kind, relu):
+@pytest.mark.parametrize("pattern", only_fast(HARD[:1], HARD), ids=repr)
+def test_it_errs_less_than_the_rules_on_new_rows(pattern, relu, kind):
     rng = np.random.default_rng(0)
     X = inputs(kind, 800, 24, rng)[None]
     W = rng.normal(size=(1, 24, 16))
     one, new = seen(X[:, :400], W), seen(X[:, 400:], W)
     gram = one.moments[:, :-1, :-1]
-    for pattern in (nt.Sparsity(0.5), nt.Sparsity(0.85), nt.NM(2, 4)):
-        ours = error(new, *reconstruct(Reconstruct(pattern), one, relu, True), relu)
-        for rule in (nt.SparseGPT, nt.Wanda, nt.Magnitude):
-            other = rule(pattern).answer(one.W0, gram)
-            assert ours < error(new, other, jnp.zeros((1, 16)), relu)
+    ours = error(new, *reconstruct(Reconstruct(pattern), one, relu, True), relu)
+    for rule in (nt.SparseGPT, nt.Wanda, nt.Magnitude):
+        other = rule(pattern).answer(one.W0, gram)
+        assert ours < error(new, other, jnp.zeros((1, 16)), relu)
 
 
 def test_a_relu_gives_room():
