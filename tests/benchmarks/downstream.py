@@ -7,6 +7,7 @@ transformer a file of ``shakespeare.py --params``.
 """
 
 import argparse
+import itertools
 import pathlib
 
 import common  # noqa: F401  puts the tests' folder on the path
@@ -15,7 +16,7 @@ from split import NETWORKS
 
 import nettrim_jax as nt
 
-LEVELS = {"lenet": 0.9, "resnet": 0.7, "transformer": 0.7}
+LEVELS = {"lenet": [0.9], "resnet": [0.7, 0.9], "transformer": [0.7, 0.9]}
 
 
 def main():
@@ -24,6 +25,7 @@ def main():
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--modes", nargs="+", default=["parallel", "cascade"])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.08, 0.3, 0.8])
+    parser.add_argument("--levels", type=float, nargs="+")
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--images", type=int, default=4096, help="of MNIST")
     parser.add_argument("--tests", type=int, default=2000, help="images of CIFAR-10")
@@ -34,15 +36,15 @@ def main():
     for name in args.networks:
         load, form, _ = NETWORKS[name]
         params, apply_fn, batch, measure = load(args)
-        pattern = nt.Sparsity(LEVELS[name])
-        for mode in args.modes:
+        levels = args.levels or LEVELS[name]
+        for level, mode in itertools.product(levels, args.modes):
             alone = None
             for share in [0.0, *args.shares]:
                 pruned = nt.prune(
                     params,
                     apply_fn,
                     batch,
-                    method=nt.Reconstruct(pattern, downstream=share),
+                    method=nt.Reconstruct(nt.Sparsity(level), downstream=share),
                     mode=mode,
                     rows=args.rows,
                 )
@@ -50,7 +52,7 @@ def main():
                 errors = np.array([float(site.held_out_error) for site in sites])
                 alone = errors if alone is None else alone
                 print(
-                    f"| {name} | {LEVELS[name]:.0%} | {mode} | {share} "
+                    f"| {name} | {level:.0%} | {mode} | {share} "
                     f"| {np.median(errors / alone):.3f} "
                     f"| {form.format(measure(pruned.params))} |",
                     flush=True,
