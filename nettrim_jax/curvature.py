@@ -106,7 +106,7 @@ def _excess(X: Array, e: Array, Q: Array, share: Array) -> Array:
     root = jnp.where(e > 8 * floor, e, jnp.inf) ** -0.5
 
     def more(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        v, _ = carry
+        v = carry[0]
         y = matmul(X, matmul(Q, (root * v)[:, :, None]))
         v = root * matmul(Q.transpose(0, 2, 1), matmul(X.transpose(0, 2, 1), y))[..., 0]
         size = norm(v, axis=1)
