@@ -341,6 +341,15 @@ def assign(
                 f"layers are {', '.join(paths)}"
             )
         table.append((pattern, compiled, value))
+    for i, (pattern, compiled, _) in enumerate(table):
+        hits = [path for path in paths if compiled.search(path)]
+        before = [c for _, c, _ in table[:i]]
+        if hits and all(any(c.search(path) for c in before) for path in hits):
+            raise MethodError(
+                f"method: all layers that {pattern!r} matches ({', '.join(hits)}) are "
+                "matched by expressions before it, and the first match wins; put it "
+                "before them or leave it out"
+            )
     chosen: list[Method | None] = []
     reasons = []
     for path in paths:

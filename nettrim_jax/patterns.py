@@ -45,8 +45,9 @@ class Sparsity:
 
     Attributes:
       level: the share, in [0, 1]; ``round(level * size)`` weights are zero.
-      scope: ``"layer"``: of all weights together. ``"column"``: of the weights of every
-        unit, each with the same number. ``"network"``: of the weights of all layers.
+      scope: what ``size`` is. ``"layer"``: of all weights together. ``"column"``: of
+        the weights of every unit, rounded for each. ``"network"``: of the weights of
+        all layers.
 
     Raises:
       MethodError: an attribute is out of its range.
@@ -176,7 +177,8 @@ class NM:
         if shape[1] % self.m and not self.pad:
             raise MethodError(
                 f"NM({self.n}, {self.m}): {self.m} does not divide the {shape[1]} "
-                "inputs of a unit; pad=True lets the last group be shorter"
+                f"inputs of a unit; NM({self.n}, {self.m}, pad=True) lets the last "
+                "group be shorter, exclude= leaves the layer out"
             )
 
     def keep(self, score: Array) -> Array:
@@ -233,7 +235,8 @@ class Blocks:
             if size % block and not self.pad:
                 raise MethodError(
                     f"Blocks({self.level}, {self.shape}): {block} does not divide the "
-                    f"{size} {what}; pad=True lets the last blocks be smaller"
+                    f"{size} {what}; pad=True lets the last blocks be smaller, "
+                    "exclude= leaves the layer out"
                 )
 
     def keep(self, score: Array) -> Array:

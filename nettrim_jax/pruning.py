@@ -45,10 +45,17 @@ from nettrim_jax.typing import ApplyFn, Array, Batch, Params
 
 
 class Pruned(NamedTuple):
-    """What :func:`prune` gives back."""
+    """What :func:`prune` gives back.
 
-    params: Params  # same tree, shapes and dtypes; exact zeros
-    mask: Params  # same tree, bool; True where an entry is kept
+    Attributes:
+      params: same tree, shapes and dtypes; removed weights are exact zeros.
+      mask: same tree, bool: False where a weight was removed, True for all else, such
+        as biases, be they zero or not.
+      report: the layers, what was left alone, and how far the output moved.
+    """
+
+    params: Params
+    mask: Params
     report: Report
 
 

@@ -70,7 +70,8 @@ class Reconstruct:
 
     It is ADMM with the projection on :math:`S` (Boyd et al., 2011, section 9.1; Meng et
     al., 2024, use it for layers without a ReLU), on the second moments of
-    all rows. The set is not convex: there is no certificate.
+    all rows. The set is not convex: there is no certificate, and another rounding, as
+    within ``jax.jit`` or on another device, may choose other weights that do as well.
 
     The ridge :math:`\lambda`, which keeps weights near the trained ones, and the plain
     part :math:`\alpha` keep a layer from learning its rows by heart. Where they are not

@@ -234,7 +234,9 @@ class Report:
     @property
     def sparsity(self) -> Array:
         """Share of them that are zero."""
-        return 1 - self.nonzeros / max(self.size, 1)
+        if not self.size:
+            return jnp.zeros(())
+        return 1 - self.nonzeros / self.size
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``json.dumps``; what is not finite becomes ``None``."""

@@ -65,7 +65,7 @@ def refit(
     params or masks, where nothing raises on values.
 
     Args:
-      params: the trained params, a pytree of arrays.
+      params: the trained params, before anything was removed, a pytree of arrays.
       mask: the tree of the params; zero or False where weights are to be zero, as
         ``Pruned.mask`` has it. Only weights of the layers fitted here can be removed.
         What is no array is passed over.
@@ -112,6 +112,7 @@ def refit(
     supports.check_bias(bias)
     checks.finite("params", params, ParamsError)
     keeps = supports.read(params, mask)
+    supports.warn_if_pruned(params, keeps)
     key = checks.random_key(key, "refit")
     parts = loading.parts(apply_fn, params, batch, key, weights)
     first = next(parts)

@@ -4,6 +4,7 @@ Knows trees of arrays and the graph's sites; knows no solver.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -53,7 +54,8 @@ def read(params: Params, mask: Params) -> list[Array | np.ndarray]:
         keeps = tree.flatten_up_to(mask)
     except ValueError as error:
         raise ParamsError(
-            f"refit: expected a mask of the params' tree; {error}"
+            f"refit: expected a mask of the params' tree; {error} The order is "
+            "refit(params, mask, apply_fn, batch)"
         ) from None
     out = []
     for (path, leaf), keep in zip(given, keeps, strict=True):
@@ -70,6 +72,22 @@ def read(params: Params, mask: Params) -> list[Array | np.ndarray]:
             )
         out.append((np.asarray(keep) if known(keep) else keep).astype(bool))
     return out
+
+
+def warn_if_pruned(params: Params, keeps: list[Array | np.ndarray]) -> None:
+    """Warns if what the mask removes is zero already, so that nothing is to be done."""
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params) if is_array(leaf)]
+    if not all(known(a) for a in [*leaves, *keeps]):
+        return
+    both = list(zip(leaves, keeps, strict=True))
+    if any((~np.asarray(keep)).any() for keep in keeps) and not any(
+        np.asarray(leaf)[~np.asarray(keep)].any() for leaf, keep in both
+    ):
+        warnings.warn(
+            "refit: all that the mask removes is zero in params already, so they are "
+            "their own best values; give the trained params, from before the pruning",
+            stacklevel=3,
+        )
 
 
 def by_site(

@@ -122,9 +122,11 @@ def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Graph:
     arrays = [leaf for leaf in leaves if is_array(leaf)]
     if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in arrays):
         kinds = sorted({str(leaf.dtype) for leaf in arrays}) or "no array at all"
+        order = "; the order is prune(params, apply_fn, batch)"
         raise ParamsError(
             f"params: expected a pytree with floating arrays, got {kinds}; "
             "pass the trained parameters, the first argument of apply_fn"
+            + (order if callable(params) else "")
         )
 
     def call(arrays: list[Any], batch: Batch) -> Any:
@@ -176,8 +178,19 @@ def _make_jaxpr(call: Any, arrays: list[Any], batch: Batch, apply_fn: Any) -> An
             f"apply_fn(params, batch) failed on a batch of shapes {shapes}: "
             f"{type(error).__name__}: {first}. It is called with exactly these two "
             "arguments and must be traceable by jax.jit; wrap it, for example "
-            "lambda params, x: model.apply(params, x, train=False)"
+            f"lambda params, x: model.apply(params, x, train=False){_hint(batch)}"
         ) from error
+
+
+def _hint(batch: Batch) -> str:
+    """What may be wrong with a batch of several parts."""
+    if not isinstance(batch, tuple | list):
+        return ""
+    return (
+        f". The batch is a {type(batch).__name__} of {len(batch)}: where a part is "
+        "labels give the inputs alone or wrap apply_fn, lambda params, batch: "
+        "apply_fn(params, batch[0]); several batches are given as iter(batches)"
+    )
 
 
 def _matrices(seen: Seen) -> np.ndarray:

@@ -107,5 +107,6 @@ def _check(params: Params, mask: Params, hidden: Any) -> None:
         raise
     except ValueError as error:
         raise ParamsError(
-            f"keep_sparse: expected a mask of the params' tree; {error}"
+            f"keep_sparse: expected a mask of the params' tree, such as "
+            f"nettrim_jax.prune returns for them; {error}"
         ) from None

@@ -136,6 +136,7 @@ def test_apply_fn_is_no_function(apply_fn):
 def test_arguments_in_another_order():
     match = r"the order is prune\(params, apply_fn, batch\)"
     fails(ApplyFnError, match, PARAMS, X, APPLY)
+    fails(ParamsError, f"got no array at all.*{match}", APPLY, PARAMS)
     fails(ParamsError, "pass the trained parameters, the first", APPLY, PARAMS, X)
     # X is an array and params a batch of shapes, so only the call can fail
     fails(ApplyFnError, "It is called with exactly these two", X, APPLY, PARAMS)
@@ -169,6 +170,13 @@ def test_apply_fn_fails(apply_fn, match):
 def test_a_batch_of_another_shape(batch):
     shapes = re.escape(str(batch.shape))
     fails(ApplyFnError, f"failed on a batch of shapes {shapes}: ", batch=batch)
+
+
+@pytest.mark.parametrize("batch", [(X, X[:, 0]), [X, X]], ids=["labels", "list"])
+def test_a_batch_of_several_parts(batch):
+    kind = type(batch).__name__
+    match = rf"The batch is a {kind} of 2: where a part is labels.*iter\(batches\)"
+    fails(ApplyFnError, match, batch=batch)
 
 
 @pytest.mark.parametrize("batch", [None, "images"])
@@ -321,3 +329,12 @@ def test_progress(progress):
 def test_tolerance_beyond_the_dtype():
     match = r"ADMM\(tol=1e-08\) is beyond float32, .* raise tol, or solve in float64"
     fails(MethodError, match, solver=nt.ADMM(tol=1e-8))
+
+
+def test_an_expression_that_others_hide():
+    method = {".*": nt.NetTrim(0.1), "1/w": None}
+    fails(
+        MethodError,
+        r"all layers that '1/w' matches \(1/w\).*first match",
+        method=method,
+    )

@@ -355,3 +355,11 @@ def test_settings_out_of_range(settings, says):
     params, mask, apply_fn, x = network()
     with pytest.raises(MethodError, match=says):
         nt.refit(params, mask, apply_fn, x, **settings)
+
+
+def test_params_that_were_pruned_already():
+    w, x = models.normal(8, 4), models.data(60, 8)
+    apply_fn = lambda w, x: jax.nn.relu(x @ w)  # noqa: E731
+    pruned = nt.prune(w, apply_fn, x, method=nt.Magnitude(nt.Sparsity(0.5)))
+    with pytest.warns(UserWarning, match="zero in params already.*the trained params"):
+        nt.refit(pruned.params, pruned.mask, apply_fn, x)
