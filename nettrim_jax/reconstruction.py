@@ -85,13 +85,14 @@ class Reconstruct:
         where more rows are summed than kept.
       downstream: :math:`\beta`, in [0, 1]: how much of the loss looks at the network's
         output rather than at the layer. Unless given 0.08 in parallel mode, where each
-        layer is to stand for itself, and 0.8 in cascade mode. It is 0 of layers that
-        feed no other one that can be pruned, of experts behind
-        ``jax.lax.ragged_dot``, and where what runs has no derivative in reverse (a
-        while loop) or none but zero; the report says so. Derivatives that a function
-        declares for itself (``jax.custom_vjp``) do not count. It takes the memory of a
-        backward pass on each batch, in which nothing is computed twice to save some
-        (``jax.checkpoint`` does not count either); 0 spares it.
+        layer is to stand for itself (where only the network counts more is better), and
+        0.8 in cascade mode. It is 0 of layers that feed no other one that can be
+        pruned, of experts behind ``jax.lax.ragged_dot``, and where what runs has no
+        derivative in reverse (a while loop) or none but zero; the report says so.
+        Derivatives that a function declares for itself (``jax.custom_vjp``) do not
+        count. It takes the memory of a backward pass on each batch, in which nothing
+        is computed twice to save some (``jax.checkpoint`` does not count either); 0
+        spares it.
       bias: ``"free"``: the layer's own bias moves. ``"fixed"``: it stays.
       steps: of ADMM, at least 1. Unless given 150, or 36 and more where the products of
         so many would have over 3e10 terms: for layers of some 600 inputs and units.
