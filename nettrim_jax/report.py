@@ -234,9 +234,7 @@ class Report:
     @property
     def sparsity(self) -> Array:
         """Share of them that are zero."""
-        if not self.size:
-            return jnp.zeros(())
-        return 1 - self.nonzeros / self.size
+        return (self.size - self.nonzeros) / max(self.size, 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``json.dumps``; what is not finite becomes ``None``."""

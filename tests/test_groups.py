@@ -209,7 +209,8 @@ def one(groups):
     return nt.prune(params, apply_fn, jnp.asarray(images), method=method)
 
 
-@pytest.mark.parametrize("groups", only_fast(["channels"], ["channels", "inputs"]))
+@slow
+@pytest.mark.parametrize("groups", ["channels", "inputs"])
 def test_what_is_said_twice_goes(groups):
     pruned = one(groups)
     kept = np.asarray(pruned.mask["conv"])

@@ -256,7 +256,7 @@ def test_a_scale_behind_the_weights_changes_nothing_but_them(rng):
 @pytest.mark.parametrize("mode", only_fast(["cascade"], ["parallel", "cascade"]))
 def test_a_stream_counts_as_its_batches_together(mode):
     """With one output no random sign is left, and all rows are kept."""
-    params, apply_fn, x, _ = network(np.random.default_rng(0), d_out=1)
+    params, apply_fn, x, _ = network(np.random.default_rng(0), 6, 6, d_out=1)
     method = quick(0.7, downstream=0.9)
     whole, stream = (
         nt.prune(params, apply_fn, batch, method=method, mode=mode, held_out=0.0)
