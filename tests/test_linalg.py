@@ -47,12 +47,14 @@ def live(X, free_bias):
 def dense(graph, X, W, Z, t, free_bias):
     """The same point by one least-squares problem in (W, b), columns not centred."""
     (n, d_in), s = X.shape, np.sqrt(float(graph.sigma2))
+    # by the size of each input, or the scales of inputs cost lstsq eight digits
     root = np.sqrt(graph.metric)
-    above = np.hstack([np.diag(root), np.zeros((d_in, 1))])
-    below = s * np.hstack([X, np.full((n, 1), float(free_bias))])
+    above = np.hstack([np.eye(d_in), np.zeros((d_in, 1))])
+    below = s * np.hstack([X / root, np.full((n, 1), float(free_bias))])
     right = np.vstack([root[:, None] * W, s * (Z - t)])
     answer = np.linalg.lstsq(np.vstack([above, below]), right, rcond=None)[0]
-    return answer[:-1], answer[-1], X @ answer[:-1] + answer[-1] * free_bias + t
+    new = answer[:-1] / root[:, None]
+    return new, answer[-1], X @ new + answer[-1] * free_bias + t
 
 
 @shapes
