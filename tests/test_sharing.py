@@ -123,7 +123,7 @@ def test_a_share_stands_for_any_number(size, share):
     assert nt.Sparsity(zeros / size).nonzeros((1, size, 1)) == size - zeros
 
 
-@settings(QUICK, max_examples=8)
+@QUICK
 @given(
     st.sampled_from([(1, 13, 4), (3, 5, 9)]),
     st.floats(0, 1),
