@@ -341,10 +341,13 @@ def assign(
                 f"layers are {', '.join(paths)}"
             )
         table.append((pattern, compiled, value))
+    first = [
+        next((i for i, (_, c, _) in enumerate(table) if c.search(path)), None)
+        for path in paths
+    ]
     for i, (pattern, compiled, _) in enumerate(table):
         hits = [path for path in paths if compiled.search(path)]
-        before = [c for _, c, _ in table[:i]]
-        if hits and all(any(c.search(path) for c in before) for path in hits):
+        if hits and i not in first:
             raise MethodError(
                 f"method: all layers that {pattern!r} matches ({', '.join(hits)}) are "
                 "matched by expressions before it, and the first match wins; put it "
@@ -352,13 +355,11 @@ def assign(
             )
     chosen: list[Method | None] = []
     reasons = []
-    for path in paths:
-        hit = next(((p, v) for p, c, v in table if c.search(path)), None)
-        chosen.append(hit[1] if hit else None)
-        reason = (
-            f"method[{hit[0]!r}] is None" if hit else "no pattern of method matches"
-        )
-        reasons.append(reason)
+    for i in first:
+        pattern, _, value = (None, None, None) if i is None else table[i]
+        chosen.append(value)
+        unmatched = "no pattern of method matches"
+        reasons.append(unmatched if i is None else f"method[{pattern!r}] is None")
     return chosen, reasons
 
 

@@ -112,7 +112,6 @@ def refit(
     supports.check_bias(bias)
     checks.finite("params", params, ParamsError)
     keeps = supports.read(params, mask)
-    supports.warn_if_pruned(params, keeps)
     key = checks.random_key(key, "refit")
     parts = loading.parts(apply_fn, params, batch, key, weights)
     first = next(parts)
@@ -124,6 +123,7 @@ def refit(
 
     everything, tree = jax.tree.flatten(params)
     old = [jnp.asarray(leaf) for leaf in everything if is_array(leaf)]
+    supports.warn_if_pruned(old, keeps)
     traced = not all(known(leaf) for leaf in [*old, *keeps, *first.batch])
     show = bars.start(progress, len(asked), traced)
     settings = Settings(solver, int(rows), held_out, True, memory, show)

@@ -4,7 +4,6 @@ The stretch of a pruning that both modes share. Knows sites, methods and the sol
 runs no network.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -244,8 +243,7 @@ def _by_pattern(jobs: dict[int, _Job], call: _Call) -> dict[int, SiteReport]:
             *places, job.seen, W, move, job.site.layers, job.held, settings.keep
         )
         _put(job, new, leaf, bias)
-        entry = _direct(job, call, leaf, bias, result)
-        entries[k] = dataclasses.replace(entry, downstream=share)
+        entries[k] = _direct(job, call, leaf, bias, result, downstream=share)
     return entries
 
 
@@ -287,12 +285,17 @@ def _put(job: _Job, new: list[Array], leaf: Array, bias: Array | None) -> None:
 
 
 def _direct(
-    job: _Job, call: _Call, leaf: Array, bias: Array | None, result: Array
+    job: _Job,
+    call: _Call,
+    leaf: Array,
+    bias: Array | None,
+    result: Array,
+    **more: Array,
 ) -> SiteReport:
     """The entry of a site without a certificate, from a code per lane."""
     measured = _measure(job, call.old, leaf, bias)
     none, steps = jnp.full((), jnp.nan), jnp.zeros((), jnp.int32)
-    figures = {"epsilon": none, "gap": none, "violation": none}
+    figures = {"epsilon": none, "gap": none, "violation": none, **more}
     # NaN has the smaller code of the two
     return _entry(job, measured, result=jnp.min(result), steps=steps, **figures)
 

@@ -74,15 +74,13 @@ def read(params: Params, mask: Params) -> list[Array | np.ndarray]:
     return out
 
 
-def warn_if_pruned(params: Params, keeps: list[Array | np.ndarray]) -> None:
+def warn_if_pruned(leaves: list[Array], keeps: list[Array | np.ndarray]) -> None:
     """Warns if what the mask removes is zero already, so that nothing is to be done."""
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params) if is_array(leaf)]
     if not all(known(a) for a in [*leaves, *keeps]):
         return
-    both = list(zip(leaves, keeps, strict=True))
-    if any((~np.asarray(keep)).any() for keep in keeps) and not any(
-        np.asarray(leaf)[~np.asarray(keep)].any() for leaf, keep in both
-    ):
+    both = zip(leaves, keeps, strict=True)
+    removed = [np.asarray(leaf)[~np.asarray(keep)] for leaf, keep in both]
+    if any(a.size for a in removed) and not any(a.any() for a in removed):
         warnings.warn(
             "refit: all that the mask removes is zero in params already, so they are "
             "their own best values; give the trained params, from before the pruning",

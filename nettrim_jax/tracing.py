@@ -22,6 +22,8 @@ from nettrim_jax.results import ApplyFnError, LayersError, ParamsError
 from nettrim_jax.typing import ApplyFn, Batch, Params, Path
 from nettrim_jax.uses import Seen, Use, Walk
 
+ORDER = "the order is prune(params, apply_fn, batch)"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Site:
@@ -122,11 +124,10 @@ def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Graph:
     arrays = [leaf for leaf in leaves if is_array(leaf)]
     if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in arrays):
         kinds = sorted({str(leaf.dtype) for leaf in arrays}) or "no array at all"
-        order = "; the order is prune(params, apply_fn, batch)"
         raise ParamsError(
             f"params: expected a pytree with floating arrays, got {kinds}; "
             "pass the trained parameters, the first argument of apply_fn"
-            + (order if callable(params) else "")
+            + (f"; {ORDER}" if callable(params) else "")
         )
 
     def call(arrays: list[Any], batch: Batch) -> Any:
@@ -167,7 +168,7 @@ def _make_jaxpr(call: Any, arrays: list[Any], batch: Batch, apply_fn: Any) -> An
     if not callable(apply_fn):
         raise ApplyFnError(
             "apply_fn: expected a function apply_fn(params, batch), got "
-            f"{type(apply_fn).__name__}; the order is prune(params, apply_fn, batch)"
+            f"{type(apply_fn).__name__}; {ORDER}"
         )
     try:
         return jax.make_jaxpr(call)(arrays, batch)

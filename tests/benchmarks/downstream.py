@@ -6,13 +6,11 @@ median. Run ``python tests/benchmarks/downstream.py``; needs the data folder, an
 transformer a file of ``shakespeare.py --params``.
 """
 
-import argparse
 import itertools
-import pathlib
 
 import common  # noqa: F401  puts the tests' folder on the path
 import numpy as np
-from split import NETWORKS
+from split import NETWORKS, parser
 
 import nettrim_jax as nt
 
@@ -21,16 +19,9 @@ LEVELS = {"lenet": [0.9], "resnet": [0.7, 0.9], "transformer": [0.7, 0.9]}
 
 def main():
     """Print one Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=list(NETWORKS))
-    parser.add_argument("--modes", nargs="+", default=["parallel", "cascade"])
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.08, 0.3, 0.8])
-    parser.add_argument("--levels", type=float, nargs="+")
-    parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--images", type=int, default=4096, help="of MNIST")
-    parser.add_argument("--tests", type=int, default=2000, help="images of CIFAR-10")
-    parser.add_argument("--params", type=pathlib.Path, default="shakespeare.msgpack")
-    args = parser.parse_args()
+    options = parser(__doc__, ["parallel", "cascade"])
+    options.add_argument("--shares", type=float, nargs="+", default=[0.08, 0.3, 0.8])
+    args = options.parse_args()
     print("| network | removed | mode | share | layers' error | score |")
     print(f"{'| --- ' * 6}|")
     for name in args.networks:

@@ -84,18 +84,24 @@ NETWORKS = {
 }
 
 
-def main():
-    """Print one Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser(doc, modes):
+    """Which of the networks, and how much of their data."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
-    parser.add_argument("--methods", nargs="+", default=["Reconstruct"])
-    parser.add_argument("--modes", nargs="+", default=["parallel"])
+    parser.add_argument("--modes", nargs="+", default=modes)
     parser.add_argument("--levels", type=float, nargs="+")
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--images", type=int, default=4096, help="of MNIST")
     parser.add_argument("--tests", type=int, default=2000, help="images of CIFAR-10")
     parser.add_argument("--params", type=pathlib.Path, default="shakespeare.msgpack")
-    args = parser.parse_args()
+    return parser
+
+
+def main():
+    """Print one Markdown table."""
+    options = parser(__doc__, ["parallel"])
+    options.add_argument("--methods", nargs="+", default=["Reconstruct"])
+    args = options.parse_args()
     columns = "network", "method", "mode", "removed", "same share", "network scope"
     columns += "removed per layer", "deviation, same and network scope", "seconds"
     print(f"| {' | '.join(columns)} |")
