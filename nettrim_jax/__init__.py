@@ -1,9 +1,11 @@
 """Prunes trained neural networks by convex optimisation (Net-Trim), in JAX."""
 
 from nettrim_jax import plots, results
-from nettrim_jax.admm import history, solve
-from nettrim_jax.criteria import Magnitude, Random, SparseGPT, Wanda
-from nettrim_jax.entrywise import (
+from nettrim_jax.bounds.normal_form import Normalized, link_normalize
+from nettrim_jax.convex.admm import history, solve
+from nettrim_jax.convex.config import ADMM
+from nettrim_jax.convex.cvxpy import to_cvxpy
+from nettrim_jax.convex.entrywise import (
     L1,
     Box,
     ElasticNet,
@@ -11,22 +13,20 @@ from nettrim_jax.entrywise import (
     Nonnegative,
     Sign,
 )
-from nettrim_jax.grouping import GroupL1, SparseGroup
-from nettrim_jax.interop import to_cvxpy
-from nettrim_jax.methods import NetTrim
-from nettrim_jax.normalizing import Normalized, link_normalize
-from nettrim_jax.paths import Path, path
-from nettrim_jax.patterns import NM, Blocks, Inputs, Neurons, Sparsity
-from nettrim_jax.programs import Program, linear_program, relu_program
+from nettrim_jax.convex.groups import GroupL1, SparseGroup
+from nettrim_jax.convex.path import Path, path
+from nettrim_jax.convex.programs import Program, linear_program, relu_program
+from nettrim_jax.convex.solution import Certificate, History, Solution, Stats
+from nettrim_jax.methods.nettrim import NetTrim
+from nettrim_jax.methods.patterns import NM, Blocks, Inputs, Neurons, Sparsity
+from nettrim_jax.methods.reconstruct import Reconstruct
+from nettrim_jax.methods.rules import Magnitude, Random, SparseGPT, Wanda
 from nettrim_jax.pruning import Pruned, prune
-from nettrim_jax.reconstruction import Reconstruct
 from nettrim_jax.report import Listing, Report, SearchStep, SiteInfo, SiteReport, Split
 from nettrim_jax.restoring import refit
 from nettrim_jax.results import NetTrimError
 from nettrim_jax.selection import sites
-from nettrim_jax.settings import ADMM
-from nettrim_jax.solutions import Certificate, History, Solution, Stats
-from nettrim_jax.training import keep_sparse
+from nettrim_jax.training.masking import keep_sparse
 
 __all__ = [
     "ADMM",

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nettrim_jax import drawing, results
-from nettrim_jax.admm import history
-from nettrim_jax.drawing import BLACK, BLUE, GREY, PALE, VERMILION
-from nettrim_jax.paths import Path
-from nettrim_jax.programs import Program
+from nettrim_jax import _drawing, results
+from nettrim_jax._drawing import BLACK, BLUE, GREY, PALE, VERMILION
+from nettrim_jax.convex.admm import history
+from nettrim_jax.convex.config import ADMM
+from nettrim_jax.convex.path import Path
+from nettrim_jax.convex.programs import Program
 from nettrim_jax.report import Report
 from nettrim_jax.results import PlotError
-from nettrim_jax.settings import ADMM
 from nettrim_jax.typing import ArrayLike
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def links(before: ArrayLike, after: ArrayLike, ax: "Axes | None" = None) -> "Axe
       >>> ax.get_title()
       '3 of 12 links left (25.0 %)'
     """
-    old, pruned = drawing.matrices("links", before, after)
-    ax = drawing.axes("links", ax, (7, 3.4))
+    old, pruned = _drawing.matrices("links", before, after)
+    ax = _drawing.axes("links", ax, (7, 3.4))
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
@@ -109,8 +109,8 @@ def weights(
     """
     if not isinstance(bins, int) or isinstance(bins, bool) or bins < 1:
         raise PlotError(f"plots.weights(bins={bins!r}): expected an integer above 0")
-    old, new = drawing.pair("weights", before, after)
-    ax = drawing.axes("weights", ax, (6, 4.2))
+    old, new = _drawing.pair("weights", before, after)
+    ax = _drawing.axes("weights", ax, (6, 4.2))
     both = np.concatenate([old.ravel(), new.ravel()])
     widest = float(np.abs(both).max()) or 1.0
     edges = np.linspace(-widest, widest, bins + 1)
@@ -162,11 +162,11 @@ def sites(report: Report, ax: "Axes | None" = None) -> "Axes":
       >>> [label.get_text() for label in ax.get_yticklabels()]
       ['w']
     """
-    drawing.check_report("sites", report)
+    _drawing.check_report("sites", report)
     if not report.sites:
         raise PlotError("plots.sites: the report has no layer, so there is no picture")
     rows = np.arange(len(report.sites))
-    ax = drawing.axes("sites", ax, (7, 1.5 + 0.45 * len(rows)))
+    ax = _drawing.axes("sites", ax, (7, 1.5 + 0.45 * len(rows)))
     sparsity, error, unseen = (
         100 * np.asarray([float(getattr(site, name)) for site in report.sites])
         for name in ("sparsity", "error", "held_out_error")
@@ -184,7 +184,7 @@ def sites(report: Report, ax: "Axes | None" = None) -> "Axes":
         marks += twin.plot(
             unseen, rows + 0.22, "D", color=VERMILION, label=label, **look
         )
-    twin.set_xlim(left=0, right=drawing.above(np.concatenate([error, unseen])))
+    twin.set_xlim(left=0, right=_drawing.above(np.concatenate([error, unseen])))
     twin.set_xlabel("relative error (% of the layer's response), marks")
     handles = [bars, *marks]
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
@@ -220,8 +220,8 @@ def path(found: Path, ax: "Axes | None" = None) -> "Axes":
       >>> nt.plots.path(found).get_xscale()
       'log'
     """
-    drawing.check_path("path", found)
-    ax = drawing.axes("path", ax, (6, 4))
+    _drawing.check_path("path", found)
+    ax = _drawing.axes("path", ax, (6, 4))
     order = np.argsort(np.asarray(found.epsilons), kind="stable")
     codes = np.asarray(found.solutions.result)[order]
     epsilons, sparsity, value = (
@@ -289,7 +289,7 @@ def convergence(
       ['gap', 'violation', 'tolerance']
     """
     config = ADMM() if config is None else config
-    drawing.check_known("convergence", program)
+    _drawing.check_known("convergence", program)
     seen = history(program, config)
     looks = np.isfinite(np.asarray(seen.objective))
     if not looks.any():
@@ -297,7 +297,7 @@ def convergence(
             "plots.convergence: the solve met a NaN or overflow before its first look; "
             "nettrim_jax.solve says the same by its result"
         )
-    ax = drawing.axes("convergence", ax, (6, 4))
+    ax = _drawing.axes("convergence", ax, (6, 4))
     steps = np.asarray(seen.steps)[looks]
     for values, style, colour, label in (
         (seen.gap, "-o", BLUE, "gap"),
@@ -353,7 +353,7 @@ def bound(reports: Sequence[Report], ax: "Axes | None" = None) -> "Axes":
     one = isinstance(reports, Report) or not isinstance(reports, Sequence)
     given = [reports] if one else reports
     for report in given:
-        drawing.check_report("bound", report)
+        _drawing.check_report("bound", report)
     limits, moved = (
         np.asarray([float(getattr(report, name)) for report in given])
         for name in ("bound", "deviation")
@@ -365,7 +365,7 @@ def bound(reports: Sequence[Report], ax: "Axes | None" = None) -> "Axes":
             "above zero; ask for bounds with prune(..., bound=True), and print(report) "
             "says where one stops"
         )
-    ax = drawing.axes("bound", ax, (5, 4.4))
+    ax = _drawing.axes("bound", ax, (5, 4.4))
     left = int((~drawn).sum())
     label = "report" + (f" ({left} of {len(given)} without a mark)" if left else "")
     ax.plot(

@@ -15,32 +15,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax import (
-    bounds,
-    budgets,
-    cascade,
-    checks,
-    dealing,
-    loading,
-    masks,
-    selection,
-    sharing,
-    steering,
-)
-from nettrim_jax import progress as bars
-from nettrim_jax.activations import Activation, capture, gather
-from nettrim_jax.loading import Part, Weights
-from nettrim_jax.meters import Meter, deviation_of
-from nettrim_jax.methods import Asked, Method
-from nettrim_jax.programs import known
-from nettrim_jax.progress import Progress
-from nettrim_jax.reconstruction import Reconstruct
+from nettrim_jax import _checks, selection
+from nettrim_jax import _progress as bars
+from nettrim_jax._progress import Progress
+from nettrim_jax.allocation import budget as budgets
+from nettrim_jax.allocation import deviation as steering
+from nettrim_jax.allocation import levels
+from nettrim_jax.allocation.evaluation import Meter, deviation_of
+from nettrim_jax.bounds import output as bounds
+from nettrim_jax.calibration import batches as loading
+from nettrim_jax.calibration import cascade, splits
+from nettrim_jax.calibration.batches import Part, Weights
+from nettrim_jax.calibration.capture import Activation, capture, gather
+from nettrim_jax.convex.config import ADMM
+from nettrim_jax.convex.programs import known
+from nettrim_jax.execution.engine import Settings, Task, prune_sites
+from nettrim_jax.methods.nettrim import Asked, Method
+from nettrim_jax.methods.reconstruct import Reconstruct
 from nettrim_jax.report import Report, SearchStep, SiteReport
 from nettrim_jax.results import ParamsError
 from nettrim_jax.selection import Selector
-from nettrim_jax.settings import ADMM
-from nettrim_jax.solving import Settings, Task, prune_sites
-from nettrim_jax.tracing import Graph, is_array, require_sites
+from nettrim_jax.tracing import entries as masks
+from nettrim_jax.tracing.sites import Graph, is_array, require_sites
 from nettrim_jax.typing import ApplyFn, Array, Batch, Params
 
 
@@ -150,18 +146,18 @@ def prune(
       >>> bool(pruned.report.sites[0].error <= 0.3 + 1e-3)
       True
     """
-    solver = checks.arguments(mode, solver, rows, held_out, on_failure, memory, bound)
-    checks.finite("params", params, ParamsError)
-    key, dealt = checks.random_key(key), None
+    solver = _checks.arguments(mode, solver, rows, held_out, on_failure, memory, bound)
+    _checks.finite("params", params, ParamsError)
+    key, dealt = _checks.random_key(key), None
     methods = list(method.values()) if isinstance(method, Mapping) else [method]
-    budget, shared = budgets.common(methods), sharing.searches(methods)
+    budget, shared = budgets.common(methods), levels.searches(methods)
     given = params, key, weights, batch
     if shared:
-        dealing.concrete(given, "Sparsity(scope='network')", "take scope='layer'")
+        splits.concrete(given, "Sparsity(scope='network')", "take scope='layer'")
         batch = loading.Stored(batch) if loading.is_loader(batch) else batch
     if budget is not None:
-        dealing.concrete(given, "NetTrim(deviation=..., drop=...)", "give an epsilon")
-        dealt = dealing.deal(batch, weights, key)
+        splits.concrete(given, "NetTrim(deviation=..., drop=...)", "give an epsilon")
+        dealt = splits.deal(batch, weights, key)
         batch, weights = dealt.solve, dealt.weights
     parts = loading.parts(apply_fn, params, batch, key, weights)
     first = next(parts)
@@ -172,7 +168,7 @@ def prune(
         k: m.of_mode(mode == "cascade") if isinstance(m, Reconstruct) else m
         for k, m in asked.items()
     }
-    shared = sharing.searches(asked.values())
+    shared = levels.searches(asked.values())
 
     everything, tree = jax.tree.flatten(params)
     old = [jnp.asarray(leaf) for leaf in everything if is_array(leaf)]
@@ -187,12 +183,12 @@ def prune(
         fill = functools.partial(filled, tree, everything)
         return Meter(budget, rows, batches, old, fill, share)
 
-    asked = sharing.by_magnitude(graph, asked, old)
+    asked = levels.by_magnitude(graph, asked, old)
     if shared:
-        half = dealing.deal(batch, weights, key, folds=1)
+        half = splits.deal(batch, weights, key, folds=1)
         rest = loading.parts(apply_fn, params, half.solve, key, half.weights)
         seen, meters = _seen(rest, old, asked, settings)[1], (half.steer, half.check)
-        asked, extra["split"] = sharing.search(
+        asked, extra["split"] = levels.search(
             graph, asked, seen, old, settings, *(meter(rows, 1.0) for rows in meters)
         )
     if budget is not None and dealt is not None:
@@ -212,7 +208,7 @@ def prune(
         report = _bounded(report, first, asked, old, new, mode == "cascade")
     # epsilon, key or weights may be traced where params and batch are not
     if all(known(site.result) for site in report.sites):
-        checks.converged(report, on_failure, solver)
+        _checks.converged(report, on_failure, solver)
     kept = kept_leaves(graph, tuple(asked), new)
     return Pruned(filled(tree, everything, new), filled(tree, everything, kept), report)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
-from nettrim_jax import results, tables
+from nettrim_jax import _tables, results
 from nettrim_jax.typing import Array, Path
 
 STATIC = {"static": True}
@@ -78,7 +78,7 @@ class Listing:
         ]
         rows.append(("all", ["", "", "", "", "", "", self.size]))
         return "\n".join(
-            [*tables.grid(columns, rows), *tables.left_alone(self.skipped)]
+            [*_tables.grid(columns, rows), *_tables.left_alone(self.skipped)]
         )
 
 
@@ -316,7 +316,9 @@ def _table(report: Report) -> str:
         if int(site.live_inputs) == 0
     ]
     notes += [
-        tables.fit(f"removable, no weight is left: {' and '.join(bare)} of {site.path}")
+        _tables.fit(
+            f"removable, no weight is left: {' and '.join(bare)} of {site.path}"
+        )
         for site in report.sites
         if (bare := _bare(site))
     ]
@@ -324,12 +326,12 @@ def _table(report: Report) -> str:
     total += [f"{100 * float(report.sparsity):.1f}%"]
     rows.append(("all", total + [""] * 5))
     moved = f"output moved by {float(report.deviation):.4f} of its norm on the batch"
-    lines = [*tables.grid(_COLUMNS, rows), moved, *_bound_lines(report)]
+    lines = [*_tables.grid(_COLUMNS, rows), moved, *_bound_lines(report)]
     lines += [
         *_budget_lines(report),
         *_split_lines(report),
         *notes,
-        *tables.left_alone(report.skipped),
+        *_tables.left_alone(report.skipped),
     ]
     return "\n".join(lines)
 
@@ -338,7 +340,7 @@ def _bound_lines(report: Report) -> list[str]:
     if report.bound_stop is None:
         return []
     if report.bound_stop:
-        return [tables.fit(f"no bound on that: it stops at {report.bound_stop}")]
+        return [_tables.fit(f"no bound on that: it stops at {report.bound_stop}")]
     bound, tight = (f"{float(a):.4g}" for a in (report.bound, report.tight_bound))
     return [f"at most {bound} by the theorems, {tight} by the tighter bound"]
 

@@ -8,12 +8,15 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax import checks, loading, selection, supports
-from nettrim_jax import progress as bars
-from nettrim_jax.loading import Weights
-from nettrim_jax.methods import NetTrim
-from nettrim_jax.programs import known
-from nettrim_jax.progress import Progress
+from nettrim_jax import _checks, selection
+from nettrim_jax import _progress as bars
+from nettrim_jax._progress import Progress
+from nettrim_jax.calibration import batches
+from nettrim_jax.calibration.batches import Weights
+from nettrim_jax.convex.programs import known
+from nettrim_jax.execution.engine import Settings
+from nettrim_jax.methods import refit as supports
+from nettrim_jax.methods.nettrim import NetTrim
 from nettrim_jax.pruning import (
     Pruned,
     filled,
@@ -24,8 +27,7 @@ from nettrim_jax.pruning import (
 from nettrim_jax.report import Report
 from nettrim_jax.results import ParamsError
 from nettrim_jax.selection import Selector
-from nettrim_jax.solving import Settings
-from nettrim_jax.tracing import is_array, require_sites
+from nettrim_jax.tracing.sites import is_array, require_sites
 from nettrim_jax.typing import ApplyFn, Array, Batch, Params
 
 
@@ -106,14 +108,14 @@ def refit(
       >>> bool(fitted.report.deviation < magnitude.report.deviation)
       True
     """
-    solver = checks.arguments(
+    solver = _checks.arguments(
         mode, None, rows, held_out, on_failure, memory, caller="refit"
     )
     supports.check_bias(bias)
-    checks.finite("params", params, ParamsError)
+    _checks.finite("params", params, ParamsError)
     keeps = supports.read(params, mask)
-    key = checks.random_key(key, "refit")
-    parts = loading.parts(apply_fn, params, batch, key, weights)
+    key = _checks.random_key(key, "refit")
+    parts = batches.parts(apply_fn, params, batch, key, weights)
     first = next(parts)
     require_sites(first.graph)
     # a stand-in: selection asks only whether biases move
@@ -132,7 +134,7 @@ def refit(
     new, entries, deviation = run(every, old, asked, settings)
     report = Report(tuple(entries[k] for k in asked), skipped, deviation)
     if all(known(site.result) for site in report.sites):
-        checks.fitted(report, on_failure)
+        _checks.fitted(report, on_failure)
     new = [supports.hold(leaf, keep) for leaf, keep in zip(new, keeps, strict=True)]
     kept = kept_leaves(first.graph, tuple(asked), new)
     kept = [one & keep for one, keep in zip(kept, keeps, strict=True)]

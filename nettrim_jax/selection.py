@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nettrim_jax import loading, methods
-from nettrim_jax.methods import Asked, Method, NetTrim
+from nettrim_jax.calibration import batches
+from nettrim_jax.methods import nettrim
+from nettrim_jax.methods.nettrim import Asked, Method, NetTrim
 from nettrim_jax.report import Listing, SiteInfo
 from nettrim_jax.results import BatchError, MethodError
-from nettrim_jax.tracing import Graph, Site, trace
+from nettrim_jax.tracing.sites import Graph, Site, trace
 from nettrim_jax.typing import ApplyFn, Batch, Params, Path
 
 # a regular expression searched in the path, or a function of the layer
@@ -56,7 +57,7 @@ def sites(
       all                                                        32
       left alone: out: exclude='out'
     """
-    graph = trace(apply_fn, params, next(loading.batches(batch)))
+    graph = trace(apply_fn, params, next(batches.batches(batch)))
     asked, skipped = choose(graph, method, include, exclude)
     return Listing(tuple(_info(graph.sites[k]) for k in asked), skipped)
 
@@ -88,7 +89,7 @@ def choose(
     infos = [_info(site) for site in graph.sites]
     taken = _matches("include", include, infos, others)
     left_out = _matches("exclude", exclude, infos, others)
-    given, reasons = methods.assign(method, paths, others)
+    given, reasons = nettrim.assign(method, paths, others)
     for k, site in enumerate(graph.sites):
         if taken is None and site.caution is not None:
             given[k], reasons[k] = None, site.caution

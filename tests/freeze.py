@@ -1,11 +1,12 @@
-"""Digests of what prunings answer, so that a change that is to change nothing can show it.
+"""Digests of what prunings answer: a change that is to change nothing shows it.
 
     python tests/freeze.py              # print one digest per configuration
     python tests/freeze.py --against REV  # and compare with those of another commit
 
-A digest covers every bit of params, mask and report. Digests of two commits are compared
-on one machine in one sitting: another device or version of JAX rounds otherwise. Each
-commit runs in a process of its own; both share a cache of compiled programs.
+A digest covers every bit of params, mask and report. Digests of two commits are
+compared on one machine in one sitting: another device or version of JAX rounds
+otherwise. Each commit runs in a process of its own; both share a cache of compiled
+programs.
 """
 
 import argparse
@@ -265,7 +266,10 @@ def _(nt):
 @case("loader/cascade")
 def _(nt):
     params, apply_fn, x = mlp()
-    weights = lambda x: (abs(x[:, 0]) < 1.5).astype("float32")
+
+    def weights(x):
+        return (abs(x[:, 0]) < 1.5).astype("float32")
+
     return nt.prune(
         params,
         apply_fn,

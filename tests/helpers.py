@@ -13,7 +13,7 @@ import pytest
 from marks import only_fast
 
 import nettrim_jax as nt
-from nettrim_jax.responses import Match
+from nettrim_jax.convex.responses import Match
 
 # ---- proxes
 

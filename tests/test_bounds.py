@@ -8,8 +8,9 @@ import pytest
 from marks import only_fast, slow
 
 import nettrim_jax as nt
-from nettrim_jax import jaxprs, spectral
-from nettrim_jax.lipschitz import RULES, Ball, Rules
+from nettrim_jax.bounds import spectral
+from nettrim_jax.bounds.lipschitz import RULES, Ball, Rules
+from nettrim_jax.tracing import jaxprs
 
 # ---- operators
 

@@ -12,8 +12,9 @@ import pytest
 from marks import slow
 
 import nettrim_jax as nt
-from nettrim_jax import budgets, dealing
-from nettrim_jax.budgets import Point, Reading
+from nettrim_jax.allocation import budget as budgets
+from nettrim_jax.allocation.budget import Point, Reading
+from nettrim_jax.calibration import splits as dealing
 from nettrim_jax.results import BatchError, MethodError
 
 

@@ -13,7 +13,7 @@ from problems import data_file, inputs
 from scipy import stats
 
 import nettrim_jax as nt
-from nettrim_jax.layers import split
+from nettrim_jax.execution.layer import split
 from nettrim_jax.results import DIRECT, BatchError, MethodError, SolveError
 
 RULES = [

@@ -13,7 +13,8 @@ import pytest
 from marks import only_fast, slow
 
 import nettrim_jax as nt
-from nettrim_jax import implicit, refitting
+from nettrim_jax.convex import implicit
+from nettrim_jax.convex import least_squares as refitting
 from nettrim_jax.results import CONVERGED
 
 EXACT = nt.ADMM(tol=1e-12, max_steps=200000)

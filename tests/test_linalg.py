@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nettrim_jax import linalg
+from nettrim_jax.convex import projection
 
 SHAPES = {"n<d": (7, 12), "n=d": (9, 9), "n>d": (15, 6), "one-row": (1, 4)}
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -28,14 +28,14 @@ def data(shape, kind, rng, d_out=3):
     return X, W, Z, t
 
 
-factor = jax.jit(linalg.graph, static_argnums=1)
+factor = jax.jit(projection.graph, static_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnums=4)
 def nearest(X, W, Z, t, free_bias):
     """The factor and the projection, at once, one unit per column."""
-    graph = linalg.graph(X, free_bias)
-    W, b, R = linalg.project(graph, W.T, (Z - t).T, free_bias)
+    graph = projection.graph(X, free_bias)
+    W, b, R = projection.project(graph, W.T, (Z - t).T, free_bias)
     return graph, (W.T, b, R.T + t)
 
 

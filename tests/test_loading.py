@@ -11,8 +11,8 @@ from marks import only_fast, slow
 from scipy import stats
 
 import nettrim_jax as nt
-from nettrim_jax import loading
-from nettrim_jax.activations import capture, gather
+from nettrim_jax.calibration import batches as loading
+from nettrim_jax.calibration.capture import capture, gather
 from nettrim_jax.results import BatchError
 
 _, PARAMS, APPLY, X, *_ = models.get("square")

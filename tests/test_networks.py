@@ -11,8 +11,8 @@ from marks import slow
 from networks import network
 
 import nettrim_jax as nt
-from nettrim_jax.activations import capture
-from nettrim_jax.tracing import trace
+from nettrim_jax.calibration.capture import capture
+from nettrim_jax.tracing.sites import trace
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 seeds = given(st.integers(0, 10**6))

@@ -14,7 +14,7 @@ import pytest
 from marks import only_fast, slow
 
 import nettrim_jax as nt
-from nettrim_jax import drawing
+from nettrim_jax import _drawing
 from nettrim_jax.report import Report, SiteReport
 from nettrim_jax.results import CONVERGED, MAX_STEPS, NAN, PlotError
 
@@ -120,7 +120,7 @@ def test_links_of_a_layer_larger_than_the_picture(rng):
     inside = pixels[
         int(box.y0) + 3 : int(box.y1) - 3, int(box.x0) + 3 : int(box.x1) - 3
     ]
-    ends = np.asarray([to_rgb(drawing.PALE), to_rgb(drawing.BLACK)])
+    ends = np.asarray([to_rgb(_drawing.PALE), to_rgb(_drawing.BLACK)])
     # half are black, so a dot is half as light as the paler of the two
     np.testing.assert_allclose(
         inside[..., :3].mean((0, 1)) / 255, ends.mean(0), atol=0.05

@@ -9,7 +9,7 @@ from helpers import ENTRYWISE, PROXES, RESPONSES, TERMS
 from jaxopt import projection
 from marks import only_fast, slow
 
-from nettrim_jax._jaxopt import prox as jaxopt_prox
+from nettrim_jax.convex._jaxopt import prox as jaxopt_prox
 
 proxes = pytest.mark.parametrize("prox", PROXES.values(), ids=PROXES)
 scales = pytest.mark.parametrize("scale", only_fast([1.0], [0.1, 1.0, 10.0]))

@@ -14,10 +14,10 @@ import pytest
 from marks import only_fast, slow
 
 import nettrim_jax as nt
-from nettrim_jax.activations import capture
-from nettrim_jax.layers import split
+from nettrim_jax.calibration.capture import capture
+from nettrim_jax.execution.layer import split
 from nettrim_jax.results import CONVERGED, MAX_STEPS, SolveError
-from nettrim_jax.tracing import is_array, trace
+from nettrim_jax.tracing.sites import is_array, trace
 
 TOL = nt.ADMM().tol
 EPSILON = 0.2

@@ -11,8 +11,8 @@ from marks import only_fast, slow
 from problems import inputs
 
 import nettrim_jax as nt
-from nettrim_jax import reconstruction
-from nettrim_jax.reconstruction import Reconstruct, Seen, choose
+from nettrim_jax.methods import reconstruct as reconstruction
+from nettrim_jax.methods.reconstruct import Reconstruct, Seen, choose
 from nettrim_jax.results import DIRECT, MethodError, SolveError
 
 PATTERNS = [

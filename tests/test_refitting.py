@@ -12,7 +12,7 @@ from marks import only_fast, slow
 from scipy.optimize import minimize
 
 import nettrim_jax as nt
-from nettrim_jax import refitting
+from nettrim_jax.convex import least_squares
 
 PROBLEMS = {p.name: p for p in problems.generated()[::3]}
 MARKED = only_fast([*PROBLEMS][::6], PROBLEMS)
@@ -30,7 +30,7 @@ def answers(name):
     p = PROBLEMS[name]
     program = made(p)
     solution = nt.solve(program)
-    W, b = refitting.refit(program, solution.W, solution.bias)
+    W, b = least_squares.refit(program, solution.W, solution.bias)
     return p, *(np.asarray(a) for a in (solution.W, solution.bias, W, b))
 
 
@@ -92,9 +92,9 @@ def test_vmap_is_a_loop():
     stacked, answers = (
         jax.tree.map(lambda *a: jnp.stack(a), *trees) for trees in (programs, solutions)
     )
-    W, b = jax.vmap(refitting.refit)(stacked, answers.W, answers.bias)
+    W, b = jax.vmap(least_squares.refit)(stacked, answers.W, answers.bias)
     for i in range(2):
-        one = refitting.refit(programs[i], solutions[i].W, solutions[i].bias)
+        one = least_squares.refit(programs[i], solutions[i].W, solutions[i].bias)
         np.testing.assert_allclose(W[i], one[0], atol=1e-4)
         np.testing.assert_allclose(b[i], one[1], atol=1e-4)
 

@@ -9,11 +9,11 @@ from marks import only_fast
 from test_reconstruction import reconstruct, seen
 
 import nettrim_jax as nt
-from nettrim_jax.activations import Activation
-from nettrim_jax.layers import _blend
-from nettrim_jax.reconstruction import Reconstruct
-from nettrim_jax.sensitivity import sensitivities
-from nettrim_jax.tracing import trace
+from nettrim_jax.calibration.capture import Activation
+from nettrim_jax.calibration.sensitivity import sensitivities
+from nettrim_jax.execution.layer import _blend
+from nettrim_jax.methods.reconstruct import Reconstruct
+from nettrim_jax.tracing.sites import trace
 
 N = 5  # samples
 

@@ -26,8 +26,8 @@ from marks import only_fast, slow
 from problems import layer
 
 import nettrim_jax as nt
-from nettrim_jax import admm
-from nettrim_jax.linalg import HIGHEST
+from nettrim_jax.convex import admm
+from nettrim_jax.convex.projection import HIGHEST
 
 
 def replaced(name, **changes):

@@ -10,7 +10,8 @@ import pytest
 from marks import only_fast, slow
 
 import nettrim_jax as nt
-from nettrim_jax import admm, batching
+from nettrim_jax.convex import admm
+from nettrim_jax.execution import batching
 from nettrim_jax.results import CONVERGED, MAX_STEPS
 
 # what the other tests prune too, so that what they compiled serves here

@@ -26,7 +26,7 @@ from mnist import load
 from problems import data_file
 
 import nettrim_jax as nt
-from nettrim_jax import dealing
+from nettrim_jax.calibration import splits
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "examples"))
 import digits as digits_example  # noqa: E402
@@ -175,7 +175,7 @@ def main():
     for name in args.networks:
         make, deviations, drops = networks[name]
         params, apply_fn, batch, metric = make()
-        dealt = dealing.deal(batch, None, jax.random.key(0))
+        dealt = splits.deal(batch, None, jax.random.key(0))
         methods = [nt.NetTrim(deviation=d, refit=True) for d in deviations]
         methods += [
             nt.NetTrim(drop=d, metric=metric(apply_fn), refit=True) for d in drops

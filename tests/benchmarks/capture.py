@@ -19,9 +19,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 from resnet_cifar import ResNet20  # noqa: E402
 
-from nettrim_jax import cascade  # noqa: E402
-from nettrim_jax.activations import capture  # noqa: E402
-from nettrim_jax.tracing import trace  # noqa: E402
+from nettrim_jax.calibration import cascade  # noqa: E402
+from nettrim_jax.calibration.capture import capture  # noqa: E402
+from nettrim_jax.tracing.sites import trace  # noqa: E402
 
 
 def seconds(function):

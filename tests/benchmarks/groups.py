@@ -22,9 +22,9 @@ from mnist import load
 from problems import data_file
 
 import nettrim_jax as nt
-from nettrim_jax import programs, refitting
-from nettrim_jax.activations import capture
-from nettrim_jax.tracing import trace
+from nettrim_jax.calibration.capture import capture
+from nettrim_jax.convex import least_squares, programs
+from nettrim_jax.tracing.sites import trace
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "examples"))
 
@@ -73,7 +73,7 @@ def solved(program, rounds):
     return found.W, found.bias, code
 
 
-refit = jax.jit(refitting.refit)
+refit = jax.jit(least_squares.refit)
 
 
 def main():

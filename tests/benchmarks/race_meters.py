@@ -8,11 +8,11 @@ import time
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax import layers
-from nettrim_jax.activations import capture
-from nettrim_jax.layers import Place
-from nettrim_jax.masks import Entries
-from nettrim_jax.tracing import trace
+from nettrim_jax.calibration.capture import capture
+from nettrim_jax.execution import layer as layers
+from nettrim_jax.execution.layer import Place
+from nettrim_jax.tracing.entries import Entries
+from nettrim_jax.tracing.sites import trace
 
 
 class Compilation:

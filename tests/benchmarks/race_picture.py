@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 import race_tables
 
-from nettrim_jax.drawing import BLACK, BLUE, GREY, VERMILION
+from nettrim_jax._drawing import BLACK, BLUE, GREY, VERMILION
 
 # told apart in grey by lightness, marker and line
 STYLES = {

@@ -27,8 +27,9 @@ import numpy as np  # noqa: E402
 import problems  # noqa: E402
 
 import nettrim_jax as nt  # noqa: E402
-from nettrim_jax import batching, linalg  # noqa: E402
-from nettrim_jax.steps import cold, step  # noqa: E402
+from nettrim_jax.convex import projection  # noqa: E402
+from nettrim_jax.convex.step import cold, step  # noqa: E402
+from nettrim_jax.execution import batching  # noqa: E402
 
 ROWS = 4096
 EPSILONS = (0.05, 0.2)
@@ -164,7 +165,7 @@ def steps_lenet(rows, max_steps):
 def step_cost(rows, repeats, length=20):
     """A step beside its three matrix products alone, one after the other in turn."""
     one = program(next(lenet(rows, EPSILONS[0])), jnp.float32)
-    graph = jax.jit(linalg.graph, static_argnums=1)(one.X, True)
+    graph = jax.jit(projection.graph, static_argnums=1)(one.X, True)
     one = dataclasses.replace(one, X=graph.X)
     state = jax.jit(cold)(one, graph, one.response.scale())
     R = jax.random.normal(jax.random.key(0), one.response.Y.shape, jnp.float32)
@@ -181,8 +182,8 @@ def step_cost(rows, repeats, length=20):
         # each product takes what the one before it made, so none leaves the loop; its
         # eigenvalues lie between 0 and 1, so nothing overflows
         def body(_, R):
-            W = linalg.matmul(linalg.matmul(R, graph.X), graph.inverse)
-            return linalg.matmul(W, graph.XT)
+            W = projection.matmul(projection.matmul(R, graph.X), graph.inverse)
+            return projection.matmul(W, graph.XT)
 
         return jax.lax.fori_loop(0, length, body, R)
 

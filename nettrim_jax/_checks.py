@@ -1,0 +1,204 @@
+"""What is checked before a pruning starts and after it ends.
+
+Knows values and messages only.
+"""
+
+import math
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nettrim_jax import results as codes
+from nettrim_jax.convex.config import ADMM
+from nettrim_jax.convex.programs import known
+from nettrim_jax.report import Report, SiteReport
+from nettrim_jax.results import BatchError, MethodError, SolveError
+from nettrim_jax.tracing.sites import is_array
+from nettrim_jax.typing import Array, ArrayLike
+
+MODES = ("parallel", "cascade")
+ON_FAILURE = ("raise", "warn", "keep")
+
+
+def arguments(
+    mode: str,
+    solver: ADMM | None,
+    rows: int,
+    held_out: float,
+    on_failure: str,
+    memory: int,
+    bound: bool = False,
+    caller: str = "prune",
+) -> ADMM:
+    """The solver's settings; raises MethodError if anything is out of its range."""
+    solver = ADMM() if solver is None else solver
+    for name, value, good, wanted in (
+        ("mode", mode, mode in MODES, f"one of {MODES}"),
+        ("solver", solver, isinstance(solver, ADMM), "an ADMM(...)"),
+        ("rows", rows, _whole(rows) and rows >= 1, "an integer of at least 1"),
+        (
+            "held_out",
+            held_out,
+            _number(held_out) and 0 <= held_out < 1,
+            "a share in [0, 1)",
+        ),
+        ("on_failure", on_failure, on_failure in ON_FAILURE, f"one of {ON_FAILURE}"),
+        (
+            "memory",
+            memory,
+            _number(memory) and memory > 0,
+            "a positive number of bytes",
+        ),
+        ("bound", bound, isinstance(bound, bool), "True or False"),
+    ):
+        if not good:
+            raise MethodError(f"{caller}({name}={value!r}): expected {wanted}")
+    return solver
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return _whole(value) or isinstance(value, float | np.floating)
+
+
+def random_key(key: Any, caller: str = "prune") -> Array:
+    """The PRNG key that ``key`` is, or is the seed of; otherwise MethodError."""
+    if _whole(key):
+        return jax.random.key(key)
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and (
+        jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32
+    ):
+        return key
+    raise MethodError(
+        f"{caller}(key={key!r}): expected an integer or a PRNG key such as "
+        "jax.random.key(0)"
+    )
+
+
+def row_weights(weights: ArrayLike | None) -> Array | None:
+    """The weights as an array; raises BatchError if they cannot weigh rows."""
+    if weights is None:
+        return None
+    try:
+        array = jnp.asarray(weights, jnp.float32)
+    except (TypeError, ValueError):
+        raise BatchError(
+            f"weights: expected an array of numbers, got {type(weights).__name__}; "
+            "give one number per sample, 0 for padding"
+        ) from None
+    if known(array):
+        with jax.ensure_compile_time_eval():
+            wrong = int(jnp.sum(~(jnp.isfinite(array) & (array >= 0))))
+            some = bool(jnp.any(array > 0))
+        if wrong:
+            raise BatchError(
+                f"weights: {wrong} of {array.size} are negative, NaN or infinite; "
+                "expected 0 for padding and a positive number elsewhere"
+            )
+        if not some:
+            raise BatchError(
+                "weights: leave no row, all are zero; expected a positive number for "
+                "each row that counts"
+            )
+    return array
+
+
+def finite(name: str, tree: Any, error: type[Exception]) -> None:
+    """Raises ``error`` with the place of the first NaN or infinity, where known."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if not is_array(leaf) or not known(leaf):
+            continue
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            continue
+        with jax.ensure_compile_time_eval():  # the values are known within jit, too
+            count = int(_not_finite(jnp.asarray(leaf)))
+        if count:
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise error(
+                f"{name}: {count} of {leaf.size} values of {where or 'the array'} are "
+                "NaN or infinite; expected finite numbers. Nothing was pruned"
+            )
+
+
+@jax.jit
+def _not_finite(array: Array) -> Array:
+    return jnp.sum(~jnp.isfinite(array))
+
+
+def fitted(report: Report, on_failure: str) -> None:
+    """Raises or warns, as asked, if a layer could not be fitted."""
+    failed = _failed(report)
+    if failed and on_failure != "keep":
+        paths = ", ".join(site.path for site in failed)
+        text = (
+            f"{len(failed)} of {len(report.sites)} layers met what is not a number: "
+            f"{paths}. Look at the network's values on this batch, which overflow; or "
+            "take on_failure='keep' to leave such layers with the trained values that "
+            "the mask keeps"
+        )
+        _tell(text, on_failure)
+
+
+def converged(report: Report, on_failure: str, solver: ADMM) -> None:
+    """Raises or warns, as asked, if a layer's solve did not converge."""
+    failed = _failed(report)
+    if not failed or on_failure == "keep":
+        return
+    by_rule = [site for site in failed if math.isnan(float(site.violation))]
+    hopeless = [site for site in failed if int(site.result) == codes.INFEASIBLE]
+    solved = [site for site in failed if site not in (*by_rule, *hopeless)]
+    texts = []
+    if by_rule:
+        paths = ", ".join(site.path for site in by_rule)
+        texts.append(
+            f"{len(by_rule)} of {len(report.sites)} layers met what is not a number: "
+            f"{paths}. Either the network's values on this batch overflow, or (of "
+            "SparseGPT) the inputs' second moments are singular and want damping=...; "
+            "or take on_failure='keep' to leave such layers as trained"
+        )
+    if hopeless:
+        paths = ", ".join(site.path for site in hopeless)
+        texts.append(
+            f"{len(hopeless)} of {len(report.sites)} layers have no weights that meet "
+            f"the budget: {paths}. The trained ones do, so the penalty's limits forbid "
+            "them: loosen those or raise NetTrim(epsilon=...); or take "
+            "on_failure='keep' to leave such layers as trained"
+        )
+    if solved:
+        lines = [
+            f"{site.path}: {site.message} (gap {float(site.gap):.1e}, violation "
+            f"{float(site.violation):.1e}, steps {int(site.steps)})"
+            for site in solved
+        ]
+        lost = any(int(site.result) == codes.NAN for site in solved)
+        texts.append(
+            f"{len(solved)} of {len(report.sites)} layers did not reach "
+            f"tol={solver.tol:g} in {solver.max_steps} steps: "
+            + "; ".join(lines)
+            + (
+                ". NaN comes from activations that overflow, look at the network's "
+                "values on this batch; or take"
+                if lost
+                else ". Raise solver=ADMM(max_steps=...) or tol, or take"
+            )
+            + " on_failure='keep' to leave such layers as trained"
+        )
+    for text in texts:
+        _tell(text, on_failure)
+
+
+def _failed(report: Report) -> list[SiteReport]:
+    return [site for site in report.sites if int(site.result) not in codes.GOOD]
+
+
+def _tell(text: str, on_failure: str) -> None:
+    if on_failure == "raise":
+        raise SolveError(text)
+    warnings.warn(text, stacklevel=4)  # where the user called

@@ -1,0 +1,133 @@
+"""Where a picture is drawn, in which colours, and what may be drawn at all.
+
+The one room that imports matplotlib, where a picture is drawn and not before. Knows
+reports and arrays.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nettrim_jax.convex.path import Path
+from nettrim_jax.convex.programs import known
+from nettrim_jax.report import Report
+from nettrim_jax.results import PlotError
+from nettrim_jax.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito (2008); in grey they are as light as they are listed, dark first
+BLACK, BLUE, VERMILION, GREY = "#000000", "#0072B2", "#D55E00", "#999999"
+PALE = "#B5DAF3"  # a tint of sky blue, for areas behind what is drawn on them
+
+
+def axes(function: str, ax: "Axes | None", size: tuple[float, float]) -> "Axes":
+    """The axes that were given, or new ones."""
+    try:
+        import matplotlib.pyplot as plt
+        from matplotlib.axes import Axes
+    except ImportError:
+        raise PlotError(
+            f"plots.{function}: matplotlib is not installed; install nettrim-jax[plots]"
+        ) from None
+    if ax is None:
+        return plt.subplots(figsize=size, layout="constrained")[1]
+    if not isinstance(ax, Axes):
+        raise PlotError(
+            f"plots.{function}: expected ax of matplotlib's Axes, got "
+            f"{type(ax).__name__}; make one with matplotlib.pyplot.subplots()"
+        )
+    return ax
+
+
+def check_known(function: str, what: Any) -> None:
+    """Raises if values are traced."""
+    if not all(known(leaf) for leaf in jax.tree.leaves(what)):
+        raise PlotError(
+            f"plots.{function}: the values are being traced; draw outside of jax.jit, "
+            "jax.vmap and jax.grad"
+        )
+
+
+def check_report(function: str, report: Any) -> None:
+    """Raises unless it is one network's report."""
+    if not isinstance(report, Report):
+        raise PlotError(
+            f"plots.{function}: expected a report, got {type(report).__name__}; give "
+            "nettrim_jax.prune(params, apply_fn, batch).report"
+        )
+    check_known(function, report)
+    shape = np.shape(report.deviation)
+    if shape:
+        raise PlotError(
+            f"plots.{function}: expected the report of one network, got arrays of "
+            f"shape {list(shape)}; take one with jax.tree.map(lambda a: a[0], report)"
+        )
+
+
+def check_path(function: str, found: Any) -> None:
+    """Raises unless it is one program's path."""
+    if not isinstance(found, Path):
+        raise PlotError(
+            f"plots.{function}: expected a path, got {type(found).__name__}; make one "
+            "with nettrim_jax.path(program, epsilons)"
+        )
+    check_known(function, found)
+    shape = np.shape(found.epsilons)
+    if len(shape) != 1:
+        raise PlotError(
+            f"plots.{function}: expected the path of one program, got budgets of shape "
+            f"{list(shape)}; take one with jax.tree.map(lambda a: a[0], found)"
+        )
+
+
+def pair(function: str, *given: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Weights before and after, as float64."""
+    arrays = []
+    for name, array in zip(("before", "after"), given, strict=True):
+        check_known(function, array)
+        dtype = getattr(array, "dtype", type(array).__name__)
+        if not (hasattr(array, "dtype") and _drawable(dtype)):
+            raise PlotError(
+                f"plots.{function}: expected {name} to be an array of floating numbers "
+                f"or a mask, got {dtype}; give the weights of one layer"
+            )
+        got = np.asarray(array)
+        got = got.astype(float)
+        if not got.size or not np.isfinite(got).all():
+            what = "no entry" if not got.size else "NaN or infinity"
+            raise PlotError(
+                f"plots.{function}: {name} has {what}; expected finite weights"
+            )
+        arrays.append(got)
+    old, new = arrays
+    if old.shape != new.shape:
+        raise PlotError(
+            f"plots.{function}: expected before and after of one shape, got "
+            f"{list(old.shape)} and {list(new.shape)}; give the same leaf of both trees"
+        )
+    return old, new
+
+
+def _drawable(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.bool_))
+
+
+def matrices(function: str, *given: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """The same, of two dimensions."""
+    old, new = pair(function, *given)
+    if old.ndim != 2:
+        raise PlotError(
+            f"plots.{function}: expected matrices [d_in, d_out], got shape "
+            f"{list(old.shape)}; fold a filter with kernel.reshape(-1, d_out)"
+        )
+    return old, new
+
+
+def above(values: np.ndarray) -> float:
+    """A limit of an axis from zero that leaves room above the largest value."""
+    finite = values[np.isfinite(values)]
+    return 1.08 * float(finite.max(initial=0)) or 1.0

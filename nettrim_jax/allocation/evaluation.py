@@ -1,0 +1,128 @@
+"""Measures networks on a few parts of a batch, beside the trained one.
+
+Knows the network and budgets; knows no solver.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nettrim_jax.allocation import budget as budgets
+from nettrim_jax.allocation.budget import Budget, Reading
+from nettrim_jax.calibration.batches import Part
+from nettrim_jax.results import MethodError
+from nettrim_jax.typing import Array, Batch, Params, wide
+
+Leaves = list[Array]
+NETWORK = "scope='network'"
+
+
+@jax.jit
+def deviation_of(before: Sequence[Array], after: Sequence[Array]) -> Array:
+    """Relative change of all floating outputs together, Frobenius."""
+    off, size = moved(before, after, before)
+    return jnp.sqrt(jnp.where(off == 0, 0, off / size))
+
+
+@jax.jit
+def moved(
+    before: Sequence[Array], after: Sequence[Array], trained: Sequence[Array]
+) -> tuple[Array, Array]:
+    """Squared change of all floating outputs, and their squared size as trained."""
+    off, size = jnp.zeros(()), jnp.zeros(())
+    for new, old, whole in zip(after, before, trained, strict=True):
+        if jnp.issubdtype(jnp.result_type(old), jnp.floating):
+            dtype = wide(jnp.result_type(old))
+            new, old, whole = (jnp.asarray(a, dtype) for a in (new, old, whole))
+            off = off + jnp.sum((new - old) ** 2).astype(off.dtype)
+            size = size + jnp.sum(whole**2).astype(size.dtype)
+    return off, size
+
+
+class Meter:
+    """Measures networks on some rows, beside the trained one.
+
+    Args:
+      budget: what counts; None for the deviation of the output without a limit.
+      parts: the rows, with the traced network; each part is a fold.
+      batches: the same rows, as the user gave them.
+      old: the trained leaves.
+      fill: makes params of leaves.
+      share: how many times as many rows these are as those that a bound is for.
+    """
+
+    def __init__(
+        self,
+        budget: Budget | None,
+        parts: Sequence[Part],
+        batches: Sequence[Batch],
+        old: Leaves,
+        fill: Callable[[Leaves], Params],
+        share: float = 1.0,
+    ):
+        self.parts, self.batches = parts, batches
+        self.budget = budget or Budget("deviation", math.inf, None)
+        self.fill, self.share = fill, share
+        self.trained = self.outputs(old)
+        floats = [a for part in self.trained for a in part if _floating(a)]
+        if not self.budget.metric and not any(np.any(a) for a in floats):
+            asked = f"NetTrim(deviation={self.budget.most:g})"
+            other = ", or use drop= and metric=" if budget else ""
+            raise MethodError(
+                f"{asked if budget else NETWORK}: the trained network's outputs "
+                "are zero or not floating on the rows to measure, so no change is "
+                f"relative to them; let apply_fn return logits{other}"
+            )
+        self.before = self._metrics(old) if self.budget.metric else []
+
+    def outputs(self, leaves: Leaves) -> list[list[Array]]:
+        """What the network returns, per fold."""
+        return [part.outputs(leaves) for part in self.parts]
+
+    def read(self, leaves: Leaves) -> Reading:
+        """What the network has lost."""
+        if self.budget.metric:
+            return budgets.drop(self.before, self._metrics(leaves), self.share)
+        return budgets.deviation(*self._moved(leaves, self.trained), self.share)
+
+    def cost(self, leaves: Leaves, beside: list[list[Array]]) -> float:
+        """Squared distance from other outputs, relative to the trained ones."""
+        off, size = (sum(part) for part in self._moved(leaves, beside))
+        if not off:
+            return 0.0
+        return off / size if size else float("inf")
+
+    def _moved(
+        self, leaves: Leaves, beside: list[list[Array]]
+    ) -> tuple[list[float], list[float]]:
+        each = [
+            moved(old, part.outputs(leaves), trained)
+            for part, old, trained in zip(self.parts, beside, self.trained, strict=True)
+        ]
+        return [float(off) for off, _ in each], [float(size) for _, size in each]
+
+    def _metrics(self, leaves: Leaves) -> list[float]:
+        params, metric = self.fill(leaves), self.budget.metric
+        assert metric is not None
+        return [_number(metric(params, batch)) for batch in self.batches]
+
+
+def _floating(a: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(a), jnp.floating)
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or not np.isfinite(number):
+        raise MethodError(
+            f"NetTrim(metric): expected a finite number from metric(params, batch), "
+            f"got {value!r}; larger is better, for example a share of right answers"
+        )
+    return number

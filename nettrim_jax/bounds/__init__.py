@@ -1,0 +1,1 @@
+"""What the theorems allow the output to move."""

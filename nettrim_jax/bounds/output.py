@@ -1,0 +1,366 @@
+"""What the theorems allow a pruned network's output to move, on one batch.
+
+The network is run once as trained and, beside it, a known value with a radius at every
+operation that a pruned layer reaches. A layer starts anew: its known value is its own
+answer at the trained inputs (parallel form) or what the trained weights answer to the
+pruned network's (cascade form), and the radius is what came in times the layer's norm.
+Where no constant is known the bound stops, and says at which operation.
+
+Knows the network as a program; prunes nothing.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import register_dataclass
+
+from nettrim_jax.bounds import products
+from nettrim_jax.bounds.lipschitz import Ball, Rules, floating
+from nettrim_jax.tracing import jaxprs
+from nettrim_jax.tracing.jaxprs import Literal, Op, Ref
+from nettrim_jax.tracing.sites import Graph
+from nettrim_jax.typing import Array, wide
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """How far the output moves at most, relative to its norm; NaN where that stops.
+
+    Attributes:
+      theorem: from the layers' own errors and norms.
+      tight: the smaller of that and what entries and one layer ahead tell.
+      stop: where it stops; empty if it does not.
+    """
+
+    theorem: Array
+    tight: Array
+    stop: str = dataclasses.field(metadata={"static": True})
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "changed", "cascade"))
+def find(
+    graph: Graph,
+    consts: Sequence[Array],
+    old: Sequence[Array],
+    new: Sequence[Array],
+    batch: Sequence[Array],
+    changed: frozenset[int],
+    cascade: bool,
+) -> Bounds:
+    r"""Bounds of a pruned network's deviation on a batch, for any new leaves.
+
+    With :math:`v` the trained value of a slot, :math:`k` a known one and :math:`e` the
+    radius, a layer whose trained weights :math:`W` became :math:`W'` makes, in parallel
+    form,
+
+    .. math::
+        k = v_{in} W', \qquad
+        e = \|W'\| \, (\|k_{in} - v_{in}\|_F + e_{in}),
+
+    which holds the pruned network's value (Aghasi et al., 2020, theorem 2, with
+    :math:`\|k - v\|_F` the layer's own error), and in cascade form, with :math:`p` the
+    pruned network's value and :math:`\|k - v\|_F \le e`,
+
+    .. math::
+        k = p_{in} W, \qquad
+        e = \|W\| \, \frac{\|p_{in} - v_{in}\|_F}{\|k_0 - v_0\|_F} \, e_{in}
+
+    with :math:`k_0 - v_0` what the last layer's trained weights made of its own inputs
+    (theorem 3; where the program was solved the ratio is at most
+    :math:`\sqrt\gamma`).
+
+    Args:
+      graph: the network.
+      consts: values of ``graph.flat.consts``.
+      old: the trained leaves.
+      new: the pruned ones.
+      batch: the batch's arrays.
+      changed: positions of the leaves that may differ.
+      cascade: whether the second form counts, too; the smaller of the two is given.
+
+    Returns:
+      The bounds.
+    """
+    streams = _Streams(graph, consts, old, new, batch, changed)
+    theorem, stop = streams.bound(_Parallel(streams))
+    tight, _ = streams.bound(_Tight(streams))
+    if cascade:
+        theorem = jnp.fmin(theorem, streams.bound(_Cascade(streams))[0])
+    return Bounds(theorem, jnp.fmin(tight, theorem), stop)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stop:
+    """No constant is known from here on, and why."""
+
+    where: str
+
+
+class _Streams:
+    """Every slot's value as trained and as pruned, and which of them can differ."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        consts: Sequence[Array],
+        old: Sequence[Array],
+        new: Sequence[Array],
+        batch: Sequence[Array],
+        changed: frozenset[int],
+    ):
+        self.graph, block = graph, graph.flat.block
+        slots = [*graph.flat.consts, *block.inputs]
+        self.trained = dict(zip(slots, [*consts, *old, *batch], strict=True))
+        self.pruned = dict(zip(slots, [*consts, *new, *batch], strict=True))
+        self.differ = {block.inputs[leaf] for leaf in changed}
+        jaxprs.run_block(block, self.trained)
+        for op in block.ops:
+            reached = any(self.differs(ref) for ref in op.inputs)
+            # a bound holds for values that stay finite, so the answer is no news
+            if reached and not _asks_for_nan(op):
+                self.differ.update(op.outputs)
+                answers = jaxprs.apply(op, *[self.p(ref) for ref in op.inputs])
+            else:
+                answers = [self.trained[slot] for slot in op.outputs]
+            self.pruned.update(zip(op.outputs, answers, strict=True))
+        self.made_by = {slot: op for op in block.ops for slot in op.outputs}
+        floats = [a.dtype for a in self.trained.values() if floating(a)]
+        self.dtype = wide(*floats)
+        self.rules = Rules(self.dtype)  # its norms serve every form
+
+    def v(self, ref: Ref) -> Any:
+        """The trained network's value."""
+        return ref.value if isinstance(ref, Literal) else self.trained[ref]
+
+    def p(self, ref: Ref) -> Any:
+        """The pruned network's value."""
+        return ref.value if isinstance(ref, Literal) else self.pruned[ref]
+
+    def differs(self, ref: Ref) -> bool:
+        """Whether pruning reaches this value."""
+        return isinstance(ref, int) and ref in self.differ
+
+    def data(self, ref: Ref) -> bool:
+        """Whether it depends on the batch."""
+        return isinstance(ref, int) and ref in self.graph.data
+
+    def is_zero(self, ref: Ref) -> bool:
+        """Whether it is a constant zero."""
+        if isinstance(ref, Literal):
+            return bool(np.all(np.asarray(ref.value) == 0))
+        op = self.made_by.get(ref)
+        if op is None or op.name not in ("broadcast_in_dim", "convert_element_type"):
+            return False
+        return self.is_zero(op.inputs[0])
+
+    def bound(self, form: "_Parallel") -> tuple[Array, str]:
+        """The outputs' movement at most, relative; and where that stops."""
+        for op in self.graph.flat.block.ops:
+            if any(self.differs(ref) for ref in op.inputs):
+                form.run(op)
+        off2, size2 = jnp.zeros((), self.dtype), jnp.zeros((), self.dtype)
+        for ref in self.graph.flat.block.outputs:
+            v = self.v(ref)
+            if not jnp.issubdtype(jnp.result_type(v), jnp.floating):
+                continue
+            size2 = size2 + self.rules.size(v) ** 2
+            if self.differs(ref):
+                found = form.moved(ref)
+                if isinstance(found, _Stop):
+                    return jnp.full((), jnp.nan, self.dtype), found.where
+                off2 = off2 + found**2
+        # NaN comes of zero times infinity
+        off2 = jnp.where(jnp.isnan(off2), jnp.inf, off2)
+        return jnp.sqrt(jnp.where(off2 == 0, 0, off2 / size2)), ""
+
+
+class _Parallel:
+    """The recursion over layers whose known value is taken at the trained inputs."""
+
+    def __init__(self, streams: _Streams):
+        self.s = streams
+        self.found: dict[Ref, Ball | _Stop] = {}  # where the pruned value is not known
+
+    def run(self, op: Op) -> None:
+        """Finds what the operation makes of what is known of its inputs."""
+        s = self.s
+        steady = [s.differs(ref) and not s.data(ref) for ref in op.inputs]
+        moving = [s.differs(ref) and s.data(ref) for ref in op.inputs]
+        stops = [x for ref in op.inputs if isinstance(x := self.found.get(ref), _Stop)]
+        if op.name in products.LAYERS and any(steady) and any(moving):
+            found = stops[0] if stops else self.layer(op, moving.index(True))
+        elif not any(ref in self.found for ref in op.inputs):
+            return  # the pruned value is known as it is
+        elif op.name == "select_n" and isinstance(ball := self.kink(op), Ball):
+            found = [ball]
+        elif stops:
+            found = stops[0]
+        else:
+            found = self.passed(op)
+        if found is None:
+            found = _Stop(self.where(op))
+        if isinstance(found, _Stop):
+            found = [found] * len(op.outputs)
+        for slot, ball in zip(op.outputs, found, strict=True):
+            if ball is not None:
+                self.found[slot] = ball
+
+    def passed(self, op: Op) -> "list[Ball | None] | None":
+        """What an operation other than a changed layer makes of the balls."""
+        args = [self.operand(ref) for ref in op.inputs]
+        if any(a is None for a in args):
+            return None
+        return self.s.rules.apply(op, args)
+
+    def operand(self, ref: Ref) -> Any:
+        """A ball, or the value that is known; nothing if there is neither."""
+        return self.found[ref] if ref in self.found else self.s.p(ref)
+
+    def layer(self, op: Op, at: int) -> list[Ball] | None:
+        """A changed layer, behind other changed layers as its operand ``at``."""
+        ref, other = op.inputs[at], op.inputs[1 - at]
+        if not floating(self.s.v(ref)) or not products.linear_known(op, at):
+            return None
+        return [self.restart(op, at, ref, self.s.v(other), self.s.p(other))]
+
+    def restart(self, op: Op, at: int, ref: Ref, old: Any, new: Any) -> Ball:
+        """A changed layer from its own error on."""
+        v = self.s.v(ref)
+        e = self.s.rules.linear_norm(op, at, v, new) * self.moved(ref)
+        return self.s.rules.ball(_product(op, at, v, new)[0], e, None)
+
+    def moved(self, ref: Ref) -> Any:
+        """How far the pruned value is from the trained one, at most."""
+        x = self.found.get(ref)
+        if isinstance(x, _Stop):
+            return x
+        if x is None:
+            return self.s.rules.size(self.s.p(ref) - self.s.v(ref))
+        return self.s.rules.size(x.k - self.s.v(ref)) + x.e
+
+    def kink(self, op: Op) -> Ball | None:
+        """``where(x > 0, a x, b x)``: continuous, and as steep as its steeper half."""
+        source = self.s.made_by.get(_slot(op.inputs[0]))
+        if source is None or source.name not in ("gt", "ge", "lt", "le"):
+            return None
+        x, zero = source.inputs
+        if self.s.is_zero(x):
+            x, zero = zero, x
+        ball = self.found.get(x)
+        if not self.s.is_zero(zero) or not isinstance(ball, Ball):
+            return None
+        slopes = [self.slope(case, x) for case in op.inputs[1:]]
+        cases = [self.operand(case) for case in op.inputs[1:]]
+        if any(slope is None for slope in slopes):
+            return None
+        sides = [ball.k if ref == x else self.s.v(ref) for ref in source.inputs]
+        (side,) = jaxprs.apply(source, *sides)
+        known = [case.k if isinstance(case, Ball) else case for case in cases]
+        (k,) = jaxprs.apply(op, side, *known)
+        steep = functools.reduce(jnp.maximum, slopes)  # pyright: ignore
+        E = None if ball.E is None else steep * ball.E
+        return self.s.rules.ball(k, self.s.rules.largest(steep) * ball.e, E)
+
+    def slope(self, ref: Ref, x: Ref) -> Array | None:
+        """The magnitude of ``ref / x`` where that is known."""
+        made, dtype = self.s.made_by.get(_slot(ref)), jnp.result_type(self.s.v(x))
+        if ref == x or self.s.is_zero(ref):
+            return jnp.asarray(ref == x, dtype)
+        if made is None or made.name != "mul" or x not in made.inputs:
+            return None
+        other = made.inputs[1 - made.inputs.index(x)]
+        if other in self.found or (self.s.differs(other) and self.s.data(other)):
+            return None
+        return jnp.abs(jnp.asarray(self.operand(other)))
+
+    def where(self, op: Op) -> str:
+        """The operation, and the last layer before it."""
+        graph, upstream = self.s.graph, 0
+        for ref in op.inputs:
+            upstream |= graph.upstream.get(_slot(ref), 0)
+        before = [
+            (use.op.id, site.path)
+            for site in graph.sites
+            for use in site.uses
+            if use.mark & upstream
+        ]
+        return f"{op.name}, after {max(before)[1]}" if before else op.name
+
+
+class _Tight(_Parallel):
+    """The same, entry by entry as well; errors that are known pass a layer as such."""
+
+    def restart(self, op: Op, at: int, ref: Ref, old: Any, new: Any) -> Ball:
+        v, x = self.s.v(ref), self.found.get(ref)
+        if not isinstance(x, Ball):
+            x = Ball(self.s.p(ref), jnp.zeros((), self.s.dtype), jnp.zeros_like(v))
+        (known,) = _product(op, at, x.k - v, new)
+        e = self.s.rules.linear_norm(op, at, v, new) * x.e + self.s.rules.size(known)
+        E = None
+        if x.E is not None:
+            E = jnp.abs(known) + _product(op, at, x.E, jnp.abs(new))[0]
+        return self.s.rules.ball(_product(op, at, v, new)[0], e, E)
+
+
+class _Cascade(_Parallel):
+    """The product of the layers' growths, as measured on the pruned network's way."""
+
+    def __init__(self, streams: _Streams):
+        super().__init__(streams)
+        self.slack: dict[Ref, Array] = {}  # e over the distance from k to v
+
+    def run(self, op: Op) -> None:
+        super().run(op)
+        before = [self.slack[ref] for ref in op.inputs if ref in self.slack]
+        for slot in op.outputs:
+            if before and isinstance(self.found.get(slot), Ball):
+                # a restart has said its own
+                self.slack.setdefault(slot, functools.reduce(jnp.maximum, before))
+
+    def operand(self, ref: Ref) -> Any:
+        if ref in self.found:
+            return self.found[ref]
+        if not (self.s.differs(ref) and self.s.data(ref)):
+            return self.s.v(ref)
+        # nothing but a ball can stand for what the data and the pruning decide
+        return Ball(self.s.p(ref), self.moved(ref)) if floating(self.s.v(ref)) else None
+
+    def moved(self, ref: Ref) -> Any:
+        x, v = self.found.get(ref), self.s.v(ref)
+        if isinstance(x, _Stop):
+            return x
+        off = self.s.rules.size(self.s.p(ref) - v)
+        if x is None:
+            return off
+        slack = self.ratio(x, v)
+        return off * jnp.minimum(slack, self.slack.get(ref, slack))
+
+    def ratio(self, x: Ball, v: Array) -> Array:
+        far = self.s.rules.size(x.k - v)
+        return jnp.where(far > 0, jnp.maximum(x.e / jnp.where(far > 0, far, 1), 1), 1)
+
+    def restart(self, op: Op, at: int, ref: Ref, old: Any, new: Any) -> Ball:
+        e = self.s.rules.linear_norm(op, at, self.s.v(ref), old) * self.moved(ref)
+        ball = self.s.rules.ball(_product(op, at, self.s.p(ref), old)[0], e, None)
+        # as the program has it, before the ReLU, which only brings k nearer to v
+        self.slack[op.outputs[0]] = self.ratio(ball, self.s.v(op.outputs[0]))
+        return ball
+
+
+def _slot(ref: Ref) -> int:
+    """The slot; no slot's number for a literal."""
+    return ref if isinstance(ref, int) else -1
+
+
+def _product(op: Op, at: int, x: Any, w: Any) -> list[Any]:
+    return jaxprs.apply(op, *((x, w) if at == 0 else (w, x)))
+
+
+def _asks_for_nan(op: Op) -> bool:
+    return op.name == "is_finite" or (op.name == "ne" and op.inputs[0] is op.inputs[1])

@@ -1,0 +1,59 @@
+"""Norms of JAX's matrix products and convolutions as maps of one operand.
+
+Brings operations into the form that ``spectral`` takes. Knows operations; knows no
+layers.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from nettrim_jax.bounds import spectral
+from nettrim_jax.tracing.jaxprs import Op
+from nettrim_jax.typing import Array
+
+LAYERS = ("dot_general", "conv_general_dilated")  # of these there are norms
+
+
+def linear_known(op: Op, at: int) -> bool:
+    """Whether a norm is known of this operation as a map of operand ``at``."""
+    if op.name == "dot_general":
+        return True
+    return at == 0 and op.params["batch_group_count"] == 1
+
+
+def norm(op: Op, at: int, shape: Sequence[int], w: Array) -> Array:
+    """No less than its norm as a map of operand ``at``, which has this shape."""
+    if op.name == "dot_general":
+        return _matrix(op, 1 - at, w)
+    return _convolution(op, shape, w)
+
+
+def _matrix(op: Op, at: int, w: Array) -> Array:
+    """With ``w`` as operand ``at``: the largest of its lanes' norms."""
+    contract, batch = (sides[at] for sides in op.params["dimension_numbers"])
+    free = [axis for axis in range(w.ndim) if axis not in (*contract, *batch)]
+    shape = [math.prod(w.shape[i] for i in axes) for axes in (batch, contract, free)]
+    folded = w.transpose(*batch, *contract, *free).reshape(shape)
+    return jnp.max(spectral.matrix_norm(folded), initial=0)
+
+
+def _convolution(op: Op, shape: Sequence[int], kernel: Array) -> Array:
+    p = op.params
+    numbers, spread = p["dimension_numbers"], p["lhs_dilation"]
+    c_out, c_in, *spatial = numbers.rhs_spec
+    sizes = [
+        (shape[axis] - 1) * zeros + 1 + low + high
+        for axis, zeros, (low, high) in zip(
+            numbers.lhs_spec[2:], spread, p["padding"], strict=True
+        )
+    ]
+    return spectral.convolution_norm(
+        kernel.transpose(*spatial, c_in, c_out),
+        p["feature_group_count"],
+        sizes,
+        p["window_strides"],
+        p["rhs_dilation"],
+        spread,
+    )

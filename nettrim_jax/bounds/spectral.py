@@ -1,0 +1,161 @@
+"""Upper bounds of operator norms: of matrices, and of convolutions by their kernels.
+
+The Frobenius norm of a power of the Gram matrix is never less than its spectral norm,
+and the root of it comes down to the spectral norm twice as near with every squaring.
+Knows arrays only.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from nettrim_jax.convex.projection import matmul
+from nettrim_jax.typing import Array
+
+SQUARINGS = 8
+# points of the torus per degree of a convolution's symbol, where it is not finer
+POINTS = 16
+
+
+def matrix_norm(A: Array, squarings: int = SQUARINGS) -> Array:
+    r"""No less than the largest singular value, at any number of squarings.
+
+    .. math::
+        \|A\|_2 \le \|(A^H A)^{2^t}\|_F^{1 / 2^{t+1}} \le r^{1 / 2^{t+2}} \|A\|_2
+
+    with ``r`` the rank. (Gram iteration; Delattre et al., 2023.)
+
+    Args:
+      A: real or complex, ``[..., m, n]``.
+      squarings: ``t``.
+
+    Returns:
+      Norms, ``[...]``, with a rounding for each row and column added.
+    """
+    m, n = A.shape[-2:]
+    if 0 in A.shape:
+        return jnp.zeros(A.shape[:-2], A.real.dtype)
+    if m < n:
+        A = jnp.swapaxes(A, -1, -2)
+    size = _frobenius(A)
+    A = _over(A, size)
+    gram = matmul(jnp.swapaxes(A, -1, -2).conj(), A)
+
+    def square(gram: Array, _: None) -> tuple[Array, Array]:
+        f = _frobenius(gram)
+        gram = _over(gram, f)
+        return matmul(gram, gram), f
+
+    gram, factors = jax.lax.scan(square, gram, length=squarings)
+    factors = jnp.concatenate([factors, _frobenius(gram)[None]])
+    roots = jnp.asarray([0.5**t for t in range(1, squarings + 2)], factors.dtype)
+    roots = roots.reshape(-1, *[1] * (factors.ndim - 1))
+    # the roots of zero have no derivative, and there is no more to multiply by
+    factors = jnp.where(factors > 0, factors, 1) ** roots
+    more = 1 + (m + n) * float(jnp.finfo(size.dtype).eps)
+    return more * size * jnp.prod(factors, axis=0)
+
+
+def convolution_norm(
+    kernel: Array,
+    groups: int,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    dilation: Sequence[int],
+    spread: Sequence[int],
+) -> Array:
+    r"""No less than the norm of a zero-padded convolution.
+
+    Padding with zeros embeds the input in a torus of its padded size, on which the
+    convolution is circular. So its norm is at most
+
+    .. math::
+        \max_\omega \|K(\omega)\|_2, \qquad
+        K(\omega) = \sum_j k_j e^{i \langle \omega, j \rangle}
+        \quad [c_{in}, c_{out}],
+
+    over the torus's frequencies (Sedghi et al., 2019). A stride, or zeros between the
+    entries of the input, makes several kernels of one, side by side, each with every
+    so-manieth tap. Where the torus has many points a coarser grid of :math:`N` points a
+    dimension stands for all frequencies: :math:`|u^H K w|^2` is a trigonometric
+    polynomial of degree :math:`m`, the kernel's length less one, and exceeds its values
+    on the grid at most :math:`1 / \cos(\pi m / N)` times (Ehlich and Zeller, 1964).
+    Where the input is not spread a second bound is the norm of the kernel as a matrix
+    of patches times the root of how many patches an entry can be in; the smaller of the
+    two is returned.
+
+    Args:
+      kernel: ``[*spatial, c_in / groups, c_out]``.
+      groups: of the features.
+      sizes: of the padded and spread input, per spatial dimension.
+      strides: of the windows.
+      dilation: of the kernel.
+      spread: of the input: each entry is followed by so many zeros and one less.
+
+    Returns:
+      The bound, a scalar.
+    """
+    if 0 in kernel.shape:
+        return jnp.zeros((), kernel.dtype)
+    *lengths, c_in, c_out = kernel.shape
+    symbol = kernel.reshape(*lengths, c_in, groups, c_out // groups)
+    symbol = jnp.moveaxis(symbol, -2, 0)  # [groups, *spatial, c_in, c_out]
+    patches = symbol.reshape(groups, -1, c_out // groups)
+    coarser = 1.0
+    for axis, (size, stride, step, zeros) in enumerate(
+        zip(sizes, strides, dilation, spread, strict=True), 1
+    ):
+        if step == 1 and (stride == 1) != (zeros == 1):
+            symbol = _phases(symbol, axis, stride * zeros, -2 if zeros == 1 else -1)
+            size = -(-size // (stride * zeros))
+        length = symbol.shape[axis]
+        points = POINTS * (length - 1)
+        if step == 1 and size <= points:
+            points = size
+        elif length > 1:
+            coarser /= math.sqrt(math.cos(math.pi * (length - 1) / points))
+        points = max(points, 1)
+        # of real numbers: the other half of the frequencies is conjugate
+        transform = jnp.fft.rfft if axis == 1 else jnp.fft.fft
+        symbol = transform(symbol, points, axis=axis)
+    bound = coarser * jnp.max(matrix_norm(symbol))
+    if all(zeros == 1 for zeros in spread):
+        seen = overlap(lengths, strides, dilation)
+        matrix = math.sqrt(seen) * jnp.max(matrix_norm(patches))
+        bound = jnp.minimum(bound, matrix)
+    return bound
+
+
+def _phases(symbol: Array, axis: int, count: int, into: int) -> Array:
+    """Every so-manieth tap as a kernel of its own, joined to the channels ``into``."""
+    pad = [(0, 0)] * symbol.ndim
+    pad[axis] = (0, -symbol.shape[axis] % count)
+    symbol = jnp.pad(symbol, pad)
+    shape = list(symbol.shape)
+    shape[axis : axis + 1] = [shape[axis] // count, count]
+    symbol = jnp.moveaxis(symbol.reshape(shape), axis + 1, into - 1)
+    at = symbol.ndim + into - 1
+    return symbol.reshape(*symbol.shape[:at], -1, *symbol.shape[at + 2 :])
+
+
+def overlap(
+    lengths: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
+) -> int:
+    """In how many windows one entry can be, at most."""
+    return math.prod(
+        min(length, -(-((length - 1) * step + 1) // stride))
+        for length, stride, step in zip(lengths, strides, dilation, strict=True)
+    )
+
+
+def _frobenius(A: Array) -> Array:
+    # axis by axis: one long sum in float32 loses digits
+    square = jnp.sum(jnp.sum(A.real**2 + A.imag**2, axis=-1), axis=-1)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
+def _over(A: Array, size: Array) -> Array:
+    size = jnp.where(size > 0, size, 1)[..., None, None]
+    return A / jax.lax.convert_element_type(size, A.dtype)

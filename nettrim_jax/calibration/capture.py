@@ -1,0 +1,338 @@
+"""Captures what each layer sees and answers, in one run of the network.
+
+Every site's activations are reduced to at most ``rows`` rows while the network runs,
+each row drawn with the same chance: rows carry random priorities, and the highest
+are kept, per operation, then over uses, loop steps and batches (a reservoir). Rows
+come out in random order.
+
+Knows the graph; knows no solver.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nettrim_jax.results import BatchError
+from nettrim_jax.tracing import epilogue, jaxprs
+from nettrim_jax.tracing.folding import Folding
+from nettrim_jax.tracing.jaxprs import Op, Ref
+from nettrim_jax.tracing.sites import Graph, Site
+from nettrim_jax.tracing.uses import Use
+from nettrim_jax.typing import HIGHEST, Array, DTypeLike, wide
+
+CHUNK = 2**22  # numbers of X at once where all rows are summed over
+
+
+class Activation(NamedTuple):
+    """What one site saw: ``P = scale * (X W) + t`` is kept where a ReLU lets it by."""
+
+    X: Array  # [b, n, d_in]
+    t: Array  # [b, n, d_out]
+    P: Array  # [b, n, d_out], the trained answer before the ReLU
+    P0: Array | None  # [b, n, d_out], P where X and t are not the trained network's
+    priority: Array  # [b, n], falling; zero for rows that do not count
+    scale: Array  # [b, d_out]
+    gain: Array  # [b, d_out], how P moves with the bias
+    # [b, d_in + 1, d_in + 1], of the inputs and a one, over all rows, not only these
+    moments: Array | None = None
+    # [b, d_out, d_out], how far errors of the operation's own result move the output
+    metric: Array | None = None
+
+    @property
+    def valid(self) -> Array:
+        """Which rows count, ``[b, n]``."""
+        return self.priority > 0
+
+    def rows(self) -> dict[str, Array]:
+        """The fields that have one entry per row."""
+        names = ("X", "t", "P", "P0", "priority")
+        fields = {name: getattr(self, name) for name in names}
+        return {name: a for name, a in fields.items() if a is not None}
+
+
+class _Rows(NamedTuple):
+    X: Array  # [b, m, d_in]
+    t: Array  # [b, m, d_out]
+    P: Array  # [b, m, d_out]
+    priority: Array  # [b, m], zero for rows that do not count
+
+
+class _Seen(NamedTuple):
+    rows: _Rows
+    scale: Array  # [b, d_out]
+    gain: Array  # [b, d_out]
+    moments: Array | None  # [b, d_in + 1, d_in + 1]
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "chosen", "rows", "moments"))
+def capture(
+    graph: Graph,
+    chosen: tuple[int, ...],
+    rows: int,
+    consts: Sequence[Array],
+    leaves: Sequence[Array],
+    batch: Sequence[Array],
+    key: Array,
+    weights: Array | None = None,
+    moments: tuple[int, ...] = (),
+) -> tuple[tuple[Activation, ...], list[Array]]:
+    """Runs the network once and keeps rows of the chosen sites.
+
+    Args:
+      graph: from :func:`nettrim_jax.tracing.sites.trace`.
+      chosen: positions in ``graph.sites``.
+      rows: at most so many rows per lane.
+      consts: what the network closes over.
+      leaves: the params' arrays.
+      batch: the batch's arrays.
+      key: a PRNG key.
+      weights: a prefix of the rows' axes; rows of weight zero do not count.
+      moments: of which sites to sum the second moments of the inputs, over all rows.
+
+    Returns:
+      One activation per chosen site with ``min(rows, all)`` rows in random order,
+      invalid ones last, and the network's outputs.
+
+    Raises:
+      BatchError: ``weights`` is no prefix of a site's rows.
+    """
+    visits, visit = visitor(graph, chosen, rows, key, weights, moments)
+    inputs = [*leaves, *batch]
+    outputs, seen = jaxprs.evaluate(graph.flat, consts, inputs, visits, visit)
+    return collect(graph, chosen, seen, rows), outputs
+
+
+def visitor(
+    graph: Graph,
+    chosen: tuple[int, ...],
+    rows: int,
+    key: Array,
+    weights: Array | None,
+    moments: tuple[int, ...] = (),
+) -> tuple[dict[int, list[Use]], jaxprs.Visitor]:
+    """Which operations to visit and what to keep there, for :func:`collect`."""
+    by_visit: dict[int, list[Use]] = {}
+    for k in chosen:
+        for use in graph.sites[k].uses:
+            by_visit.setdefault(use.visit, []).append(use)
+    summed = {use.op.id for k in moments for use in graph.sites[k].uses}
+
+    def visit(op: Op, read: Callable[[Ref], Array], steps: tuple[Array, ...]) -> Any:
+        return {
+            use.op.id: _see(use, read, steps, rows, key, weights, use.op.id in summed)
+            for use in by_visit[op.id]
+        }
+
+    return by_visit, visit
+
+
+def collect(
+    graph: Graph, chosen: tuple[int, ...], seen: dict[int, Any], rows: int
+) -> tuple[Activation, ...]:
+    """One activation per chosen site from what a visitor saw."""
+    by_op = {op_id: got for visits in seen.values() for op_id, got in visits.items()}
+    return tuple(_activation(graph.sites[k], by_op, rows) for k in chosen)
+
+
+def _see(
+    use: Use,
+    read: Callable[[Ref], Array],
+    steps: tuple[Array, ...],
+    rows: int,
+    key: Array,
+    weights: Array | None,
+    summed: bool,
+) -> _Seen:
+    key = jax.random.fold_in(key, use.op.id)
+    for step in steps:
+        key = jax.random.fold_in(key, step)
+    folding, chain = use.folding, use.chain
+    priority = jax.random.uniform(key, (folding.rows,), jnp.float32, minval=1e-6)
+    if weights is not None:
+        counts = row_weights(use, weights) > 0
+        priority = jnp.where(counts, priority, 0)
+    if folding.ragged:
+        members = folding.members(read(use.op.inputs[2]))
+        priority = jnp.where(members, priority[None, :], 0)
+    # every step of a shared loop gives its part, so memory does not grow with it
+    quota = min(folding.rows, -(-rows * folding.rows // use.rows))
+    every = priority
+    # XLA sorts all rows where it sees that only some of these are read; one barrier for
+    # both ends the process where the rows are sharded
+    priority, pick = map(jax.lax.optimization_barrier, jax.lax.top_k(priority, quota))
+
+    Z = read(chain.start)
+    A = read(use.act)
+    dtype = wide(Z.dtype, A.dtype)
+    t, pull = jax.vjp(
+        lambda z: epilogue.run(chain.ops, chain.start, z, read), jnp.zeros_like(Z)
+    )
+
+    def back(value: Array) -> Array:
+        value = epilogue.pull_back(chain.ops, Z, value)
+        return folding.result(value, pick).astype(dtype)
+
+    def per_unit(value: Array) -> Array:
+        return folding.result(value, pick[..., :1])[:, 0].astype(dtype)
+
+    ones = jnp.ones((folding.lanes, folding.d_out), dtype)
+    scale, gain = ones, ones
+    if chain.scales:
+        scale = per_unit(pull(jnp.ones_like(t))[0])
+    if chain.bias is not None and chain.scales:
+        bias = chain.bias
+        tail, pull = jax.vjp(
+            lambda z: epilogue.run(bias.tail, bias.start, z, read),
+            jnp.zeros_like(read(bias.start)),
+        )
+        grown = pull(jnp.ones_like(tail))[0]
+        gain = per_unit(epilogue.pull_back(bias.head, Z, grown))
+    P, t = back(read(chain.end)), back(t)
+    X = folding.inputs(A, pick).astype(dtype)
+    priority = jnp.broadcast_to(priority, (folding.lanes, quota))
+    # a weight that a loop shares has one of these per step until they are summed
+    sums = _moments(folding, A, every > 0, dtype) if summed else None
+    if use.live is not None:
+        inputs, units = use.live
+        still = np.setdiff1d(np.arange(folding.d_in), inputs)
+        W = folding.weight(read(use.weight), 0).astype(dtype) * scale[:, None, :]
+        t = t + jnp.matmul(X[:, :, still], W[:, still], precision=HIGHEST)
+        X, t, P = X[:, :, inputs], t[:, :, units], P[:, :, units]
+        scale, gain = scale[:, units], gain[:, units]
+        live = np.append(inputs, folding.d_in)
+        sums = None if sums is None else sums[:, live][:, :, live]
+    return _Seen(_Rows(X, t, P, priority), scale, gain, sums)
+
+
+def _moments(folding: Folding, A: Array, counts: Array, dtype: DTypeLike) -> Array:
+    """Second moments of ``(X, 1)`` over the rows that count, some rows at a time."""
+    at_once = max(1, min(folding.rows, CHUNK // (folding.lanes * folding.d_in)))
+
+    def add(total: Array, start: Array) -> tuple[Array, None]:
+        pick = start + jnp.arange(at_once)
+        inside, pick = pick < folding.rows, jnp.minimum(pick, folding.rows - 1)
+        if folding.ragged:
+            inside, pick = (
+                jnp.broadcast_to(a, (folding.lanes, at_once)) for a in (inside, pick)
+            )
+            some = inside & jnp.take_along_axis(counts, pick, axis=1)
+        else:
+            some = (inside & counts[pick])[None, :]
+        X = folding.inputs(A, pick).astype(dtype)
+        ones = jnp.ones((*X.shape[:2], 1), dtype)
+        X = jnp.where(some[:, :, None], jnp.concatenate([X, ones], axis=2), 0)
+        return total + jnp.einsum("bni,bnj->bij", X, X, precision=HIGHEST), None
+
+    size = folding.d_in + 1
+    zero = jnp.zeros((folding.lanes, size, size), dtype)
+    return jax.lax.scan(add, zero, jnp.arange(0, folding.rows, at_once))[0]
+
+
+def row_weights(use: Use, weights: Array) -> Array:
+    """``weights`` spread over the rows of a use, ``[n]``."""
+    if use.folding.ragged:
+        raise BatchError(
+            "weights: the rows of a ragged_dot are sorted by group, so it cannot be "
+            "told which of them the weights mean; leave padding out of the batch, or "
+            "the experts by exclude="
+        )
+    shape = use.folding.row_shape
+    if shape[: weights.ndim] == weights.shape:
+        full = weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
+        return jnp.broadcast_to(full, shape).ravel()
+    if shape and shape[0] == weights.size:  # batch and time merged into one axis
+        full = weights.reshape((-1,) + (1,) * (len(shape) - 1))
+        return jnp.broadcast_to(full, shape).ravel()
+    raise BatchError(
+        f"weights: shape {list(weights.shape)} is no prefix of the rows {list(shape)} "
+        f"of a {use.folding.kind} layer; give one number per sample, or per sample "
+        "and position"
+    )
+
+
+def _activation(site: Site, by_op: dict[int, _Seen], rows: int) -> Activation:
+    parts, sums = [], []
+    for use in site.uses:
+        seen = by_op[use.op.id]
+        parts.append(jax.tree.map(functools.partial(by_lane, use), seen.rows))
+        if seen.moments is not None:
+            sums.append(sum_by_lane(use, seen.moments))
+        lanes = parts[0].X.shape[0]
+        first = tuple(slice(None) if lane else 0 for lane in use.lanes)
+        scale, gain = (a[first].reshape(lanes, -1) for a in (seen.scale, seen.gain))
+    rows_all = jax.tree.map(lambda *p: jnp.concatenate(p, axis=1), *parts)
+    kept = _keep(rows_all._asdict(), rows)
+    moments = functools.reduce(jnp.add, sums) if sums else None
+    return Activation(P0=None, scale=scale, gain=gain, moments=moments, **kept)
+
+
+def by_lane(use: Use, a: Array) -> Array:
+    """``[*loops, b, n, ...]`` as ``[lanes, rows, ...]``: steps are one or the other."""
+    loops = len(use.lanes)
+    own = [i for i, lane in enumerate(use.lanes) if lane]
+    shared = [i for i, lane in enumerate(use.lanes) if not lane]
+    a = a.transpose([*own, loops, *shared, *range(loops + 1, a.ndim)])
+    lanes = math.prod(a.shape[: len(own) + 1])
+    return a.reshape(lanes, -1, *a.shape[loops + 2 :])
+
+
+def sum_by_lane(use: Use, a: Array) -> Array:
+    """Sums over rows, ``[*loops, b, ...]``, as those of each lane."""
+    return by_lane(use, jnp.expand_dims(a, len(use.lanes) + 1)).sum(1)
+
+
+def gather(seen: Iterable[tuple[Activation, ...]], rows: int) -> tuple[Activation, ...]:
+    """What sites saw in all batches together: the rows of highest priority."""
+    kept: tuple[Activation, ...] = ()
+    counts: list[int] = []
+    for now in seen:
+        new = [one.X.shape[1] for one in now]
+        counts = [a + b for a, b in zip(counts, new, strict=True)] if counts else new
+        kept = _merge(kept, now, rows) if kept else now
+    return tuple(
+        one._replace(**{name: a[:, :count] for name, a in one.rows().items()})
+        for one, count in zip(kept, counts, strict=True)
+    )
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _merge(
+    ours: tuple[Activation, ...], others: tuple[Activation, ...], rows: int
+) -> tuple[Activation, ...]:
+    # always ``rows`` of them, so that one program serves all batches of one shape
+    out = []
+    for one, two in zip(ours, others, strict=True):
+        both = jax.tree.map(
+            lambda a, b: jnp.concatenate([a, b], axis=1), one.rows(), two.rows()
+        )
+        missing = max(0, rows - both["priority"].shape[1])
+        both = jax.tree.map(
+            lambda a: jnp.pad(a, [(0, 0), (0, missing)] + [(0, 0)] * (a.ndim - 2)),  # noqa: B023
+            both,
+        )
+        sums = {
+            name: a if a is None or b is None else a + b
+            for name, a, b in (
+                ("moments", one.moments, two.moments),
+                ("metric", one.metric, two.metric),
+            )
+        }
+        out.append(one._replace(**sums, **_keep(both, rows)))
+    return tuple(out)
+
+
+def _keep(rows: dict[str, Array], most: int) -> dict[str, Array]:
+    """The ``most`` rows of highest priority, per lane, in that order."""
+    count = min(most, rows["priority"].shape[1])
+    priority, pick = jax.lax.top_k(rows["priority"], count)
+    rest = {name: a for name, a in rows.items() if name != "priority"}
+
+    def take(a: Array) -> Array:
+        return jnp.take_along_axis(a, pick[:, :, None], axis=1)
+
+    return {**jax.tree.map(take, rest), "priority": priority}

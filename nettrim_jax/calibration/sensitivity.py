@@ -1,0 +1,121 @@
+r"""How far an error of each layer moves the network's output, by back-propagation.
+
+For a random direction :math:`v` of signs, the gradient :math:`g` of :math:`\langle v,
+N(x)\rangle` by a row of a layer's answer has :math:`E \, g g^\top = J^\top J`, with
+:math:`J` the derivative of the whole output by that row. One backward pass gives one
+:math:`g` for each row of every layer, and there are many rows. It goes through what the
+network runs: derivatives that a function declares for itself do not count.
+
+Knows the graph; knows no solver.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from nettrim_jax.calibration.capture import by_lane, row_weights
+from nettrim_jax.tracing import jaxprs
+from nettrim_jax.tracing.jaxprs import Literal
+from nettrim_jax.tracing.sites import Graph, Site
+from nettrim_jax.tracing.uses import Use
+from nettrim_jax.typing import HIGHEST, Array, wide
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "chosen"))
+def sensitivities(
+    graph: Graph,
+    chosen: tuple[int, ...],
+    consts: Sequence[Array],
+    leaves: Sequence[Array],
+    batch: Sequence[Array],
+    key: Array,
+    weights: Array | None = None,
+) -> dict[int, Array]:
+    r"""Sums of :math:`g g^\top` over all rows of the batch.
+
+    Args:
+      graph: from :func:`nettrim_jax.tracing.sites.trace`.
+      chosen: positions in ``graph.sites``.
+      consts: what the network closes over.
+      leaves: the params' arrays.
+      batch: the batch's arrays.
+      key: a PRNG key.
+      weights: as for :func:`nettrim_jax.calibration.capture.capture`.
+
+    Returns:
+      By site, ``[b, d_out, d_out]``, of what the operation itself answers. Sites that
+      feed no other site are left out, as are those whose rows are sorted by group,
+      and all of them where what runs cannot be differentiated in reverse.
+    """
+    mine = [k for k in chosen if _feeds(graph, k)]
+    if not mine:
+        return {}
+    uses = {use.op.id: use for k in mine for use in graph.sites[k].uses}
+    gradients = _gradients(graph, uses, consts, [*leaves, *batch], key)
+    if gradients is None:
+        return {}
+    return {k: _sum(graph.sites[k], gradients, weights) for k in mine}
+
+
+def _feeds(graph: Graph, k: int) -> bool:
+    """Whether another site depends on this one's answer, row by row."""
+    uses = graph.sites[k].uses
+    marks = functools.reduce(int.__or__, (use.mark for use in uses))
+    ragged = any(use.folding.ragged for use in uses)
+    others = (use for r, site in enumerate(graph.sites) if r != k for use in site.uses)
+    return not ragged and any(use.upstream & marks for use in others)
+
+
+def _gradients(
+    graph: Graph,
+    uses: Mapping[int, Use],
+    consts: Sequence[Array],
+    inputs: Sequence[Array],
+    key: Array,
+) -> dict[int, Array] | None:
+    """By operation, the gradient at its result; None where JAX has none."""
+    avals = graph.flat.avals
+    floating = [
+        i
+        for i, ref in enumerate(graph.flat.block.outputs)
+        if not isinstance(ref, Literal)
+        and jnp.issubdtype(avals[ref].dtype, jnp.floating)
+    ]
+
+    def network(nudges: dict[int, Array]) -> list[Array]:
+        outputs, _ = jaxprs.evaluate(graph.flat, consts, inputs, nudges=nudges)
+        return [outputs[i] for i in floating]
+
+    def still(use: Use) -> Array:
+        aval = avals[use.op.outputs[0]]
+        return jnp.zeros((*use.loops, *aval.shape), aval.dtype)
+
+    try:
+        answers, pull = jax.vjp(network, {id_: still(use) for id_, use in uses.items()})
+        signs = [
+            jax.random.rademacher(jax.random.fold_in(key, i), a.shape, a.dtype)
+            for i, a in enumerate(answers)
+        ]
+        return pull(signs)[0]
+    except (ValueError, NotImplementedError):  # a while loop, a callback
+        return None
+
+
+def _sum(site: Site, gradients: Mapping[int, Array], weights: Array | None) -> Array:
+    total = []
+    for use in site.uses:
+        counts = None if weights is None else row_weights(use, weights) > 0
+
+        def of_rows(g: Array, use: Use = use, counts: Array | None = counts) -> Array:
+            g = use.folding.result(g, jnp.arange(use.folding.rows))
+            g = g if counts is None else jnp.where(counts[None, :, None], g, 0)
+            return g if use.live is None else g[:, :, use.live[1]]
+
+        for _ in use.loops:
+            of_rows = jax.vmap(of_rows)
+        g = by_lane(use, of_rows(gradients[use.op.id]))
+        g = g.astype(wide(g.dtype))
+        total.append(jnp.einsum("bni,bnj->bij", g, g, precision=HIGHEST))
+    return functools.reduce(jnp.add, total)

@@ -1,0 +1,151 @@
+"""Deals a batch out: rows to solve on, rows that steer a search, rows that check it.
+
+Knows batches; knows no network and no solver.
+"""
+
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nettrim_jax.allocation.budget import FOLDS
+from nettrim_jax.calibration import batches
+from nettrim_jax.calibration.batches import Weights
+from nettrim_jax.convex.programs import known
+from nettrim_jax.results import BatchError, MethodError
+from nettrim_jax.tracing.sites import is_array
+from nettrim_jax.typing import Array, Batch
+
+
+class Dealt(NamedTuple):
+    """The batch in three; each part of the latter two is a batch of its own."""
+
+    solve: Batch  # a batch, or a list's iterator if a loader was given
+    weights: Weights | None  # of the rows to solve on
+    steer: list[Batch]
+    check: list[Batch]
+    share: float  # how many times as many rows steer as check
+
+
+def deal(
+    batch: Batch, weights: Weights | None, key: Array, folds: int = FOLDS
+) -> Dealt:
+    """Half of the rows to solve on, a quarter to steer by and a quarter to check on.
+
+    Rows are drawn with ``key`` along the leading axis that all arrays of the batch
+    share; the latter two come in up to ``folds`` equal parts each. A loader's batches
+    are dealt out as they come, and cut into parts where they can be.
+
+    Args:
+      batch: a batch or a loader.
+      weights: as for :func:`nettrim_jax.prune`.
+      key: a PRNG key.
+      folds: how many; with more than one there are at least two.
+
+    Raises:
+      BatchError: the arrays share no leading axis, or there are too few rows.
+    """
+    if batches.is_loader(batch):
+        return _deal_batches(list(batches.batches(batch)), weights, folds)
+    n = _rows(batch)
+    if n is None:
+        raise BatchError(
+            "batch: a budget splits its rows along the leading axis, which all of "
+            "its arrays must share, got "
+            f"{[list(a.shape) for a in _arrays(batch)]}; give a loader of at least 3 "
+            "batches instead"
+        )
+    least = min(folds, 2)
+    folds = min(folds, n // 4)
+    if folds < least:
+        raise BatchError(
+            f"batch: {n} rows; a budget needs at least {4 * least}: half to solve on, "
+            "a quarter to steer by and a quarter to check on (and some hundreds to be "
+            "of use)"
+        )
+    each = n // (4 * folds)
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, n), n))
+    cut = n - 2 * folds * each
+    parts = [_take(batch, rows) for rows in order[cut:].reshape(2 * folds, each)]
+    mine = order[:cut]
+    if weights is not None and not callable(weights):
+        shape = np.shape(weights)
+        if not shape or shape[0] != n:
+            raise BatchError(
+                f"weights: shape {list(shape)}; a budget splits them with the {n} rows "
+                "of the batch, so expected one entry for each along the leading axis"
+            )
+        weights = np.asarray(weights)[mine]
+    return Dealt(_take(batch, mine), weights, parts[:folds], parts[folds:], 1.0)
+
+
+def concrete(tree: Any, asked: str, otherwise: str) -> None:
+    """Raises MethodError if something is being traced.
+
+    Args:
+      tree: what must not be.
+      asked: what the search is for.
+      otherwise: what to ask for instead.
+    """
+    with warnings.catch_warnings():  # JAX warns of iterables that are no pytrees
+        warnings.simplefilter("ignore", DeprecationWarning)
+        leaves = jax.tree.leaves(tree)
+    if not all(known(leaf) for leaf in leaves):
+        raise MethodError(
+            f"{asked}: the search measures networks and chooses among them, so it "
+            "needs concrete values and does not work within jax.jit, jax.vmap or "
+            f"jax.grad; prune outside of them, or {otherwise}"
+        )
+
+
+def _deal_batches(given: list[Batch], weights: Weights | None, folds: int) -> Dealt:
+    if len(given) < 3:
+        raise BatchError(
+            f"batch: the loader gave {len(given)} batches; a budget needs at least 3: "
+            "to solve on, to steer by and to check on"
+        )
+    solve = [one for i, one in enumerate(given) if i % 4 in (0, 3)]
+    steer, check = given[1::4], given[2::4]
+    share = len(steer) / len(check)
+    if folds == 1:
+        return Dealt(iter(solve), weights, steer, check, share)
+    parts = _cut(steer)
+    if len(parts) < 2:
+        raise BatchError(
+            "batch: only one of the loader's batches steers the search, which needs "
+            "two to know how far rows differ, and its arrays share no leading axis of "
+            "at least 2 rows to cut it along; give at least 6 batches"
+        )
+    return Dealt(iter(solve), weights, parts, _cut(check), share)
+
+
+def _cut(given: list[Batch]) -> list[Batch]:
+    """The batches in at least ``FOLDS`` parts if that can be, all of one size each."""
+    pieces = -(-FOLDS // len(given))
+    counts = [_rows(one) for one in given]
+    most = min((n for n in counts if n is not None), default=1)
+    pieces = min(pieces, most)
+    if pieces < 2 or None in counts:
+        return given
+    out = []
+    for one, n in zip(given, counts, strict=True):
+        each = (n or 0) // pieces
+        out += [
+            _take(one, rows) for rows in np.arange(pieces * each).reshape(pieces, each)
+        ]
+    return out
+
+
+def _arrays(batch: Batch) -> list[Any]:
+    return [a for a in jax.tree.leaves(batch) if is_array(a) and a.ndim]
+
+
+def _rows(batch: Batch) -> int | None:
+    """The length of the leading axis, if all arrays share it."""
+    lengths = {a.shape[0] for a in _arrays(batch)}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def _take(batch: Batch, rows: np.ndarray) -> Batch:
+    return jax.tree.map(lambda a: a[rows] if is_array(a) and a.ndim else a, batch)

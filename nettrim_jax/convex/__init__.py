@@ -1,0 +1,1 @@
+"""The convex program of one layer and its solver; knows no model."""

@@ -1,0 +1,400 @@
+"""Penalties of single weights: magnitudes, squares and limits, entry by entry.
+
+All are boxes: a weight of magnitudes, a ridge and two limits per entry. ``L1``, which
+needs one of the four, is written out, since every step of most solves takes its prox.
+
+Knows arrays only; see ``penalties`` for what a penalty is.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import register_dataclass
+
+from nettrim_jax.convex._jaxopt import prox as jaxopt_prox
+from nettrim_jax.convex.projection import norm
+from nettrim_jax.typing import Array, ArrayLike
+
+POSITIVE = (
+    "positive, finite penalty weights; a weight that is free to move is a bias, see "
+    "bias='free'"
+)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class L1:
+    r"""Weighted sum of magnitudes, :math:`g(W) = \sum_{ij} \lambda_{ij} |W_{ij}|`.
+
+    The penalty of Net-Trim (Aghasi et al., 2017, eq. 2).
+
+    Attributes:
+      weight: positive; one number, or an array that broadcasts to
+        ``[d_in, d_out]`` (``[d_in, 1]`` weighs inputs, ``[1, d_out]`` units).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nettrim_jax import L1
+      >>> float(L1().value(jnp.array([[1.0, -2.0]])))
+      3.0
+    """
+
+    weight: ArrayLike = 1.0
+
+    @property
+    def T(self) -> "L1":
+        """The same penalty for one unit per row."""
+        return L1(transposed(self.weight))
+
+    def box(self) -> "Box":
+        """The same penalty as a box."""
+        return Box(weight=self.weight)
+
+    def fits(self) -> dict[str, Array]:
+        """What its values have to be, and whether they are."""
+        return {POSITIVE: all_positive(self.weight)}
+
+    def misfit(self, shape: tuple[int, ...]) -> str:
+        """What it expects of a ``W`` of this shape; empty if it fits."""
+        return misfit(jax.tree.leaves(self), shape, "W")
+
+    def value(self, W: Array) -> Array:
+        """The penalty of ``W``, a scalar."""
+        return jnp.sum(full(self.weight, W) * jnp.abs(W))
+
+    def prox(self, W: Array, step: Array) -> Array:
+        """Soft thresholding by ``weight * step``."""
+        return jaxopt_prox.prox_lasso(W, full(self.weight, W) * step)
+
+    def conjugate(self, A: Array) -> tuple[Array, Array]:
+        """Shrinkage per row until ``|A| <= weight``; ``g*`` is zero there."""
+        weight = full(self.weight, A)
+        over = jnp.abs(A) > weight
+        ratio = jnp.where(over, weight / jnp.where(over, jnp.abs(A), 1), 1)
+        return jnp.min(ratio, axis=1, initial=1), jnp.zeros((), A.dtype)
+
+    def slope(self, W: Array) -> Array:
+        """The size of a subgradient at ``W``, in its shape."""
+        return full(self.weight, W)
+
+    def scaled(self, factor: Array) -> "L1":
+        """The same penalty of ``factor * W``."""
+        return L1(per_entry(self.weight, factor) * jnp.abs(factor))
+
+    def reweighted(self, W: Array, floor: float) -> "L1":
+        r"""The next weights of a log-sum penalty whose first weights are these.
+
+        .. math::
+            \lambda_{ij} \mapsto \lambda_{ij} \frac{\delta}
+            {\lambda_{ij} |W_{ij}| + \delta}
+
+        with :math:`\delta` the share ``floor`` of the root mean square of the
+        non-zeros. (Candès, Wakin and Boyd, 2008, sec. 2.2.)
+        """
+        return L1(reweighted_by(self.weight, W, floor))
+
+
+class _Entrywise:
+    """A penalty that is a box by another name."""
+
+    def box(self) -> "Box":
+        """The same penalty as a box."""
+        raise NotImplementedError
+
+    @property
+    def T(self) -> "Box":
+        """The same penalty for one unit per row."""
+        box = self.box()
+        return Box(*map(transposed, box.terms()))
+
+    def fits(self) -> dict[str, Array]:
+        """What its values have to be, and whether they are."""
+        box = self.box()
+        lower, upper, ridge = map(jnp.asarray, (box.lower, box.upper, box.ridge))
+        return {
+            POSITIVE: all_positive(box.weight),
+            "a finite ridge of at least 0": jnp.all(jnp.isfinite(ridge) & (ridge >= 0)),
+            "lower <= 0 <= upper, so that a weight may be zero": jnp.all(lower <= 0)
+            & jnp.all(upper >= 0),
+        }
+
+    def misfit(self, shape: tuple[int, ...]) -> str:
+        """What it expects of a ``W`` of this shape; empty if it fits."""
+        return misfit(jax.tree.leaves(self), shape, "W")
+
+    def value(self, W: Array) -> Array:
+        """The penalty of a ``W`` within the limits, a scalar."""
+        box = self.box()
+        size, ridge = jnp.abs(W), full(box.ridge, W)
+        return jnp.sum(full(box.weight, W) * size + ridge / 2 * size**2)
+
+    def prox(self, W: Array, step: Array) -> Array:
+        """Soft thresholding, a shrinkage by the ridge, then the nearest allowed."""
+        box = self.box()
+        W = jaxopt_prox.prox_lasso(W, full(box.weight, W) * step)
+        W = W / (1 + full(box.ridge, W) * step)
+        lower, upper = full(box.lower, W), full(box.upper, W)
+        # a clip would share the derivative with a limit that is met and does not bind
+        return jnp.where(W < lower, lower, jnp.where(W > upper, upper, W))
+
+    def conjugate(self, A: Array) -> tuple[Array, Array]:
+        """Shrinkage per row until no entry gains without end, and ``g*`` there."""
+        box = self.box()
+        lower, upper, weight, ridge = (full(a, A) for a in box.terms())
+        limit = jnp.where(A > 0, upper, -lower)
+        endless = (limit == jnp.inf) & (ridge == 0)
+        over = endless & (jnp.abs(A) > weight)
+        ratio = jnp.where(over, weight / jnp.where(over, jnp.abs(A), 1), 1)
+        shrink = jnp.min(ratio, axis=1, initial=1)
+        gain = jnp.maximum(jnp.abs(A) * shrink[:, None] - weight, 0)
+        gain = jnp.where(endless, 0, gain)
+        best = jnp.where(ridge > 0, gain / jnp.where(ridge > 0, ridge, 1), jnp.inf)
+        best = jnp.where(gain > 0, jnp.minimum(best, limit), 0)
+        return shrink, jnp.sum(best * (gain - ridge / 2 * best))
+
+    def slope(self, W: Array) -> Array:
+        """The size of a subgradient at ``W``, in its shape."""
+        box = self.box()
+        return full(box.weight, W) + full(box.ridge, W) * jnp.abs(W)
+
+    def scaled(self, factor: Array) -> "Box":
+        """The same penalty of ``factor * W``, which may turn signs."""
+        box = self.box()
+        lower, upper, weight, ridge = (per_entry(a, factor) for a in box.terms())
+        ends = lower / factor, upper / factor
+        return Box(
+            jnp.minimum(*ends),
+            jnp.maximum(*ends),
+            weight * jnp.abs(factor),
+            ridge * factor**2,
+        )
+
+    def reweighted(self, W: Array, floor: float) -> "Box":
+        """The same box under the next weights of a log-sum penalty, as ``L1``'s."""
+        box = self.box()
+        return dataclasses.replace(box, weight=reweighted_by(box.weight, W, floor))
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Box(_Entrywise):
+    r"""Magnitudes and squares of weights that stay within limits.
+
+    .. math::
+        g(W) = \sum_{ij} \lambda_{ij} |W_{ij}| + \frac{\mu_{ij}}{2} W_{ij}^2
+        \quad\text{if}\quad l_{ij} \le W_{ij} \le u_{ij}, \qquad
+        \infty \;\text{otherwise}
+
+    Each attribute is one number, or an array that broadcasts to ``[d_in, d_out]``. The
+    trained weights should lie within the limits, or no weights may meet the budget: the
+    result is then ``infeasible``. One number also limits a bias that is penalised.
+
+    Attributes:
+      lower: :math:`l`, at most 0, in units of the weights.
+      upper: :math:`u`, at least 0.
+      weight: :math:`\lambda`, positive.
+      ridge: :math:`\mu`, at least 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nettrim_jax import Box
+      >>> W = jnp.array([[-2.0, 0.3, 2.0]])
+      >>> Box(-1.0, 1.0, weight=0.5).prox(W, jnp.ones((1, 1))).tolist()
+      [[-1.0, 0.0, 1.0]]
+    """
+
+    lower: ArrayLike = -math.inf
+    upper: ArrayLike = math.inf
+    weight: ArrayLike = 1.0
+    ridge: ArrayLike = 0.0
+
+    def box(self) -> "Box":
+        """Itself."""
+        return self
+
+    def terms(self) -> tuple[ArrayLike, ...]:
+        """Lower and upper limits, weight and ridge."""
+        return self.lower, self.upper, self.weight, self.ridge
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ElasticNet(_Entrywise):
+    r"""Magnitudes and squares, which spread what correlated inputs share.
+
+    .. math::
+        g(W) = \sum_{ij} \lambda_{ij} |W_{ij}| + \frac{\mu_{ij}}{2} W_{ij}^2
+
+    (Zou and Hastie, 2005, eq. 3, there with half the ridge.)
+
+    Attributes:
+      ridge: :math:`\mu`, at least 0; one number, or an array that broadcasts to
+        ``[d_in, d_out]``.
+      weight: :math:`\lambda`, positive; likewise.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nettrim_jax import ElasticNet
+      >>> float(ElasticNet(ridge=2.0).value(jnp.array([[1.0, -2.0]])))
+      8.0
+    """
+
+    ridge: ArrayLike
+    weight: ArrayLike = 1.0
+
+    def box(self) -> Box:
+        """The same penalty as a box."""
+        return Box(weight=self.weight, ridge=self.ridge)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Nonnegative(_Entrywise):
+    r"""Weights that add and never subtract.
+
+    .. math::
+        g(W) = \sum_{ij} \lambda_{ij} W_{ij} \;\text{if}\; W \ge 0, \qquad
+        \infty \;\text{otherwise}
+
+    Attributes:
+      weight: :math:`\lambda`, positive; one number, or an array that broadcasts to
+        ``[d_in, d_out]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nettrim_jax import Nonnegative
+      >>> W = jnp.array([[-2.0, 3.0]])
+      >>> Nonnegative().prox(W, jnp.ones((1, 1))).tolist()
+      [[0.0, 2.0]]
+    """
+
+    weight: ArrayLike = 1.0
+
+    def box(self) -> Box:
+        """The same penalty as a box."""
+        return Box(lower=0.0, weight=self.weight)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sign(_Entrywise):
+    r"""Weights that keep a sign, as that of the trained ones.
+
+    .. math::
+        g(W) = \sum_{ij} \lambda_{ij} |W_{ij}| \;\text{if}\; S_{ij} W_{ij} \ge 0,
+        \qquad \infty \;\text{otherwise}
+
+    Attributes:
+      signs: :math:`S`; only the signs count, and zero allows both. An array that
+        broadcasts to ``[d_in, d_out]``.
+      weight: :math:`\lambda`, positive; likewise, or one number.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nettrim_jax import Sign
+      >>> W = jnp.array([[-2.0, -2.0]])
+      >>> Sign(jnp.array([[1.0, -0.3]])).prox(W, jnp.ones((1, 1))).tolist()
+      [[0.0, -1.0]]
+    """
+
+    signs: ArrayLike
+    weight: ArrayLike = 1.0
+
+    def box(self) -> Box:
+        """The same penalty as a box."""
+        signs = jnp.asarray(self.signs)
+        return Box(
+            jnp.where(signs > 0, 0.0, -math.inf),
+            jnp.where(signs < 0, 0.0, math.inf),
+            self.weight,
+        )
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FixedPattern(_Entrywise):
+    r"""Weights that may differ from zero only where a mask allows.
+
+    .. math::
+        g(W) = \sum_{ij} \lambda_{ij} |W_{ij}| \;\text{if}\;
+        M_{ij} = 0 \Rightarrow W_{ij} = 0, \qquad \infty \;\text{otherwise}
+
+    Attributes:
+      mask: :math:`M`; non-zero where a weight may move. An array that broadcasts to
+        ``[d_in, d_out]``.
+      weight: :math:`\lambda`, positive; likewise, or one number.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from nettrim_jax import FixedPattern
+      >>> W = jnp.array([[-2.0, -2.0]])
+      >>> FixedPattern(jnp.array([[False, True]])).prox(W, jnp.ones((1, 1))).tolist()
+      [[0.0, -1.0]]
+    """
+
+    mask: ArrayLike
+    weight: ArrayLike = 1.0
+
+    def box(self) -> Box:
+        """The same penalty as a box."""
+        allowed = jnp.asarray(self.mask).astype(bool)
+        return Box(
+            jnp.where(allowed, -math.inf, 0.0),
+            jnp.where(allowed, math.inf, 0.0),
+            self.weight,
+        )
+
+
+def misfit(arrays: Iterable[ArrayLike], shape: tuple[int, ...], of: str) -> str:
+    """That arrays have to broadcast to a shape; empty if they do."""
+    for array in arrays:
+        try:
+            fits = np.broadcast_shapes(np.shape(array), shape) == shape
+        except ValueError:
+            fits = False
+        if not fits:
+            return (
+                f"penalty weights that broadcast to {of} {list(shape)}, got "
+                f"{list(np.shape(array))}"
+            )
+    return ""
+
+
+def full(value: ArrayLike, W: Array) -> Array:
+    """One number per entry of ``W``; of a vector, one per column."""
+    value = jnp.asarray(value, W.dtype)
+    if value.ndim < W.ndim:  # under strict rank promotion a vector is per unit
+        value = value.reshape((1,) * (W.ndim - value.ndim) + value.shape)
+    return jnp.broadcast_to(value, W.shape)
+
+
+def per_entry(value: ArrayLike, factor: Array) -> Array:
+    """What a factor per entry multiplies."""
+    value = jnp.asarray(value, factor.dtype)
+    return value[None, :] if value.ndim == 1 else value  # per unit, the last axis
+
+
+def transposed(value: ArrayLike) -> Array:
+    """The same numbers for the transposed weights."""
+    value = jnp.asarray(value)
+    return value[:, None] if value.ndim == 1 else value.T
+
+
+def all_positive(weight: ArrayLike) -> Array:
+    """Whether all are finite and positive."""
+    weight = jnp.asarray(weight)
+    return jnp.all(jnp.isfinite(weight) & (weight > 0))
+
+
+def reweighted_by(weight: ArrayLike, W: Array, floor: float) -> Array:
+    """The next weights of a log-sum penalty of ``weight |W|``, see ``L1``."""
+    weight = full(weight, W)
+    size = weight * jnp.abs(W)
+    count = jnp.maximum(jnp.sum(size > 0), 1).astype(W.dtype)
+    delta = floor * norm(size) / jnp.sqrt(count)
+    delta = jnp.where(delta > 0, delta, 1)  # all zero: the weights stay
+    return weight * (delta / (size + delta))

@@ -1,0 +1,99 @@
+"""A series of budgets, each solved from where the one before it stopped.
+
+Knows programs and the solver; knows no model.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nettrim_jax.convex import admm
+from nettrim_jax.convex.config import ADMM
+from nettrim_jax.convex.programs import Program, known
+from nettrim_jax.convex.solution import Solution
+from nettrim_jax.results import ProgramError
+from nettrim_jax.typing import Array, ArrayLike
+
+
+class Path(NamedTuple):
+    """What :func:`path` found, one entry per budget."""
+
+    epsilons: Array  # [k]
+    solutions: Solution  # with a leading axis of k; without duals
+
+    @property
+    def sparsity(self) -> Array:
+        """Share of the weights that are zero, ``[k]``."""
+        return jnp.mean((self.solutions.W == 0).astype(jnp.float32), axis=(-2, -1))
+
+
+def path(program: Program, epsilons: ArrayLike, config: ADMM | None = None) -> Path:
+    r"""Solves a program for a series of budgets, in one compiled scan.
+
+    .. math::
+        \min_{W, b} \; g(W) \quad\text{s.t.}\quad
+        \|(X W + b + t - Y)_\Omega\|_F \le \epsilon_k, \quad
+        (X W + b + t)_{ij} \le V_{ij} \;\text{off}\; \Omega,
+        \qquad k = 1, 2, \dots
+
+    Each starts where the one before it stopped, so neighbours should be near each
+    other; from large to small the weights come in one after another. Stack programs
+    with ``jax.vmap``.
+
+    Args:
+      program: one program; its own budget plays no part.
+      epsilons: absolute budgets (Frobenius norm), ``[k]``, at least 0.
+      config: the settings; ``ADMM()`` by default.
+
+    Returns:
+      Budgets, solutions and the sparsity of each.
+
+    Raises:
+      ProgramError: ``epsilons`` is no series of budgets.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import nettrim_jax as nt
+      >>> X = jax.random.normal(jax.random.key(0), (50, 10))
+      >>> Y = jax.nn.relu(X @ jax.random.normal(jax.random.key(1), (10, 3)))
+      >>> found = nt.path(nt.relu_program(X, Y, 0.0), jnp.array([9.0, 3.0, 1.0]))
+      >>> bool((jnp.diff(found.sparsity) <= 0).all())
+      True
+    """
+    epsilons = jnp.asarray(epsilons, program.X.dtype)
+    if epsilons.ndim != 1 or not epsilons.size:
+        raise ProgramError(
+            f"path: expected budgets [k], got shape {list(epsilons.shape)}; give an "
+            "array such as jnp.geomspace(largest, smallest, 20)"
+        )
+    if (
+        known(epsilons)
+        and not (np.isfinite(epsilons) & (np.asarray(epsilons) >= 0)).all()
+    ):
+        raise ProgramError("path: expected finite budgets of at least 0")
+    return _path(program, epsilons, ADMM() if config is None else config)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _path(program: Program, epsilons: Array, config: ADMM) -> Path:
+    def at(epsilon: Array) -> Program:
+        response = dataclasses.replace(program.response, epsilon=epsilon)
+        return dataclasses.replace(program, response=response)
+
+    def solve(before: Solution, epsilon: Array) -> tuple[Solution, Solution]:
+        solution = admm.solve(at(epsilon), config, before)
+        return solution, solution._replace(dual=None)
+
+    shapes = jax.eval_shape(lambda: admm.solve(at(epsilons[0]), config))
+
+    # what is not finite is passed over, so the first one starts afresh
+    def nothing(a: jax.ShapeDtypeStruct) -> Array:
+        floating = jnp.issubdtype(a.dtype, jnp.floating)
+        return jnp.full(a.shape, jnp.nan if floating else 0, a.dtype)
+
+    _, solutions = jax.lax.scan(solve, jax.tree.map(nothing, shapes), epsilons)
+    return Path(epsilons, solutions)

@@ -1,0 +1,109 @@
+"""Requirements on the response, the ``f`` of ``min g(W) + f(Z)``, known by their prox.
+
+A response is a frozen record of its own data, one unit per row, with pure methods:
+
+- ``prox(Z)``: the nearest point that meets the requirement;
+- ``distance(Z)``: from ``Z`` to what meets it; ``scale()``: what that is relative to;
+- ``dual(L, free_bias)``: the nearest useful dual, that is with ``f*`` finite
+  and, for a free bias, with rows that sum to zero;
+- ``bound(L, t)``: ``<L, t> - f*(L)``;
+- ``residual(Z)``: how far ``Z`` is from the trained response as the network sees it;
+  ``moves(Z)``: where that changes with ``Z``.
+
+Knows nothing of penalties, programs or solvers.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+
+from nettrim_jax.convex.projection import norm
+from nettrim_jax.typing import Array
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Match:
+    r"""The Net-Trim set: match where the unit is on, stay below a limit elsewhere.
+
+    .. math::
+        f(Z) = 0 \;\text{if}\; \|(Z - Y)_\Omega\|_F \le \epsilon
+        \;\text{and}\; Z_{ij} \le V_{ij} \;\text{off}\; \Omega,
+        \quad \infty \;\text{otherwise}
+
+    With :math:`\Omega` everything this is the ball of a linear layer. An entry
+    that is off with an infinite limit is free: a row that does not count.
+    (Aghasi et al., 2017, eqs. 4 and 6.)
+
+    Attributes:
+      Y: trained response, ``[d_out, n]``.
+      on: the set :math:`\Omega`, ``[d_out, n]`` bool.
+      V: limit off :math:`\Omega`; broadcasts to ``[d_out, n]``.
+      epsilon: budget, a scalar, in units of ``Y`` (Frobenius norm).
+    """
+
+    Y: Array
+    on: Array
+    V: Array
+    epsilon: Array
+
+    def prox(self, Z: Array) -> Array:
+        """The nearest point of the set, ``[d_out, n]``."""
+        R = jnp.where(self.on, Z - self.Y, 0)
+        return jnp.where(
+            self.on, self.Y + _ball(R, self.epsilon), jnp.minimum(Z, self.V)
+        )
+
+    def distance(self, Z: Array) -> Array:
+        """Distance to the set (Frobenius), a scalar."""
+        return norm(Z - self.prox(Z))
+
+    def residual(self, Z: Array) -> Array:
+        """``Z - Y`` where on, what a ReLU lets through elsewhere, ``[d_out, n]``.
+
+        Whatever the limit off: it is what a program allows, not what it is after.
+        """
+        return jnp.where(self.moves(Z), jnp.where(self.on, Z - self.Y, Z), 0)
+
+    def moves(self, Z: Array) -> Array:
+        """Where :meth:`residual` has slope one rather than zero, ``[d_out, n]``."""
+        return self.on | ((Z > 0) & (self.V < jnp.inf))
+
+    def finite(self) -> Array:
+        """Whether the data is numbers; a limit may be infinite."""
+        numbers = jnp.all(jnp.isfinite(self.Y)) & jnp.isfinite(self.epsilon)
+        return numbers & jnp.all(self.V > -jnp.inf)
+
+    def scale(self) -> Array:
+        """Norm of the trained response where it is on; one if that is zero."""
+        size = norm(jnp.where(self.on, self.Y, 0))
+        return jnp.where(size > 0, size, 1)
+
+    def dual(self, L: Array, free_bias: bool) -> Array:
+        """Clips ``L`` where ``f*`` would be infinite; then sums rows to zero."""
+        L = jnp.where(self.on, L, jnp.where(self.V < jnp.inf, jnp.maximum(L, 0), 0))
+        if not free_bias:
+            return L
+        count = jnp.sum(self.on, axis=1, keepdims=True).astype(L.dtype)
+        shift = jnp.sum(L, axis=1, keepdims=True) / jnp.maximum(count, 1)
+        # a unit that is never on has only non-negative duals: they sum to zero at zero
+        L = jnp.where(self.on, L - shift, L)
+        return jnp.where(count > 0, L, 0)
+
+    def bound(self, L: Array, t: Array) -> Array:
+        """``<L, t> - f*(L)`` for a dual that :meth:`dual` returned, a scalar."""
+        limit = jnp.where(self.on, self.Y, jnp.where(self.V < jnp.inf, self.V, 0))
+        reach = self.epsilon * norm(jnp.where(self.on, L, 0))
+        return jnp.sum(L * (t - limit)) - reach
+
+
+Response = Match
+
+
+def _ball(R: Array, radius: Array) -> Array:
+    # jaxopt's projection_l2_ball divides by the norm and so has a NaN gradient at zero
+    norm2 = jnp.sum(R**2)
+    outside = norm2 > radius**2
+    factor = jnp.where(outside, radius / jnp.sqrt(jnp.where(outside, norm2, 1)), 1)
+    return factor * R

@@ -1,0 +1,1 @@
+"""Many layers: batched by shape, written back, measured."""

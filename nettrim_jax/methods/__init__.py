@@ -1,0 +1,1 @@
+"""What the user chooses; one layer each."""

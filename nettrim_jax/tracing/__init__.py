@@ -1,0 +1,1 @@
+"""The network as a program: its layers, found in the jaxpr; knows no solver."""

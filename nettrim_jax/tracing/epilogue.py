@@ -1,0 +1,311 @@
+"""What follows a linear operation: a ReLU behind sums and scales, or nothing of use.
+
+From the operation's result the only reader is followed through additions whose
+other operand does not depend on it, scales per unit, and index maps. If that ends
+in a ReLU, ``relu(scale * X W + t)`` is what must be kept; a value that anything
+else reads is kept whole.
+
+Knows the flat program and its facts; no solver.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nettrim_jax.tracing import index_maps
+from nettrim_jax.tracing.dataflow import Fact
+from nettrim_jax.tracing.folding import Folding
+from nettrim_jax.tracing.jaxprs import Block, Literal, Op, Ref, apply
+from nettrim_jax.typing import Array
+
+ARITHMETIC = ("add", "add_any", "sub", "mul", "div", "neg")
+SCALING = ("mul", "div", "neg", "sub")  # "sub": the result may be subtracted
+MAXIMA = ("reduce_max", "reduce_window_max")
+MOVES = ("reshape", "squeeze", "transpose", "rev", "broadcast_in_dim")
+# comparison -> does it hold where the value is above zero?
+COMPARISONS = {"gt": True, "ge": True, "lt": False, "le": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bias:
+    """A bias leaf that is added along the way and read nowhere else."""
+
+    leaf: int
+    index: np.ndarray  # [*loops, b, d_out], entries of the leaf
+    head: tuple[Op, ...]  # from the result to the sum
+    tail: tuple[Op, ...]  # from the sum on
+    start: int  # slot of the sum
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """The affine way from an operation's result to what must be kept.
+
+    Attributes:
+      ops: its operations; empty if the result itself must be kept.
+      start: slot of the operation's result.
+      end: slot of what must be kept, before the ReLU.
+      response: ``"relu"`` or ``"linear"``.
+      scales: whether a multiplication lies on the way.
+      bias: the bias that may move, if there is one.
+    """
+
+    ops: tuple[Op, ...]
+    start: int
+    end: int
+    response: str
+    scales: bool
+    bias: Bias | None
+
+
+def whole(chain: Chain) -> Chain:
+    """The chain that keeps the operation's own result."""
+    return Chain((), chain.start, chain.start, "linear", False, None)
+
+
+def readers(block: Block) -> dict[int, list[Op]]:
+    """The operations of a block that read each slot."""
+    out: dict[int, list[Op]] = {}
+    for op in block.ops:
+        for ref in {ref for ref in op.inputs if not isinstance(ref, Literal)}:
+            out.setdefault(ref, []).append(op)
+    return out
+
+
+def follow(
+    block: Block,
+    read_by: Mapping[int, Sequence[Op]],
+    op: Op,
+    folding: Folding,
+    facts: Mapping[int, Fact],
+    mark: int,
+    avals: Mapping[int, Any],
+) -> Chain:
+    """Follows one operation's result.
+
+    Args:
+      block: the block that the operation stands in.
+      read_by: its :func:`readers`.
+      op: the linear operation.
+      folding: its folding.
+      facts: what is known of every slot.
+      mark: the operation's bit in ``Fact.upstream``.
+      avals: shape of every slot.
+
+    Returns:
+      The chain to the ReLU; without one, the chain through what only parameters add
+      or scale.
+    """
+    slot, labels, ops = op.outputs[0], folding.labels, []
+    plain = 0  # how many of the first ops have no operand from the data
+    end = {0: slot}
+    while True:
+        if slot in block.outputs:
+            break
+        next_ops = read_by.get(slot, [])
+        if _is_relu(slot, next_ops, facts, read_by) or _is_pooled(
+            slot, block, facts, read_by, avals
+        ):
+            scales = any(o.name in SCALING for o in ops)
+            return Chain(tuple(ops), op.outputs[0], slot, "relu", scales, None)
+        if len(next_ops) != 1:
+            break
+        reader = next_ops[0]
+        after = _through(reader, slot, labels, facts, mark, avals)
+        if after is None:
+            break
+        ops.append(reader)
+        labels, from_data = after
+        slot = reader.outputs[0]
+        end[len(ops)] = slot
+        if not from_data and plain == len(ops) - 1:
+            plain = len(ops)
+    ops = ops[:plain]
+    scales = any(o.name in SCALING for o in ops)
+    return Chain(tuple(ops), op.outputs[0], end[plain], "linear", scales, None)
+
+
+def _through(
+    op: Op,
+    slot: int,
+    labels: tuple,
+    facts: Mapping[int, Fact],
+    mark: int,
+    avals: Mapping[int, Any],
+) -> tuple[tuple, bool] | None:
+    """Labels after one more operation and whether data came in; None to stop."""
+    shape = avals[slot].shape
+    out = avals[op.outputs[0]]
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        return None
+    if op.name == "neg":
+        return labels, False
+    if op.name not in ARITHMETIC:
+        if op.inputs[0] != slot or len(op.inputs) != 1:
+            return None
+        moved = index_maps.relabel(op.name, op.params, labels, shape)
+        return None if moved is None else (moved, False)
+    left, right = op.inputs
+    other = right if left == slot else left
+    if left == right or out.shape != shape or (op.name == "div" and other == left):
+        return None
+    if isinstance(other, Literal):
+        return labels, False
+    fact = facts[other]
+    if fact.upstream & mark:
+        return None
+    if op.name in ("mul", "div") and any(
+        varies and label != "unit"
+        for varies, label in zip(fact.varies, labels, strict=bool(fact.varies))
+    ):
+        return None
+    return labels, fact.data
+
+
+def _is_relu(
+    slot: int,
+    next_ops: Sequence[Op],
+    facts: Mapping[int, Fact],
+    read_by: Mapping[int, Sequence[Op]],
+) -> bool:
+    """Whether the readers of a value are together one ReLU of it."""
+
+    def zero(ref: Ref) -> bool:
+        if isinstance(ref, Literal):
+            return np.ndim(ref.value) == 0 and bool(ref.value == 0)
+        return facts[ref].zero
+
+    def other(op: Op) -> Ref:
+        return op.inputs[1] if op.inputs[0] == slot else op.inputs[0]
+
+    if next_ops and all(op.name == "max" and zero(other(op)) for op in next_ops):
+        after = [read_by.get(op.outputs[0], []) for op in next_ops]
+        # clipped, as ReLU6 is
+        return not any(len(ops) == 1 and ops[0].name == "min" for ops in after)
+    compares = [op for op in next_ops if op.name in COMPARISONS]
+    rest = [op for op in next_ops if op.name not in COMPARISONS]
+    if len(compares) != 1 or len(rest) != 1 or not zero(other(compares[0])):
+        return False
+    compare, choose = compares[0], rest[0]
+    above = COMPARISONS[compare.name] == (compare.inputs[0] == slot)
+    pred = compare.outputs[0]
+    if choose.name == "select_n" and choose.inputs[0] == pred:
+        kept, dropped = choose.inputs[2], choose.inputs[1]  # where true, where false
+        if not above:
+            kept, dropped = dropped, kept
+        return read_by.get(pred) == [choose] and kept == slot and zero(dropped)
+    if choose.name == "mul" and above:  # x * (x > 0)
+        cast = read_by.get(pred, [])
+        return (
+            len(cast) == 1
+            and cast[0].name == "convert_element_type"
+            and other(choose) == cast[0].outputs[0]
+            and read_by.get(cast[0].outputs[0]) == [choose]
+        )
+    return False
+
+
+def _is_pooled(
+    slot: int,
+    block: Block,
+    facts: Mapping[int, Fact],
+    read_by: Mapping[int, Sequence[Op]],
+    avals: Mapping[int, Any],
+) -> bool:
+    """Whether only a ReLU of maxima of a value is read: it commutes with them."""
+    pooled = False
+    while True:
+        ops = read_by.get(slot, [])
+        if pooled and _is_relu(slot, ops, facts, read_by):
+            return True
+        if len(ops) != 1 or ops[0].name not in (*MAXIMA, *MOVES, *index_maps.SAME):
+            return False
+        pooled = pooled or ops[0].name in MAXIMA
+        if len(ops[0].inputs) != 1 or len(ops[0].outputs) != 1:
+            return False
+        slot = ops[0].outputs[0]
+        floating = jnp.issubdtype(avals[slot].dtype, jnp.floating)
+        if slot in block.outputs or not floating:
+            return False
+
+
+def find_bias(
+    chain: Chain,
+    folding: Folding,
+    facts: Mapping[int, Fact],
+    free: frozenset[int],
+    loops: int,
+    avals: Mapping[int, Any],
+) -> Bias | None:
+    """The first leaf among ``free`` that is added per unit, in the result's layout."""
+    if folding.ragged:  # its rows' lanes are not known before it runs
+        return None
+    slot, shape = chain.start, avals[chain.start].shape
+    order = tuple(range(len(shape)))  # which axis of the result each axis is by now
+    for i, op in enumerate(chain.ops):
+        if op.name == "transpose":
+            order = tuple(order[p] for p in op.params["permutation"])
+        elif op.name not in (*ARITHMETIC, *index_maps.SAME):
+            return None
+        if op.name in ("add", "add_any"):
+            other = op.inputs[1] if op.inputs[0] == slot else op.inputs[0]
+            origin = None if isinstance(other, Literal) else facts[other].origin
+            if origin is not None and origin.leaf in free:
+                back = tuple(loops + order.index(a) for a in range(len(order)))
+                index = origin.index.transpose((*range(loops), *back))
+                index = _per_unit(index, folding, shape, loops)
+                if index is not None:
+                    head, tail = chain.ops[: i + 1], chain.ops[i + 1 :]
+                    return Bias(origin.leaf, index, head, tail, op.outputs[0])
+        slot = op.outputs[0]
+    return None
+
+
+def _per_unit(
+    index: np.ndarray, folding: Folding, shape: tuple[int, ...], loops: int
+) -> np.ndarray | None:
+    """``[*loops, b, d_out]`` if every unit of every lane has an entry of its own."""
+    head = index.shape[:loops]
+    if 0 in shape:
+        return None
+    wide = np.broadcast_to(index, head + shape)
+    for axis, label in enumerate(folding.labels):
+        if label == "row":
+            if index.shape[loops + axis] != 1 and wide.strides[loops + axis] != 0:
+                return None
+            wide = wide.take([0], axis=loops + axis)
+    units = folding.units(wide, loops)
+    own = np.unique(units).size == units.size and units.min(initial=0) >= 0
+    return units if own else None
+
+
+def run(ops: Sequence[Op], start: int, value: Array, read: Any) -> Array:
+    """Runs a chain on another value of its start."""
+    env = {start: value}
+    for op in ops:
+        args = [
+            env[r] if not isinstance(r, Literal) and r in env else read(r)
+            for r in op.inputs
+        ]
+        env[op.outputs[0]] = apply(op, *args)[0]
+    return env[ops[-1].outputs[0]] if ops else value
+
+
+def moves(ops: Sequence[Op], value: Array) -> Array:
+    """Runs only a chain's index maps, so that its transpose leads back."""
+    for op in ops:
+        if op.name not in ARITHMETIC:
+            value = apply(op, value)[0]
+    return value
+
+
+def pull_back(ops: Sequence[Op], like: Array, value: Array) -> Array:
+    """Brings what has the layout of a chain's end to the layout of its start."""
+    if not ops:
+        return value
+    _, pull = jax.vjp(lambda a: moves(ops, a), jnp.zeros(like.shape, value.dtype))
+    return pull(value)[0]

@@ -1,0 +1,328 @@
+"""Finds the layers of any JAX function in its jaxpr, and says why others are none.
+
+``trace`` walks the flat program of ``apply_fn`` once. Every linear operation with
+an operand that comes from one leaf by index maps only is a use of that leaf; the
+uses of one matrix are one site. Whatever else happens to a leaf is a reason.
+
+Knows programs of JAX; knows no solver and no framework's modules.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nettrim_jax.results import ApplyFnError, LayersError, ParamsError
+from nettrim_jax.tracing import epilogue, jaxprs
+from nettrim_jax.tracing.epilogue import Bias, whole
+from nettrim_jax.tracing.jaxprs import Flat
+from nettrim_jax.tracing.uses import Seen, Use, Walk
+from nettrim_jax.typing import ApplyFn, Batch, Params, Path
+
+ORDER = "the order is prune(params, apply_fn, batch)"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Site:
+    """One problem: a stack of matrices of one leaf, and its uses.
+
+    Attributes:
+      leaf: position of the leaf in the flattened params.
+      path: its path.
+      kind: ``"dense"`` or ``"conv"``.
+      response: ``"relu"`` or ``"linear"``.
+      index: where each entry stands in the leaf, ``[b, d_in, d_out]``.
+      bias: the leaf of a bias that may move and its entries, ``[b, d_out]``.
+      uses: in order of execution; their rows together are the problem's.
+      caution: why it is only pruned if it is asked for, if that is so.
+    """
+
+    leaf: int
+    path: Path
+    kind: str
+    response: str
+    index: np.ndarray
+    bias: tuple[int, np.ndarray] | None
+    uses: tuple[Use, ...]
+    caution: str | None
+
+    @property
+    def rows(self) -> int:
+        """Rows that one batch gives each lane."""
+        return sum(use.rows for use in self.uses)
+
+    @property
+    def layers(self) -> int:
+        """How many layers the lanes belong to: the steps of a loop are layers apart."""
+        return self.index.shape[0] // self.uses[0].folding.lanes
+
+    @property
+    def channels(self) -> int:
+        """Of the inputs, which a convolution has at every place of its window."""
+        return self.index.shape[1] // math.prod(self.uses[0].folding.window)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """What :func:`trace` found. Equal graphs compute the same and compile once."""
+
+    flat: Flat
+    consts: tuple[Any, ...]
+    sites: tuple[Site, ...]
+    skipped: tuple[tuple[Path, str], ...]
+    paths: tuple[Path, ...]
+    upstream: dict[int, int]  # per slot, bits of the linear operations before it
+    data: frozenset[int]  # slots that depend on the batch
+
+    def __hash__(self) -> int:
+        return hash(self.flat.signature)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Graph)
+            and self.flat.signature == other.flat.signature
+            and self.paths == other.paths
+        )
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf of the params is an array rather than, say, a function."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def paths_of(params: Params) -> tuple[Path, ...]:
+    """The path of every array leaf, ``"params/Dense_0/kernel"``."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return tuple(
+        jax.tree_util.keystr(path, simple=True, separator="/") or "params"
+        for path, leaf in leaves
+        if is_array(leaf)
+    )
+
+
+def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Graph:
+    """Finds the layers of ``apply_fn``.
+
+    Args:
+      apply_fn: ``apply_fn(params, batch)``, traceable by JAX.
+      params: a pytree with arrays; other leaves (functions, strings) stay as they are.
+      batch: what ``apply_fn`` takes; only shapes and dtypes matter here.
+
+    Returns:
+      Sites in order of execution, and a reason for every other leaf of two or more
+      dimensions.
+
+    Raises:
+      ApplyFnError: ``apply_fn`` is not callable or fails on these arguments.
+      ParamsError: there is no floating leaf.
+      LayersError: there is no layer to prune.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    arrays = [leaf for leaf in leaves if is_array(leaf)]
+    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in arrays):
+        kinds = sorted({str(leaf.dtype) for leaf in arrays}) or "no array at all"
+        raise ParamsError(
+            f"params: expected a pytree with floating arrays, got {kinds}; "
+            "pass the trained parameters, the first argument of apply_fn"
+            + (f"; {ORDER}" if callable(params) else "")
+        )
+
+    def call(arrays: list[Any], batch: Batch) -> Any:
+        given = iter(arrays)
+        filled = [next(given) if is_array(leaf) else leaf for leaf in leaves]
+        answer = apply_fn(jax.tree.unflatten(tree, filled), batch)
+        # names, flags and the like are no business of ours
+        return [leaf for leaf in jax.tree.leaves(answer) if is_array(leaf)]
+
+    closed = _make_jaxpr(call, arrays, batch, apply_fn)
+    flat, consts = jaxprs.flatten(closed)
+    walk = Walk(flat, paths_of(params))
+    sites = _Sites(walk, arrays)
+    found = sites.find()
+    return Graph(
+        flat=flat,
+        consts=tuple(consts),
+        sites=found,
+        skipped=sites.skipped(found),
+        paths=walk.paths,
+        upstream={slot: fact.upstream for slot, fact in walk.facts.items()},
+        data=frozenset(slot for slot, fact in walk.facts.items() if fact.data),
+    )
+
+
+def require_sites(graph: Graph) -> None:
+    """Raises LayersError with every reason if nothing can be pruned."""
+    if not graph.sites:
+        reasons = "; ".join(f"{path}: {why}" for path, why in graph.skipped)
+        raise LayersError(
+            "apply_fn: found no linear layer that can be pruned; expected a matrix "
+            "product or a convolution of a leaf of params with activations. "
+            + (f"Left: {reasons}" if reasons else "No leaf has two dimensions.")
+        )
+
+
+def _make_jaxpr(call: Any, arrays: list[Any], batch: Batch, apply_fn: Any) -> Any:
+    if not callable(apply_fn):
+        raise ApplyFnError(
+            "apply_fn: expected a function apply_fn(params, batch), got "
+            f"{type(apply_fn).__name__}; {ORDER}"
+        )
+    try:
+        return jax.make_jaxpr(call)(arrays, batch)
+    except Exception as error:
+        shapes = jax.tree.map(lambda a: getattr(a, "shape", type(a).__name__), batch)
+        first = str(error).strip().split("\n")[0].rstrip(".")
+        raise ApplyFnError(
+            f"apply_fn(params, batch) failed on a batch of shapes {shapes}: "
+            f"{type(error).__name__}: {first}. It is called with exactly these two "
+            "arguments and must be traceable by jax.jit; wrap it, for example "
+            f"lambda params, x: model.apply(params, x, train=False){_hint(batch)}"
+        ) from error
+
+
+def _hint(batch: Batch) -> str:
+    """What may be wrong with a batch of several parts."""
+    if not isinstance(batch, tuple | list):
+        return ""
+    return (
+        f". The batch is a {type(batch).__name__} of {len(batch)}: where a part is "
+        "labels give the inputs alone or wrap apply_fn, lambda params, batch: "
+        "apply_fn(params, batch[0]); several batches are given as iter(batches)"
+    )
+
+
+def _matrices(seen: Seen) -> np.ndarray:
+    """Where each entry of a use's matrices stands in the leaf, ``[b, d_in, d_out]``."""
+    assert seen.index is not None
+    return np.ascontiguousarray(seen.index.reshape(-1, *seen.index.shape[-2:]))
+
+
+class _Sites:
+    """From uses to sites; what is none has its reasons in ``why_not``."""
+
+    def __init__(self, walk: Walk, arrays: list[Any]):
+        self.walk, self.arrays = walk, arrays
+        self.why_not: dict[int, list[str]] = {}
+
+    def find(self) -> tuple[Site, ...]:
+        """Sites in order of execution."""
+        by_leaf: dict[int, list[Seen]] = {}
+        for seen in self.walk.seen:
+            by_leaf.setdefault(seen.leaf, []).append(seen)
+        reads = {leaf: len(all_seen) for leaf, all_seen in by_leaf.items()}
+        found: list[Site] = []
+        for leaf, all_seen in by_leaf.items():
+            if not jnp.issubdtype(self.arrays[leaf].dtype, jnp.floating):
+                self.why_not[leaf] = [f"its dtype is {self.arrays[leaf].dtype}"]
+                continue
+            linear = [seen for seen in all_seen if seen.use is not None]
+            lookups = [seen.reason for seen in all_seen if seen.lookup]
+            others = [seen.reason for seen in all_seen if seen.reason is not None]
+            if not linear or len(others) > len(lookups):
+                self.why_not[leaf] = list(dict.fromkeys(others))
+                continue
+            groups = self.groups(linear)
+            if isinstance(groups, str):
+                self.why_not[leaf] = [groups]
+                continue
+            caution = f"{lookups[0]}, too; include= prunes it" if lookups else None
+            found.extend(self.site(group, reads, caution) for group in groups)
+        return tuple(sorted(found, key=lambda site: site.uses[0].op.id))
+
+    def groups(self, linear: list[Seen]) -> list[list[Seen]] | str:
+        """The uses of each matrix of one leaf, or why they are no matrices."""
+        count = np.zeros(self.arrays[linear[0].leaf].size, np.int32)
+        groups: dict[object, list[Seen]] = {}
+        for seen in linear:
+            index = _matrices(seen)
+            same = groups.setdefault((index.shape, index.tobytes()), [])
+            same.append(seen)
+            if len(same) == 1:
+                np.add.at(count, index.ravel(), 1)
+        if count.max(initial=0) <= 1:
+            return list(groups.values())
+        if len(groups) > 1:
+            return "used as one matrix here and as another there (tied weights)"
+        return "repeated within one operation (broadcast)"
+
+    def site(
+        self, group: list[Seen], reads: dict[int, int], caution: str | None
+    ) -> Site:
+        """One problem from all uses of one matrix."""
+        uses = [seen.use for seen in group if seen.use is not None]
+        if len(uses) > 1 and any(use.chain.scales for use in uses):
+            # one matrix, whose scales may differ from use to use
+            uses = [
+                dataclasses.replace(use, chain=whole(use.chain), visit=use.op.id)
+                for use in uses
+            ]
+        index = _matrices(group[0])
+        responses = {use.chain.response for use in uses}
+        moved, biases = self.bias(group, uses, index, reads)
+        uses = [
+            dataclasses.replace(use, chain=dataclasses.replace(use.chain, bias=bias))
+            for use, bias in zip(uses, biases, strict=True)
+        ]
+        return Site(
+            leaf=group[0].leaf,
+            path=self.walk.paths[group[0].leaf],
+            kind=uses[0].folding.kind,
+            # what only some uses cut off must be kept whole
+            response="relu" if responses == {"relu"} else "linear",
+            index=index,
+            bias=moved,
+            uses=tuple(uses),
+            caution=caution,
+        )
+
+    def bias(
+        self,
+        group: list[Seen],
+        uses: list[Use],
+        index: np.ndarray,
+        reads: dict[int, int],
+    ) -> tuple[tuple[int, np.ndarray] | None, list[Bias | None]]:
+        """The bias that moves with a matrix: added at every use and read nowhere else.
+
+        First as its leaf and entries, then as it stands at each use.
+        """
+        free = frozenset(leaf for leaf, count in reads.items() if count == len(uses))
+        biases: list[Bias | None] = []
+        entries = []
+        for seen, use in zip(group, uses, strict=True):
+            bias = epilogue.find_bias(
+                use.chain,
+                use.folding,
+                self.walk.facts,
+                free,
+                seen.loops,
+                self.walk.flat.avals,
+            )
+            assert seen.index is not None
+            head = seen.index.shape[: seen.loops]
+            if bias is not None and use.live is not None:
+                own = bias.index[..., use.live[1]]
+                bias = dataclasses.replace(bias, index=own)
+            if bias is None or bias.index.shape[: seen.loops] != head:
+                return None, [None] * len(uses)
+            biases.append(bias)
+            entries.append((bias.leaf, bias.index.reshape(-1, index.shape[-1])))
+        leaf, first = entries[0]
+        if any(at != leaf or not np.array_equal(i, first) for at, i in entries):
+            return None, [None] * len(uses)
+        return entries[0], biases
+
+    def skipped(self, sites: tuple[Site, ...]) -> tuple[tuple[Path, str], ...]:
+        """A reason for every leaf of two or more dimensions that has no site."""
+        taken = {site.leaf for site in sites}
+        out = []
+        for leaf, (path, array) in enumerate(
+            zip(self.walk.paths, self.arrays, strict=True)
+        ):
+            if leaf not in taken and len(array.shape) >= 2:
+                reasons = self.why_not.get(leaf, ["apply_fn does not use it"])
+                out.append((path, "; ".join(reasons)))
+        return tuple(out)
