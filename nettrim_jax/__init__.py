@@ -22,8 +22,8 @@ from nettrim_jax.methods.patterns import NM, Blocks, Inputs, Neurons, Sparsity
 from nettrim_jax.methods.reconstruct import Reconstruct
 from nettrim_jax.methods.rules import Magnitude, Random, SparseGPT, Wanda
 from nettrim_jax.pruning import Pruned, prune
+from nettrim_jax.refitting import refit
 from nettrim_jax.report import Listing, Report, SearchStep, SiteInfo, SiteReport, Split
-from nettrim_jax.restoring import refit
 from nettrim_jax.results import NetTrimError
 from nettrim_jax.selection import sites
 from nettrim_jax.training.masking import keep_sparse
