@@ -20,7 +20,8 @@ from nettrim_jax.convex.solution import Certificate, History, Solution, Stats
 from nettrim_jax.methods.nettrim import NetTrim
 from nettrim_jax.methods.patterns import NM, Blocks, Inputs, Neurons, Sparsity
 from nettrim_jax.methods.reconstruct import Reconstruct
-from nettrim_jax.methods.rules import Magnitude, Random, SparseGPT, Wanda
+from nettrim_jax.methods.rules import Magnitude, Random, Wanda
+from nettrim_jax.methods.sparsegpt import SparseGPT
 from nettrim_jax.pruning import Pruned, prune
 from nettrim_jax.refitting import refit
 from nettrim_jax.report import Listing, Report, SearchStep, SiteInfo, SiteReport, Split

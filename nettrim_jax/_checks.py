@@ -13,17 +13,16 @@ import numpy as np
 
 from nettrim_jax import results as codes
 from nettrim_jax.convex.config import ADMM
-from nettrim_jax.convex.programs import known
 from nettrim_jax.report import Report, SiteReport
-from nettrim_jax.results import BatchError, MethodError, SolveError
-from nettrim_jax.tracing.sites import is_array
-from nettrim_jax.typing import Array, ArrayLike
+from nettrim_jax.results import MethodError, SolveError
+from nettrim_jax.typing import Array
 
 MODES = ("parallel", "cascade")
 ON_FAILURE = ("raise", "warn", "keep")
 
 
 def arguments(
+    *,
     mode: str,
     solver: ADMM | None,
     rows: int,
@@ -80,56 +79,6 @@ def random_key(key: Any, caller: str = "prune") -> Array:
         f"{caller}(key={key!r}): expected an integer or a PRNG key such as "
         "jax.random.key(0)"
     )
-
-
-def row_weights(weights: ArrayLike | None) -> Array | None:
-    """The weights as an array; raises BatchError if they cannot weigh rows."""
-    if weights is None:
-        return None
-    try:
-        array = jnp.asarray(weights, jnp.float32)
-    except (TypeError, ValueError):
-        raise BatchError(
-            f"weights: expected an array of numbers, got {type(weights).__name__}; "
-            "give one number per sample, 0 for padding"
-        ) from None
-    if known(array):
-        with jax.ensure_compile_time_eval():
-            wrong = int(jnp.sum(~(jnp.isfinite(array) & (array >= 0))))
-            some = bool(jnp.any(array > 0))
-        if wrong:
-            raise BatchError(
-                f"weights: {wrong} of {array.size} are negative, NaN or infinite; "
-                "expected 0 for padding and a positive number elsewhere"
-            )
-        if not some:
-            raise BatchError(
-                "weights: leave no row, all are zero; expected a positive number for "
-                "each row that counts"
-            )
-    return array
-
-
-def finite(name: str, tree: Any, error: type[Exception]) -> None:
-    """Raises ``error`` with the place of the first NaN or infinity, where known."""
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if not is_array(leaf) or not known(leaf):
-            continue
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            continue
-        with jax.ensure_compile_time_eval():  # the values are known within jit, too
-            count = int(_not_finite(jnp.asarray(leaf)))
-        if count:
-            where = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise error(
-                f"{name}: {count} of {leaf.size} values of {where or 'the array'} are "
-                "NaN or infinite; expected finite numbers. Nothing was pruned"
-            )
-
-
-@jax.jit
-def _not_finite(array: Array) -> Array:
-    return jnp.sum(~jnp.isfinite(array))
 
 
 def fitted(report: Report, on_failure: str) -> None:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax._trees import known
 from nettrim_jax.convex.path import Path
-from nettrim_jax.convex.programs import known
 from nettrim_jax.report import Report
 from nettrim_jax.results import PlotError
 from nettrim_jax.typing import ArrayLike

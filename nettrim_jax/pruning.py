@@ -1,43 +1,29 @@
 """``prune``: params, apply_fn and a batch in; sparse params, mask and report out.
 
-The stream: trace the layers, capture what they see, make a program of each, solve
-all of one shape together, write the answers back, measure. The one room that knows
-both models and the solver.
+The pipeline: options, model, data, selection, the route of the pruning, report. Knows
+every package; nobody knows it but its like.
 """
 
 import dataclasses
-import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from nettrim_jax import _checks, selection
-from nettrim_jax import _progress as bars
+from nettrim_jax import _checks, _progress, selection
 from nettrim_jax._progress import Progress
-from nettrim_jax.allocation import budget as budgets
-from nettrim_jax.allocation import deviation as steering
-from nettrim_jax.allocation import levels
-from nettrim_jax.allocation.evaluation import Meter, deviation_of
-from nettrim_jax.bounds import output as bounds
-from nettrim_jax.calibration import batches as loading
-from nettrim_jax.calibration import cascade, splits
-from nettrim_jax.calibration.batches import Part, Weights
-from nettrim_jax.calibration.capture import Activation, capture, gather
+from nettrim_jax._trees import known
+from nettrim_jax.allocation import routes
+from nettrim_jax.bounds import output
+from nettrim_jax.calibration.batches import Part, Source, Weights, parts
+from nettrim_jax.calibration.model import Model
 from nettrim_jax.convex.config import ADMM
-from nettrim_jax.convex.programs import known
-from nettrim_jax.execution.engine import Settings, Task, prune_sites
-from nettrim_jax.methods.nettrim import Asked, Method
-from nettrim_jax.methods.reconstruct import Reconstruct
-from nettrim_jax.report import Report, SearchStep, SiteReport
-from nettrim_jax.results import ParamsError
-from nettrim_jax.selection import Selector
-from nettrim_jax.tracing import entries as masks
-from nettrim_jax.tracing.sites import Graph, is_array, require_sites
-from nettrim_jax.typing import ApplyFn, Array, Batch, Params
+from nettrim_jax.execution.options import Options
+from nettrim_jax.methods.base import Method
+from nettrim_jax.report import Report
+from nettrim_jax.selection import Asked, Selector
+from nettrim_jax.tracing.entries import kept_leaves
+from nettrim_jax.tracing.sites import Network, require_sites
+from nettrim_jax.typing import ApplyFn, Array, Batch, LeafPath, Params
 
 
 class Pruned(NamedTuple):
@@ -146,224 +132,86 @@ def prune(
       >>> bool(pruned.report.sites[0].error <= 0.3 + 1e-3)
       True
     """
-    solver = _checks.arguments(mode, solver, rows, held_out, on_failure, memory, bound)
-    _checks.finite("params", params, ParamsError)
-    key, dealt = _checks.random_key(key), None
-    methods = list(method.values()) if isinstance(method, Mapping) else [method]
-    budget, shared = budgets.common(methods), levels.searches(methods)
-    given = params, key, weights, batch
-    if shared:
-        splits.concrete(given, "Sparsity(scope='network')", "take scope='layer'")
-        batch = loading.Stored(batch) if loading.is_loader(batch) else batch
-    if budget is not None:
-        splits.concrete(given, "NetTrim(deviation=..., drop=...)", "give an epsilon")
-        dealt = splits.deal(batch, weights, key)
-        batch, weights = dealt.solve, dealt.weights
-    parts = loading.parts(apply_fn, params, batch, key, weights)
-    first = next(parts)
-    graph = first.graph
-    require_sites(graph)
-    asked, skipped = selection.choose(graph, method, include, exclude)
-    asked = {
-        k: m.of_mode(mode == "cascade") if isinstance(m, Reconstruct) else m
-        for k, m in asked.items()
-    }
-    shared = levels.searches(asked.values())
+    solver = _checks.arguments(
+        mode=mode,
+        solver=solver,
+        rows=rows,
+        held_out=held_out,
+        on_failure=on_failure,
+        memory=memory,
+        bound=bound,
+    )
+    cascade = mode == "cascade"
+    model = Model(params, apply_fn)
+    source = Source(model, batch, _checks.random_key(key), weights)
+    route = routes.plan(selection.wishes(method), source)
 
-    everything, tree = jax.tree.flatten(params)
-    old = [jnp.asarray(leaf) for leaf in everything if is_array(leaf)]
-    traced = not all(known(leaf) for leaf in [*old, *first.batch])
-    show = bars.start(progress, len(asked), traced)
-    settings = Settings(solver, int(rows), held_out, on_failure == "keep", memory, show)
+    def choose(network: Network) -> Chosen:
+        return selection.choose(network, method, include, exclude, cascade)
 
-    every, extra = itertools.chain([first], parts), {}
-
-    def meter(batches: list[Batch], share: float) -> Meter:
-        rows = list(loading.parts(apply_fn, params, iter(batches), key, None))
-        fill = functools.partial(filled, tree, everything)
-        return Meter(budget, rows, batches, old, fill, share)
-
-    asked = levels.by_magnitude(graph, asked, old)
-    if shared:
-        half = splits.deal(batch, weights, key, folds=1)
-        rest = loading.parts(apply_fn, params, half.solve, key, half.weights)
-        seen, meters = _seen(rest, old, asked, settings)[1], (half.steer, half.check)
-        asked, extra["split"] = levels.search(
-            graph, asked, seen, old, settings, *(meter(rows, 1.0) for rows in meters)
-        )
-    if budget is not None and dealt is not None:
-        steer = meter(dealt.steer, dealt.share)
-        (new, entries, deviation), search = _within(
-            list(every), old, asked, settings, mode, steer
-        )
-        checked = jnp.asarray(meter(dealt.check, 1.0).read(new).value, jnp.float32)
-        most = jnp.asarray(budget.most, jnp.float32)
-        extra = {"budget": most, "checked": checked, "measure": budget.measure}
-        extra["search"] = search
-    else:
-        run = in_cascade if mode == "cascade" else in_parallel
-        new, entries, deviation = run(every, old, asked, settings)
-    report = Report(tuple(entries[k] for k in asked), skipped, deviation, **extra)
+    start = begin(route.source, choose, progress)
+    options = Options(
+        solver, int(rows), held_out, on_failure == "keep", memory, cascade, start.show
+    )
+    came = routes.follow(route, start.parts, start.asked, options)
+    sites = tuple(came.reports[k] for k in start.asked)
+    report = Report(sites, start.skipped, came.deviation, **came.extra)
     if bound:
-        report = _bounded(report, first, asked, old, new, mode == "cascade")
+        report = _bounded(report, start.first, start.asked, came.leaves, cascade)
     # epsilon, key or weights may be traced where params and batch are not
     if all(known(site.result) for site in report.sites):
         _checks.converged(report, on_failure, solver)
-    kept = kept_leaves(graph, tuple(asked), new)
-    return Pruned(filled(tree, everything, new), filled(tree, everything, kept), report)
+    kept = kept_leaves(start.first.network, start.asked, came.leaves)
+    return Pruned(model.fill(came.leaves), model.fill(kept), report)
 
 
-_Pruning = tuple[list[Array], dict[int, SiteReport], Array]
+Chosen = tuple[dict[int, Method], tuple[tuple[LeafPath, str], ...]]
 
 
-def in_parallel(
-    parts: Iterable[Part],
-    old: list[Array],
-    asked: Mapping[int, Task],
-    settings: Settings,
-) -> _Pruning:
-    """Every layer from the trained network's own activations, all solved together."""
-    first, seen = _seen(parts, old, asked, settings)
-    new = list(old)
-    entries = prune_sites(first.graph, asked, seen, old, new, settings, fed=False)
-    # both by one program: what capture compiles to rounds in another way
-    return new, entries, deviation_of(first.outputs(old), first.outputs(new))
+class Start(NamedTuple):
+    """A network with its data, of which it is known what is to be done."""
+
+    first: Part
+    parts: Iterable[Part]  # all of them, the first included
+    asked: dict[int, Method]
+    skipped: tuple[tuple[LeafPath, str], ...]
+    show: Callable[[int, str], None]
 
 
-def _within(
-    parts: list[Part],
-    old: list[Array],
-    asked: Mapping[int, Method],
-    settings: Settings,
-    mode: str,
-    meter: Meter,
-) -> tuple[_Pruning, tuple[SearchStep, ...]]:
-    """As far as a budget of the whole network allows, and what was tried."""
-    first, seen = _seen(parts, old, asked, settings)
-    found = steering.search_parallel(first.graph, asked, seen, old, settings, meter)
-    if mode == "cascade":
-        quiet = settings._replace(keep=True, show=lambda done, what: None)
+def begin(
+    source: Source,
+    choose: Callable[[Network], Chosen],
+    progress: Progress,
+    given: Sequence[Any] = (),
+) -> Start:
+    """Traces the first batch and chooses what is to be done with each layer.
 
-        def run(methods: Mapping[int, Method]) -> tuple[list[Array], dict]:
-            if not methods:
-                return list(old), {}
-            return in_cascade(parts, old, methods, quiet)[:2]
-
-        found = steering.search_cascade(
-            found, first.graph, asked, seen, old, run, meter
-        )
-    deviation = deviation_of(first.outputs(old), first.outputs(found.new))
-    return (found.new, found.entries, deviation), found.steps
-
-
-def _seen(
-    parts: Iterable[Part],
-    old: list[Array],
-    asked: Mapping[int, Task],
-    settings: Settings,
-) -> tuple[Part, tuple[Activation, ...]]:
-    """The first part, and what the trained network's layers see in all of them."""
-    settings.show(0, "activations")
-    chosen, rows, moments = tuple(asked), settings.rows, _moments(asked)
-    measured = _measured(asked)
-    first: list[Part] = []
-
-    def captured(part: Part) -> tuple[Activation, ...]:
-        graph, batch, key, weights = part
-        if not first:
-            first.append(part)
-        seen, _ = capture(
-            graph, chosen, rows, graph.consts, old, batch, key, weights, moments
-        )
-        metrics = part.sensitivities(measured, old)
-        return tuple(
-            one._replace(metric=metrics.get(k))
-            for k, one in zip(chosen, seen, strict=True)
-        )
-
-    seen = gather(map(captured, parts), rows)
-    return first[0], seen
-
-
-def in_cascade(
-    parts: Iterable[Part],
-    old: list[Array],
-    asked: Mapping[int, Task],
-    settings: Settings,
-) -> _Pruning:
-    """In order of execution, inputs from the network as it is pruned by then."""
-    new, entries, rows = list(old), {}, settings.rows
-    parts, measured, metrics = list(parts), _measured(asked), {}
-    for part in parts:
-        found = part.sensitivities(measured, old)
-        metrics = {k: M + metrics.get(k, 0) for k, M in found.items()}
-    runs = [cascade.Run(*part, tuple(asked), old) for part in parts]
-    graph = runs[0].graph
-    for at, level in enumerate(runs[0].plan.levels):
-        settings.show(len(entries), "activations")
-        mine = {k: asked[k] for k in level}
-        sums = _moments(mine)
-        seen = gather((run.capture(at, old, new, rows, sums) for run in runs), rows)
-        seen = [
-            one._replace(metric=metrics.get(k))
-            for k, one in zip(level, seen, strict=True)
-        ]
-        entries |= prune_sites(graph, mine, seen, old, new, settings, fed=at > 0)
-        for run in runs:
-            run.advance(at + 1, old, new)
-    settings.show(len(asked), "done")
-    return new, entries, deviation_of(*runs[0].outputs(old, new))
-
-
-def _moments(asked: Mapping[int, Task]) -> tuple[int, ...]:
-    """The sites whose methods need the second moments of all rows."""
-    return tuple(k for k, method in asked.items() if method.moments)
-
-
-def _measured(asked: Mapping[int, Task]) -> tuple[int, ...]:
-    """The sites whose methods need to know how far errors move the output."""
-    return tuple(
-        k for k, m in asked.items() if isinstance(m, Reconstruct) and m.downstream
-    )
+    Progress is shown where nothing is traced: params, batch, and what else is given.
+    """
+    others = parts(source)
+    first = next(others)
+    require_sites(first.network)
+    asked, skipped = choose(first.network)
+    arrays = [*source.model.leaves, *first.batch, *given]
+    traced = not all(known(array) for array in arrays)
+    show = _progress.start(progress, len(asked), traced)
+    return Start(first, itertools.chain([first], others), asked, skipped, show)
 
 
 def _bounded(
     report: Report,
     part: Part,
-    asked: Mapping[int, Method],
-    old: list[Array],
+    chosen: Collection[int],
     new: list[Array],
     cascade: bool,
 ) -> Report:
     """The report with the theorems' bounds on the batch of its deviation."""
-    graph = part.graph
-    sites = [graph.sites[k] for k in asked]
+    sites = [part.network.sites[k] for k in chosen]
     changed = {site.leaf for site in sites} | {
         site.bias[0] for site in sites if site.bias
     }
-    found = bounds.find(
-        graph, graph.consts, old, new, part.batch, frozenset(changed), cascade
-    )
+    old = part.model.leaves
+    found = output.find(part.network, old, new, part.batch, frozenset(changed), cascade)
     return dataclasses.replace(
         report, bound=found.theorem, tight_bound=found.tight, bound_stop=found.stop
     )
-
-
-def kept_leaves(
-    graph: Graph, chosen: Sequence[int], new: Sequence[Array]
-) -> list[Array]:
-    """True where an entry is kept; all of a leaf that was not pruned."""
-    indices: dict[int, list[np.ndarray]] = {}
-    for k in chosen:
-        indices.setdefault(graph.sites[k].leaf, []).append(graph.sites[k].index)
-    return [
-        masks.kept(leaf, indices[i]) if i in indices else jnp.ones(leaf.shape, bool)
-        for i, leaf in enumerate(new)
-    ]
-
-
-def filled(tree: Any, everything: Sequence[Any], arrays: Sequence[Array]) -> Any:
-    """The pytree with its array leaves replaced and the others as they are."""
-    given = iter(arrays)
-    leaves = [next(given) if is_array(leaf) else leaf for leaf in everything]
-    return jax.tree.unflatten(tree, leaves)

@@ -1,33 +1,22 @@
-"""``refit``: the best values for a mask that is given, by the stream of ``prune``.
+"""``refit``: the best values for a mask that is given, by the pipeline of ``prune``.
 
-Knows masks and the stages of a pruning.
+Knows masks and the steps of a pruning.
 """
 
-import itertools
-
-import jax
-import jax.numpy as jnp
-
 from nettrim_jax import _checks, selection
-from nettrim_jax import _progress as bars
 from nettrim_jax._progress import Progress
-from nettrim_jax.calibration import batches
-from nettrim_jax.calibration.batches import Weights
-from nettrim_jax.convex.programs import known
-from nettrim_jax.execution.engine import Settings
-from nettrim_jax.methods import refit as supports
+from nettrim_jax._trees import known
+from nettrim_jax.calibration.batches import Source, Weights
+from nettrim_jax.calibration.model import Model
+from nettrim_jax.execution import orders
+from nettrim_jax.execution.options import Options
 from nettrim_jax.methods.nettrim import NetTrim
-from nettrim_jax.pruning import (
-    Pruned,
-    filled,
-    in_cascade,
-    in_parallel,
-    kept_leaves,
-)
+from nettrim_jax.methods.refit import by_site, check_bias, hold, read, warn_if_pruned
+from nettrim_jax.pruning import Chosen, Pruned, begin
 from nettrim_jax.report import Report
-from nettrim_jax.results import ParamsError
 from nettrim_jax.selection import Selector
-from nettrim_jax.tracing.sites import is_array, require_sites
+from nettrim_jax.tracing.entries import kept_leaves
+from nettrim_jax.tracing.sites import Network
 from nettrim_jax.typing import ApplyFn, Array, Batch, Params
 
 
@@ -109,33 +98,35 @@ def refit(
       True
     """
     solver = _checks.arguments(
-        mode, None, rows, held_out, on_failure, memory, caller="refit"
+        mode=mode,
+        solver=None,
+        rows=rows,
+        held_out=held_out,
+        on_failure=on_failure,
+        memory=memory,
+        caller="refit",
     )
-    supports.check_bias(bias)
-    _checks.finite("params", params, ParamsError)
-    keeps = supports.read(params, mask)
-    key = _checks.random_key(key, "refit")
-    parts = batches.parts(apply_fn, params, batch, key, weights)
-    first = next(parts)
-    require_sites(first.graph)
     # a stand-in: selection asks only whether biases move
-    method = NetTrim(epsilon=0.0, bias=bias)
-    chosen, skipped = selection.choose(first.graph, method, include, exclude)
-    asked = supports.by_site(first.graph, chosen, skipped, keeps, bias)
+    method = NetTrim(epsilon=0.0, bias=check_bias(bias))
+    model = Model(params, apply_fn)
+    keeps = read(params, mask)
+    source = Source(model, batch, _checks.random_key(key, "refit"), weights)
 
-    everything, tree = jax.tree.flatten(params)
-    old = [jnp.asarray(leaf) for leaf in everything if is_array(leaf)]
-    supports.warn_if_pruned(old, keeps)
-    traced = not all(known(leaf) for leaf in [*old, *keeps, *first.batch])
-    show = bars.start(progress, len(asked), traced)
-    settings = Settings(solver, int(rows), held_out, True, memory, show)
-    run = in_cascade if mode == "cascade" else in_parallel
-    every = itertools.chain([first], parts)
-    new, entries, deviation = run(every, old, asked, settings)
-    report = Report(tuple(entries[k] for k in asked), skipped, deviation)
+    def choose(network: Network) -> Chosen:
+        chosen, skipped = selection.choose(network, method, include, exclude)
+        return by_site(network, chosen, skipped, keeps, bias), skipped
+
+    start = begin(source, choose, progress, keeps)
+    warn_if_pruned(model.leaves, keeps)
+    options = Options(
+        solver, int(rows), held_out, True, memory, mode == "cascade", start.show
+    )
+    new, outcomes, deviation = orders.run(start.parts, start.asked, options)
+    sites = tuple(outcomes[k].report for k in start.asked)
+    report = Report(sites, start.skipped, deviation)
     if all(known(site.result) for site in report.sites):
         _checks.fitted(report, on_failure)
-    new = [supports.hold(leaf, keep) for leaf, keep in zip(new, keeps, strict=True)]
-    kept = kept_leaves(first.graph, tuple(asked), new)
+    new = [hold(leaf, keep) for leaf, keep in zip(new, keeps, strict=True)]
+    kept = kept_leaves(start.first.network, start.asked, new)
     kept = [one & keep for one, keep in zip(kept, keeps, strict=True)]
-    return Pruned(filled(tree, everything, new), filled(tree, everything, kept), report)
+    return Pruned(model.fill(new), model.fill(kept), report)

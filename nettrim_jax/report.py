@@ -16,9 +16,8 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from nettrim_jax import _tables, results
-from nettrim_jax.typing import Array, Path
-
-STATIC = {"static": True}
+from nettrim_jax._trees import STATIC
+from nettrim_jax.typing import Array, LeafPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ class SiteInfo:
       size: how many weights.
     """
 
-    path: Path
+    path: LeafPath
     kind: str
     response: str
     shape: tuple[int, int, int, int]
@@ -51,7 +50,7 @@ class Listing:
     """
 
     sites: tuple[SiteInfo, ...]
-    skipped: tuple[tuple[Path, str], ...]
+    skipped: tuple[tuple[LeafPath, str], ...]
 
     @property
     def size(self) -> int:
@@ -112,7 +111,7 @@ class SiteReport:
         does to the network's output (:class:`nettrim_jax.Reconstruct`).
     """
 
-    path: Path = dataclasses.field(metadata=STATIC)
+    path: LeafPath = dataclasses.field(metadata=STATIC)
     kind: str = dataclasses.field(metadata=STATIC)
     response: str = dataclasses.field(metadata=STATIC)
     shape: tuple[int, int, int, int] = dataclasses.field(metadata=STATIC)
@@ -204,7 +203,7 @@ class Report:
     """
 
     sites: tuple[SiteReport, ...]
-    skipped: tuple[tuple[Path, str], ...] = dataclasses.field(metadata=STATIC)
+    skipped: tuple[tuple[LeafPath, str], ...] = dataclasses.field(metadata=STATIC)
     deviation: Array
     bound: Array = dataclasses.field(default_factory=lambda: jnp.full((), jnp.nan))
     tight_bound: Array = dataclasses.field(
@@ -378,7 +377,7 @@ def _budget_lines(report: Report) -> list[str]:
     ]
 
 
-def _left(skipped: Sequence[tuple[Path, str]]) -> list[dict[str, str]]:
+def _left(skipped: Sequence[tuple[LeafPath, str]]) -> list[dict[str, str]]:
     return [{"path": path, "reason": reason} for path, reason in skipped]
 
 

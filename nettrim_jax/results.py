@@ -1,8 +1,12 @@
 """Result codes with their messages, and the errors.
 
 A solve returns a code per lane, since lanes of one call cannot raise; only
-``prune`` raises. Knows nothing of the other rooms.
+``prune`` raises. Knows numbers only.
 """
+
+import jax.numpy as jnp
+
+from nettrim_jax.typing import Array
 
 CONVERGED = 0
 MAX_STEPS = 1
@@ -21,6 +25,10 @@ MESSAGES = {
 NAMES = {code: text.split(":")[0] for code, text in MESSAGES.items()}
 
 
+# from the best code to the worst one
+ORDER = (CONVERGED, DIRECT, MAX_STEPS, NAN, INFEASIBLE)
+
+
 def message(code: int) -> str:
     """What a result code means.
 
@@ -35,6 +43,12 @@ def message(code: int) -> str:
         raise NetTrimError(
             f"result code {int(code)} is unknown; the codes are {sorted(MESSAGES)}"
         ) from None
+
+
+def worst(codes: Array) -> Array:
+    """The worst of some result codes."""
+    rank = jnp.argsort(jnp.asarray(ORDER))
+    return jnp.asarray(ORDER, jnp.int32)[jnp.max(rank[codes])]
 
 
 class NetTrimError(ValueError):

@@ -1,20 +1,27 @@
 """Which of the layers that were found are to be pruned, and by which method.
 
-Knows the graph's sites and methods; knows no solver and no arrays.
+Knows the network's sites and methods; knows no solver and no arrays.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nettrim_jax.calibration import batches
-from nettrim_jax.methods import nettrim
-from nettrim_jax.methods.nettrim import Asked, Method, NetTrim
+from nettrim_jax.calibration.batches import batches
+from nettrim_jax.execution.engine import kind_of
+from nettrim_jax.methods.base import Method
+from nettrim_jax.methods.budget import Budget, Share
+from nettrim_jax.methods.nettrim import NetTrim
+from nettrim_jax.methods.patterns import Pattern, share_of
+from nettrim_jax.methods.reconstruct import Reconstruct
+from nettrim_jax.methods.rules import Rule
 from nettrim_jax.report import Listing, SiteInfo
 from nettrim_jax.results import BatchError, MethodError
-from nettrim_jax.tracing.sites import Graph, Site, trace
-from nettrim_jax.typing import ApplyFn, Batch, Params, Path
+from nettrim_jax.tracing.sites import Network, Site, trace
+from nettrim_jax.typing import ApplyFn, Batch, LeafPath, Params
 
+METHODS = (NetTrim, Reconstruct, Rule)  # what a user may give beside patterns
+Asked = Method | Pattern  # a pattern means Reconstruct(pattern)
 # a regular expression searched in the path, or a function of the layer
 Selector = str | Callable[[SiteInfo], bool]
 
@@ -57,9 +64,9 @@ def sites(
       all                                                        32
       left alone: out: exclude='out'
     """
-    graph = trace(apply_fn, params, next(batches.batches(batch)))
-    asked, skipped = choose(graph, method, include, exclude)
-    return Listing(tuple(_info(graph.sites[k]) for k in asked), skipped)
+    network = trace(apply_fn, params, next(batches.batches(batch)))
+    asked, skipped = choose(network, method, include, exclude)
+    return Listing(tuple(_info(network.sites[k]) for k in asked), skipped)
 
 
 def _info(site: Site) -> SiteInfo:
@@ -68,29 +75,47 @@ def _info(site: Site) -> SiteInfo:
     return SiteInfo(site.path, site.kind, site.response, shape, site.index.size)
 
 
+def wishes(method: Any) -> list[tuple[Any, Budget | Share]]:
+    """What is asked of the network as a whole, each with the method that asks."""
+    given = method.values() if isinstance(method, Mapping) else [method]
+    found = [(one, _shared(one)) for one in given]
+    return [(one, shared) for one, shared in found if shared is not None]
+
+
+def _shared(given: Any) -> Budget | Share | None:
+    if isinstance(given, Pattern):
+        return share_of(given)
+    return given.shared if isinstance(given, METHODS) else None
+
+
 def choose(
-    graph: Graph, method: Any, include: Selector | None, exclude: Selector | None
-) -> tuple[dict[int, Method], tuple[tuple[Path, str], ...]]:
+    network: Network,
+    method: Any,
+    include: Selector | None,
+    exclude: Selector | None,
+    cascade: bool = False,
+) -> tuple[dict[int, Method], tuple[tuple[LeafPath, str], ...]]:
     """The method of each site to prune, by position, and all that is left alone.
 
     Args:
-      graph: the layers that were found.
+      network: the layers that were found.
       method: one method, or a mapping from regular expressions to a method or None.
       include: only these; also those that are only pruned if it is asked for.
       exclude: none of these.
+      cascade: whether layers are pruned in order of execution.
 
     Raises:
       MethodError: a method or selector is of another type, or matches nothing.
       BatchError: the batch has no rows.
     """
     method = NetTrim() if method is None else method
-    paths = [site.path for site in graph.sites]
-    others = [path for path in graph.paths if path not in paths]
-    infos = [_info(site) for site in graph.sites]
+    paths = [site.path for site in network.sites]
+    others = [path for path in network.paths if path not in paths]
+    infos = [_info(site) for site in network.sites]
     taken = _matches("include", include, infos, others)
     left_out = _matches("exclude", exclude, infos, others)
-    given, reasons = nettrim.assign(method, paths, others)
-    for k, site in enumerate(graph.sites):
+    given, reasons = assign(method, paths, others)
+    for k, site in enumerate(network.sites):
         if taken is None and site.caution is not None:
             given[k], reasons[k] = None, site.caution
         elif taken is not None and not taken[k]:
@@ -98,27 +123,26 @@ def choose(
         elif left_out is not None and left_out[k]:
             given[k], reasons[k] = None, f"exclude={_name(exclude)}"
     asked: dict[int, Method] = {}
-    left: dict[Path, str] = {}
+    left: dict[LeafPath, str] = {}
     for k, (m, reason) in enumerate(zip(given, reasons, strict=True)):
         if m is None:
             left[paths[k]] = reason
-        elif graph.sites[k].rows == 0:
+        elif network.sites[k].rows == 0:
             raise BatchError(
                 f"batch: has no rows for {paths[k]}; expected at least one sample"
             )
         else:
             try:
-                m.fits(graph.sites[k].index.shape)
+                asked[k] = m.bind(kind_of(network.sites[k], m), cascade)
             except MethodError as error:
                 raise MethodError(f"{paths[k]}: {error}") from None
-            asked[k] = m
-    biases = (graph.sites[k].bias for k, m in asked.items() if m.bias != "fixed")
+    biases = (network.sites[k].bias for k, m in asked.items() if m.bias != "fixed")
     moved = {bias[0] for bias in biases if bias is not None}
-    skipped = {**dict(graph.skipped), **left}
+    skipped = {**dict(network.skipped), **left}
     for leaf in moved:
-        if graph.paths[leaf] in skipped:
-            skipped[graph.paths[leaf]] = "a bias: it moves, but is not pruned"
-    order = [path for path in graph.paths if path in skipped]
+        if network.paths[leaf] in skipped:
+            skipped[network.paths[leaf]] = "a bias: it moves, but is not pruned"
+    order = [path for path in network.paths if path in skipped]
     return asked, tuple((path, skipped[path]) for path in order)
 
 
@@ -126,7 +150,7 @@ def _matches(
     name: str,
     selector: Selector | None,
     infos: Sequence[SiteInfo],
-    others: Sequence[Path],
+    others: Sequence[LeafPath],
 ) -> list[bool] | None:
     if selector is None:
         return None
@@ -149,3 +173,71 @@ def _matches(
 
 def _name(selector: Any) -> str:
     return getattr(selector, "__name__", repr(selector))
+
+
+def assign(
+    method: Any, paths: Sequence[LeafPath], others: Sequence[LeafPath]
+) -> tuple[list[Method | None], list[str]]:
+    """The method of every site, by ``re.search`` on its path, first match wins.
+
+    Args:
+      method: one method, or a mapping from regular expressions to a method or None.
+      paths: the sites' paths.
+      others: paths that cannot be pruned; a pattern may match them for nothing.
+
+    Returns:
+      A method or None per site, and why where it is None.
+
+    Raises:
+      MethodError: a value is no method, or a pattern is wrong or matches nothing.
+    """
+    if not isinstance(method, Mapping):
+        return [_checked(method, "method")] * len(paths), [""] * len(paths)
+    table = []
+    for pattern, value in method.items():
+        try:
+            compiled = re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise MethodError(
+                f"method: {pattern!r} is no regular expression ({error})"
+            ) from None
+        if value is not None:
+            value = _checked(value, f"method[{pattern!r}]")
+        if not any(compiled.search(path) for path in (*paths, *others)):
+            raise MethodError(
+                f"method: the regular expression {pattern!r} matches no layer; the "
+                f"layers are {', '.join(paths)}"
+            )
+        table.append((pattern, compiled, value))
+    first = [
+        next((i for i, (_, c, _) in enumerate(table) if c.search(path)), None)
+        for path in paths
+    ]
+    for i, (pattern, compiled, _) in enumerate(table):
+        hits = [path for path in paths if compiled.search(path)]
+        if hits and i not in first:
+            raise MethodError(
+                f"method: all layers that {pattern!r} matches ({', '.join(hits)}) are "
+                "matched by expressions before it, and the first match wins; put it "
+                "before them or leave it out"
+            )
+    chosen: list[Method | None] = []
+    reasons = []
+    for i in first:
+        pattern, _, value = (None, None, None) if i is None else table[i]
+        chosen.append(value)
+        unmatched = "no pattern of method matches"
+        reasons.append(unmatched if i is None else f"method[{pattern!r}] is None")
+    return chosen, reasons
+
+
+def _checked(value: Any, where: str) -> Method:
+    value = Reconstruct(value) if isinstance(value, Pattern) else value
+    if not isinstance(value, METHODS):
+        raise MethodError(
+            f"{where}: expected a method such as NetTrim(epsilon=0.1), a pattern such "
+            "as Sparsity(0.9), or a dict from regular expressions to these, got "
+            f"{value!r}"
+        )
+    value.check()
+    return value

@@ -20,8 +20,8 @@ Omega  the entries where the trained unit is on, ``[n, d_out]`` bool
 eps    budget of error, Frobenius norm
 R      the response less what is added to it, ``Z - t``
 W_hat  the point whose projection is ``(W, R)``; so is ``R_hat``
-metric squared norms of the columns of ``X``; ``sigma2`` weighs the response beside it
-M      what errors of units count for, ``[d_out, d_out]``: a layer's own ``metric``
+scale2 squared norms of the columns of ``X``; ``sigma2`` weighs the response beside it
+M      what errors of pairs of units count for, ``[d_out, d_out]``
 L      a dual of the response, ``[n, d_out]``
 rho    step size
 ====== =======================================================================
@@ -42,7 +42,7 @@ DTypeLike = jax.typing.DTypeLike
 Params = Any  # a pytree of arrays, in whatever container the user's framework has
 Batch = Any  # whatever apply_fn takes as its second argument
 ApplyFn = Callable[[Params, Batch], Any]
-Path = str  # "params/Dense_0/kernel"
+LeafPath = str  # "params/Dense_0/kernel"
 HIGHEST = jax.lax.Precision.HIGHEST  # of products; bf16, TPU's default, will not do
 
 

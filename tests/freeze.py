@@ -362,10 +362,13 @@ def digests(names):
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", True)
+    from limits import free_mappings
+
     import nettrim_jax as nt
 
     for name in names:
         print(name, digest(CASES[name](nt)), flush=True)
+        free_mappings()
 
 
 def run(tree, names, cache):

@@ -28,13 +28,13 @@ def data(shape, kind, rng, d_out=3):
     return X, W, Z, t
 
 
-factor = jax.jit(projection.graph, static_argnums=1)
+factor = jax.jit(projection.factorise, static_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnums=4)
 def nearest(X, W, Z, t, free_bias):
     """The factor and the projection, at once, one unit per column."""
-    graph = projection.graph(X, free_bias)
+    graph = projection.factorise(X, free_bias)
     W, b, R = projection.project(graph, W.T, (Z - t).T, free_bias)
     return graph, (W.T, b, R.T + t)
 
@@ -48,7 +48,7 @@ def dense(graph, X, W, Z, t, free_bias):
     """The same point by one least-squares problem in (W, b), columns not centred."""
     (n, d_in), s = X.shape, np.sqrt(float(graph.sigma2))
     # by the size of each input, or the scales of inputs cost lstsq eight digits
-    root = np.sqrt(graph.metric)
+    root = np.sqrt(graph.scale2)
     above = np.hstack([np.eye(d_in), np.zeros((d_in, 1))])
     below = s * np.hstack([X / root, np.full((n, 1), float(free_bias))])
     right = np.vstack([root[:, None] * W, s * (Z - t)])
@@ -65,7 +65,7 @@ def test_projection_is_least_squares(shape, kind, free_bias, rng):
     graph, (W1, b1, Z1) = jax.device_get(nearest(X, W, Z, t, free_bias))
     W2, b2, Z2 = dense(graph, X, W, Z, t, free_bias)
     # a weight's size is that of its input's inverse
-    root = np.sqrt(graph.metric)[:, None]
+    root = np.sqrt(graph.scale2)[:, None]
     np.testing.assert_allclose(root * W1, root * W2, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(b1 - graph.mean @ W1, b2, atol=1e-9)
     np.testing.assert_allclose(Z1, Z2, atol=1e-9)
@@ -94,7 +94,7 @@ def test_metric(shape, kind, free_bias, rng):
     C = X - X.mean(axis=0) if free_bias else X
     acts = live(X, free_bias)
     norm2 = np.where(acts, (C**2).sum(axis=0), 1)
-    np.testing.assert_allclose(graph.metric, norm2, rtol=1e-12)
+    np.testing.assert_allclose(graph.scale2, norm2, rtol=1e-12)
     # sigma2 is one over the mean eigenvalue of the smaller scaled Gram matrix
     scaled = np.where(acts, C, 0) / np.sqrt(norm2)
     gram = scaled.T @ scaled if shape[1] <= shape[0] else scaled @ scaled.T

@@ -52,7 +52,7 @@ def seen(batch, rows, key=0):
         lambda p, x: x @ p["w"], params, batch, jax.random.key(key), None
     )
     captured = (
-        capture(part.graph, (0,), rows, [], [params["w"]], part.batch, part.key)[0]
+        capture(part.network, (0,), rows, [], [params["w"]], part.batch, part.key)[0]
         for part in parts
     )
     return gather(captured, rows)[0]

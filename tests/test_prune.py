@@ -14,10 +14,11 @@ import pytest
 from marks import only_fast, slow
 
 import nettrim_jax as nt
+from nettrim_jax._trees import is_array
 from nettrim_jax.calibration.capture import capture
 from nettrim_jax.execution.layer import split
 from nettrim_jax.results import CONVERGED, MAX_STEPS, SolveError
-from nettrim_jax.tracing.sites import is_array, trace
+from nettrim_jax.tracing.sites import trace
 
 TOL = nt.ADMM().tol
 EPSILON = 0.2

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from marks import only_fast
 
+from nettrim_jax._trees import is_array, paths_of
 from nettrim_jax.calibration.capture import capture
 from nettrim_jax.tracing import entries as masks
-from nettrim_jax.tracing.sites import is_array, paths_of, trace
+from nettrim_jax.tracing.sites import trace
 
 ALL = pytest.mark.parametrize("name", models.MODELS)
 # one of each way to fold; a capture takes seconds to compile

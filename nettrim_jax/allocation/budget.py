@@ -1,43 +1,24 @@
-"""One budget for a whole network: what each layer gives for it, and what to choose.
+"""One budget for a whole network: what to choose for it among measured answers.
 
 Pure choices among points that were measured elsewhere: per layer a curve of weights
 left against what the network's output moves by. Knows numbers and functions given to
 it; knows no model and no solver.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax.core
 import numpy as np
 
-from nettrim_jax.results import MethodError
+from nettrim_jax.allocation.curves import Curve, hull
 
-Metric = Callable[[Any, Any], Any]
 Choice = tuple[int, ...]  # per layer, a position on its curve
 
-FOLDS = 16  # parts of the rows that steer, for the spread between them
 # one-sided 99 % quantiles of Student's t, by degrees of freedom
 QUANTILES = (math.inf, 31.821, 6.965, 4.541, 3.747, 3.365, 3.143, 2.998, 2.896)
 QUANTILES += (2.821, 2.764, 2.718, 2.681, 2.650, 2.624, 2.602)
 LOOKS = 32  # networks measured on the way up, before the last stretch is halved
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """What the network may lose.
-
-    Attributes:
-      measure: ``"deviation"`` or ``"drop"``.
-      most: how much.
-      metric: for a drop, the function of params and batch that may fall so far.
-    """
-
-    measure: str
-    most: float
-    metric: Metric | None
 
 
 class Reading(NamedTuple):
@@ -45,54 +26,6 @@ class Reading(NamedTuple):
 
     value: float
     bound: float  # what as many rows not seen exceed one time in a hundred
-
-
-class Point(NamedTuple):
-    """One answer of a layer; the first of a curve is the trained layer."""
-
-    epsilon: float
-    nonzeros: int
-    cost: float  # squared deviation of the output with only this layer changed
-
-
-Curve = Sequence[Point]
-
-
-def check_number(name: str, value: Any) -> None:
-    """Raises MethodError if this is no amount that a network could lose."""
-    number = isinstance(value, int | float | np.number) or (
-        getattr(value, "dtype", None) is not None and np.shape(value) == ()
-    )
-    if not number or isinstance(value, bool):
-        raise MethodError(f"NetTrim({name}={value!r}): expected a number such as 0.02")
-    if isinstance(value, jax.core.Tracer):
-        raise MethodError(
-            f"NetTrim({name}): its value is being traced; a search chooses among "
-            "networks, so it needs concrete values and does not work within jax.jit, "
-            "jax.vmap or jax.grad"
-        )
-    if not (np.isfinite(value) and value > 0):
-        raise MethodError(f"NetTrim({name}={value}): expected a finite number above 0")
-
-
-def common(methods: Iterable[Any]) -> Budget | None:
-    """The one budget that the methods share; None if none has any.
-
-    Raises:
-      MethodError: there is more than one.
-    """
-    found: list[Budget] = []
-    for method in methods:
-        budget = getattr(method, "budget", None)
-        if isinstance(budget, Budget) and budget not in found:
-            found.append(budget)
-    if len(found) > 1:
-        raise MethodError(
-            "method: expected one budget for the whole network, got "
-            + " and ".join(f"{b.measure}={b.most:g}" for b in found)
-            + "; give every entry the same deviation, or the same drop and metric"
-        )
-    return found[0] if found else None
 
 
 def deviation(moved: Sequence[float], size: Sequence[float], share: float) -> Reading:
@@ -155,7 +88,10 @@ def chain(curves: Sequence[Curve]) -> list[Choice]:
     """
     moves = []
     for k, curve in enumerate(curves):
-        vertices = hull(curve)
+        # of the first, the trained layer, and of what has fewer weights
+        fewer = [i for i, p in enumerate(curve) if p.nonzeros < curve[0].nonzeros]
+        some = [0, *fewer]
+        vertices = [some[i] for i in reversed(hull([curve[i] for i in some]))]
         for old, new in zip(vertices, vertices[1:], strict=False):
             price = curve[new].cost - curve[old].cost
             gain = curve[old].nonzeros - curve[new].nonzeros
@@ -168,32 +104,10 @@ def chain(curves: Sequence[Curve]) -> list[Choice]:
     return choices
 
 
-def hull(curve: Curve) -> list[int]:
-    """Positions of the vertices of the lower convex hull, from the first point on."""
-    at, out = 0, [0]
-    while True:
-        here = curve[at]
-        better = [
-            (
-                (here.nonzeros - p.nonzeros) / (p.cost - here.cost)
-                if p.cost > here.cost
-                else math.inf,
-                here.nonzeros - p.nonzeros,
-                i,
-            )
-            for i, p in enumerate(curve)
-            if p.nonzeros < here.nonzeros
-        ]
-        if not better:
-            return out
-        at = max(better)[2]
-        out.append(at)
-
-
 def climb(count: int, fits: Callable[[int], bool]) -> int:
     """The last of a row of networks before the first that does not fit.
 
-    Not all are looked at: every so-manieth from the first on, then halves of the
+    Not all are looked at: evenly spaced ones from the first on, then halves of the
     stretch in which one failed. So a network that fits by luck beyond one that does
     not is not taken.
     """

@@ -1,7 +1,7 @@
 """One number of weights for all layers, split into one for each: numbers only.
 
 Every layer has a curve, what the network loses by the number of weights that this layer
-keeps. Costs of different layers add up. Knows numbers; knows no model and no solver.
+keeps. Costs of different layers add up. Knows numbers only.
 """
 
 import bisect
@@ -10,7 +10,16 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-Curve = Sequence[tuple[int, float]]  # weights left, rising, and the cost
+
+class Point(NamedTuple):
+    """One answer of a layer."""
+
+    nonzeros: int
+    cost: float  # squared deviation of the output with only this layer changed
+    epsilon: float = math.nan  # that it was solved for, if it was for one
+
+
+Curve = Sequence[Point]
 
 SAMPLES = 16  # of a curve between two measured points
 BELOW = (0.25, 0.5, 0.7)  # of the asked density, where else a layer is measured
@@ -52,9 +61,9 @@ def between(curve: Curve, count: int) -> float:
     Straight in the logarithms of both; of the number alone where a cost is not
     positive.
     """
-    counts = [n for n, _ in curve]
+    counts = [p.nonzeros for p in curve]
     i = min(max(bisect.bisect_left(counts, count), 1), len(curve) - 1)
-    (n0, c0), (n1, c1) = curve[i - 1], curve[i]
+    (n0, c0, _), (n1, c1, _) = curve[i - 1], curve[i]
     if count in (n0, n1):
         return c0 if count == n0 else c1
     # a layer without weights has no logarithm
@@ -89,9 +98,9 @@ def split(curves: Sequence[Curve], total: int) -> list[int]:
         return counts
     tried = [counts]
     for end in (last.start, last.start + last.width):
-        point = (end, between(curves[last.layer], end))
+        point = Point(end, between(curves[last.layer], end))
         fixed = [[point] if k == last.layer else c for k, c in enumerate(curves)]
-        least, most = (sum(c[i][0] for c in fixed) for i in (0, -1))
+        least, most = (sum(c[i].nonzeros for c in fixed) for i in (0, -1))
         if least <= total <= most:
             tried.append(_fill(fixed, total)[0])
     return min(tried, key=lambda counts: cost(curves, counts))
@@ -100,7 +109,7 @@ def split(curves: Sequence[Curve], total: int) -> list[int]:
 def cost(curves: Sequence[Curve], counts: Sequence[int]) -> float:
     """What these numbers cost together."""
     return sum(
-        c[0][1] if len(c) == 1 else between(c, n)
+        c[0].cost if len(c) == 1 else between(c, n)
         for c, n in zip(curves, counts, strict=True)
     )
 
@@ -109,9 +118,10 @@ def _fill(curves: Sequence[Curve], total: int) -> tuple[list[int], _Edge | None]
     """The best numbers by the hulls, and the piece that is taken in part."""
     edges, counts = [], []
     for k, curve in enumerate(curves):
-        hull = _hull(_sampled(curve))
-        counts.append(hull[0][0])
-        for (n0, c0), (n1, c1) in itertools.pairwise(hull):
+        points = _sampled(curve)
+        vertices = [points[i] for i in hull(points)]
+        counts.append(vertices[0].nonzeros)
+        for (n0, c0, _), (n1, c1, _) in itertools.pairwise(vertices):
             edges.append(_Edge((c1 - c0) / (n1 - n0), k, n1 - n0, n0))
     left = total - sum(counts)
     for edge in sorted(edges):
@@ -124,25 +134,31 @@ def _fill(curves: Sequence[Curve], total: int) -> tuple[list[int], _Edge | None]
     return counts, None
 
 
-def _sampled(curve: Curve) -> list[tuple[int, float]]:
-    counts = [curve[-1][0]]
-    for (n0, _), (n1, _) in itertools.pairwise(curve):
+def _sampled(curve: Curve) -> list[Point]:
+    counts = [curve[-1].nonzeros]
+    for n0, n1 in itertools.pairwise(p.nonzeros for p in curve):
         ratio = n1 / max(n0, 0.5)
         steps = (max(n0, 0.5) * ratio ** (i / SAMPLES) for i in range(1, SAMPLES))
         counts += [n0, *(min(max(round(n), n0), n1) for n in steps)]
     if len(curve) == 1:
         return list(curve)
-    return [(n, between(curve, n)) for n in sorted(set(counts))]
+    return [Point(n, between(curve, n)) for n in sorted(set(counts))]
 
 
-def _hull(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The vertices of the lower convex hull, from the first point to the last."""
-    hull: list[tuple[int, float]] = []
-    for n, c in points:
-        while len(hull) > 1:
-            (n0, c0), (n1, c1) = hull[-2:]
+def hull(points: Curve) -> list[int]:
+    """Positions of the lower convex hull's vertices, from fewest weights to most.
+
+    Of answers that are as good as each other the last one counts.
+    """
+    out: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (*points[i][:2], -i)):
+        n, c, _ = points[i]
+        if out and points[out[-1]].nonzeros == n:
+            continue
+        while len(out) > 1:
+            (n0, c0, _), (n1, c1, _) = (points[k] for k in out[-2:])
             if (c1 - c0) * (n - n0) < (c - c0) * (n1 - n0):
                 break
-            hull.pop()
-        hull.append((n, c))
-    return hull
+            out.pop()
+        out.append(i)
+    return out

@@ -1,31 +1,32 @@
 """Prunes to a budget of the whole network: solves, measures, and chooses.
 
 Every layer is solved for falling epsilons, each from where the one before stopped, and
-measured alone on rows that steer; ``budgets`` chooses among the answers. Knows sites,
-the solver and budgets.
+measured alone on rows that steer; ``budget`` chooses among the answers. Knows the
+engine and budgets.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import results
 from nettrim_jax.allocation import budget as budgets
-from nettrim_jax.allocation.budget import Budget, Choice, Point, Reading
-from nettrim_jax.allocation.evaluation import Leaves, Meter
-from nettrim_jax.calibration.capture import Activation
-from nettrim_jax.convex.solution import Solution
-from nettrim_jax.execution import layer as layers
-from nettrim_jax.execution.engine import Settings, prune_sites
-from nettrim_jax.methods.nettrim import Method, NetTrim
+from nettrim_jax.allocation.budget import Choice, Reading
+from nettrim_jax.allocation.curves import Point
+from nettrim_jax.allocation.evaluation import Meter
+from nettrim_jax.allocation.search import Leaves, Workshop
+from nettrim_jax.execution import layer
+from nettrim_jax.execution.options import Options
+from nettrim_jax.execution.orders import Methods, Pruning, Seen
+from nettrim_jax.methods.base import Method
+from nettrim_jax.methods.budget import Budget
 from nettrim_jax.report import SearchStep, SiteReport
 from nettrim_jax.results import MethodError
-from nettrim_jax.tracing import answers
-from nettrim_jax.tracing.answers import Answer
-from nettrim_jax.tracing.sites import Graph, Site
+from nettrim_jax.tracing.entries import Values
+from nettrim_jax.tracing.sites import Site
 from nettrim_jax.typing import Array
 
 LARGEST = 1.0  # epsilon at which no weight is needed
@@ -38,8 +39,8 @@ PATIENCE = 10  # part of the solver's steps that one of many solves may take
 class Found(NamedTuple):
     """What a search came to."""
 
-    new: Leaves
-    entries: dict[int, SiteReport]
+    leaves: Leaves
+    reports: dict[int, SiteReport]
     epsilons: dict[int, float]  # zero where a layer stays as trained
     steps: tuple[SearchStep, ...]
 
@@ -47,53 +48,32 @@ class Found(NamedTuple):
 class _Solved(NamedTuple):
     """One solve of a layer."""
 
-    answer: Answer
-    entry: SiteReport
+    values: Values
+    report: SiteReport
 
 
 class _Search:
-    """The answers so far and the networks made of them."""
+    """The answers so far, by layer and epsilon, and what networks lose."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        asked: Mapping[int, Method],
-        seen: Sequence[Activation],
-        old: Leaves,
-        settings: Settings,
-        meter: Meter,
-    ):
-        self.graph, self.old, self.meter = graph, old, meter
+    def __init__(self, seen: Seen, asked: Methods, options: Options, meter: Meter):
+        self.mine = {k: m for k, m in asked.items() if isinstance(m.shared, Budget)}
+        self.shop = Workshop(seen, asked, self.mine, options, meter)
+        self.meter, self.activations = (
+            meter,
+            dict(zip(asked, seen.activations, strict=True)),
+        )
         # a solve that does not come to an end soon is better left than waited for
-        steps = max(settings.solver.max_steps // PATIENCE, 1)
-        self.settings = settings._replace(
-            solver=dataclasses.replace(settings.solver, max_steps=steps),
-            show=lambda done, what: None,
-        )
-        self.seen = dict(zip(asked, seen, strict=True))
-        self.mine = {
-            k: m for k, m in asked.items() if isinstance(m, NetTrim) and m.budget
-        }
-        self.base = list(old)
-        fixed = {k: m for k, m in asked.items() if k not in self.mine}
-        self.entries = prune_sites(
-            graph,
-            fixed,
-            [self.seen[k] for k in fixed],
-            old,
-            self.base,
-            settings._replace(show=self.settings.show),
-            fed=False,
-        )
-        self.beside = meter.outputs(self.base) if fixed else meter.trained
-        self.starts: dict[int, Solution] = {}
+        steps = max(options.solver.max_steps // PATIENCE, 1)
+        solver = dataclasses.replace(options.solver, max_steps=steps)
+        self.options = options._replace(solver=solver)
+        self.starts: dict[int, Any] = {}
         self.failed = dict.fromkeys(self.mine, False)  # in the last solve
         self.readings: dict[Choice, Reading] = {}
         self.steps: dict[Choice, SearchStep] = {}
         self.solved = {k: [self._as_trained(k)] for k in self.mine}
         self.curves = {
-            k: [Point(0.0, int(a.entry.nonzeros), 0.0)]
-            for k, (a,) in self.solved.items()
+            k: [Point(int(one.report.nonzeros), 0.0, 0.0)]
+            for k, (one,) in self.solved.items()
         }
 
     @property
@@ -114,38 +94,27 @@ class _Search:
         return self.readings[choice]
 
     def leaves(self, choice: Choice) -> Leaves:
-        new = list(self.base)
-        for k, i in zip(self.mine, choice, strict=True):
-            if i:
-                answers.put(self._site(k), new, self.solved[k][i].answer)
-        return new
+        picked = zip(self.mine, choice, strict=True)
+        answers = ((k, self.solved[k][i].values) for k, i in picked if i)
+        return self.shop.put(self.shop.base, answers)
 
     def solve(self, epsilons: Mapping[int, float]) -> None:
         """Adds an answer to the curves of these layers, where the solve converged."""
         if not epsilons:
             return
-        new = list(self.base)
-        entries = prune_sites(
-            self.graph,
-            {k: at_epsilon(self.mine[k], e) for k, e in epsilons.items()},
-            [self.seen[k] for k in epsilons],
-            self.old,
-            new,
-            self.settings,
-            fed=False,
-            starts=self.starts,
-        )
-        for k, entry in entries.items():
-            self.failed[k] = int(entry.result) not in results.GOOD
+        methods = {k: self.mine[k].allotted(e) for k, e in epsilons.items()}
+        new, outcomes = self.shop.solve(methods, self.options, self.starts)
+        for k, outcome in outcomes.items():
+            self.starts[k] = outcome.solved
+            report = outcome.report
+            self.failed[k] = int(report.result) not in results.GOOD
             if self.failed[k]:
                 continue
-            solved = self._solved(new, k, entry)
-            alone = list(self.base)
-            answers.put(self._site(k), alone, solved.answer)
-            cost = self.meter.cost(alone, self.beside)
+            values = self.shop.values(k, new)
+            cost = self.shop.cost(self.shop.put(self.shop.base, [(k, values)]))
             if np.isfinite(cost):
-                self.solved[k].append(solved)
-                point = Point(float(epsilons[k]), int(entry.nonzeros), cost)
+                self.solved[k].append(_Solved(values, report))
+                point = Point(int(report.nonzeros), cost, float(epsilons[k]))
                 self.curves[k].append(point)
 
     def best(self) -> Choice:
@@ -155,29 +124,13 @@ class _Search:
 
     def shape(self, k: int) -> tuple[int, ...]:
         """Layers of one shape are solved in one call, compiled for so many."""
-        return self.seen[k].X.shape + self.seen[k].P.shape
-
-    def _site(self, k: int) -> Site:
-        return self.graph.sites[k]
-
-    def _solved(self, leaves: Leaves, k: int, entry: SiteReport) -> _Solved:
-        moves = self.mine[k].bias != "fixed"
-        return _Solved(answers.take(self._site(k), leaves, moves), entry)
+        seen = self.activations[k]
+        return seen.X.shape + seen.P.shape
 
     def _as_trained(self, k: int) -> _Solved:
-        site, X = self._site(k), self.seen[k].X
-        return self._solved(self.old, k, as_trained(site, self.old[site.leaf], X))
-
-
-def at_epsilon(method: NetTrim, epsilon: float) -> NetTrim:
-    """The method with an epsilon of this layer's own.
-
-    It keeps a mark of its budget, which a cascade reads.
-    """
-    number = jnp.asarray(epsilon, jnp.float32)
-    return dataclasses.replace(
-        method, epsilon=number, deviation=number, drop=None, metric=None
-    )
+        site, old = self.shop.site(k), self.shop.old
+        report = as_trained(site, old[site.leaf], self.activations[k].X)
+        return _Solved(self.shop.values(k, old), report)
 
 
 def step_of(
@@ -197,7 +150,7 @@ def as_trained(site: Site, leaf: Array, X: Array) -> SiteReport:
     lanes, d_in, d_out = site.index.shape
     zero, none = jnp.zeros(()), jnp.full((), jnp.nan)
     W = leaf.ravel()[jnp.asarray(site.index)]
-    units, inputs = layers.bare(W, site.channels)
+    units, inputs = layer.bare(W, site.channels)
     return SiteReport(
         path=site.path,
         kind=site.kind,
@@ -220,31 +173,24 @@ def as_trained(site: Site, leaf: Array, X: Array) -> SiteReport:
 
 
 def search_parallel(
-    graph: Graph,
-    asked: Mapping[int, Method],
-    seen: Sequence[Activation],
-    old: Leaves,
-    settings: Settings,
-    meter: Meter,
+    seen: Seen, asked: Methods, options: Options, meter: Meter
 ) -> Found:
     """The sparsest network found within the budget, every layer solved by itself.
 
     Args:
-      graph: the network's layers.
+      seen: what each layer saw.
       asked: the sites' methods; those without a budget are pruned as they say, first.
-      seen: what each of them saw.
-      old: the trained leaves.
-      settings: how to solve.
+      options: how to solve.
       meter: measures on the rows that steer.
 
     Raises:
       MethodError: the other methods alone exceed the budget.
     """
-    search = _Search(graph, asked, seen, old, settings, meter)
+    search = _Search(seen, asked, options, meter)
     nothing = (0,) * len(search.mine)
     require_room(search.measure(nothing), meter.budget)
     smooth = meter.budget.measure == "deviation"
-    most, least = meter.budget.most, max(settings.solver.tol, 1e-4)
+    most, least = meter.budget.most, max(options.solver.tol, 1e-4)
 
     def wanted(k: int, epsilon: float) -> bool:
         *_, last = search.curves[k]
@@ -259,7 +205,7 @@ def search_parallel(
 
     epsilon, after = LARGEST, 0
     while epsilon >= least and after <= MORE:
-        settings.show(0, f"epsilon {epsilon:.3g}")
+        options.show(0, f"epsilon {epsilon:.3g}")
         alike = {search.shape(k) for k in search.mine if wanted(k, epsilon)}
         search.solve({k: epsilon for k in search.mine if search.shape(k) in alike})
         last = tuple(len(curve) - 1 for curve in search.curves.values())
@@ -271,7 +217,7 @@ def search_parallel(
             k: budgets.between(search.curves[k], i, least) for k, i in chosen.items()
         }
         for side in range(2):
-            settings.show(0, "finer")
+            options.show(0, "finer")
             search.solve({k: both[side] for k, both in finer.items()})
     # what the margin and the grid leave over goes to all in proportion
     choice = search.best()
@@ -287,13 +233,13 @@ def search_parallel(
         curves = list(search.curves.values())
         looks = EXCHANGES * len(curves)
         choice = budgets.exchange(curves, choice, search.measure, most, looks)
-    settings.show(len(asked), "done")
+    options.show(len(asked), "done")
     picked = dict(zip(search.mine, choice, strict=True))
-    entries = {k: search.solved[k][i].entry for k, i in picked.items()}
+    reports = {k: search.solved[k][i].report for k, i in picked.items()}
     last_step = search.steps.pop(choice)
     return Found(
         search.leaves(choice),
-        {**search.entries, **entries},
+        {**search.shop.reports, **reports},
         {k: search.curves[k][i].epsilon for k, i in picked.items()},
         (*search.steps.values(), last_step),
     )
@@ -301,53 +247,47 @@ def search_parallel(
 
 def search_cascade(
     found: Found,
-    graph: Graph,
-    asked: Mapping[int, Method],
-    seen: Sequence[Activation],
-    old: Leaves,
-    run: Callable[[Mapping[int, Method]], tuple[Leaves, dict[int, SiteReport]]],
+    seen: Seen,
+    asked: Methods,
+    run: Callable[[Mapping[int, Method]], Pruning],
     meter: Meter,
 ) -> Found:
     """The same in order of execution: one factor for the epsilons that were found.
 
     Args:
       found: by :func:`search_parallel`.
-      graph: the network's layers.
+      seen: what each layer saw in the trained network.
       asked: the sites' methods.
-      seen: what each of them saw in the trained network.
-      old: the trained leaves.
       run: prunes in cascade mode with these methods.
       meter: measures on the rows that steer.
     """
     budget, steps, fitting = meter.budget, list(found.steps), []
-    fixed = {k: m for k, m in asked.items() if k not in found.epsilons}
+    network, old = seen.first.network, seen.first.model.leaves
+    activations = dict(zip(asked, seen.activations, strict=True))
     taken = {k: e for k, e in found.epsilons.items() if e > 0}
+    fixed = {k: m for k, m in asked.items() if k not in found.epsilons}
 
     def fits(factor: float) -> bool:
         epsilons = {k: min(e * factor, LARGEST) for k, e in taken.items()}
-        methods = {
-            k: at_epsilon(m, epsilons[k])
-            if isinstance(m, NetTrim) and k in epsilons
-            else m
-            for k, m in asked.items()
-            if k in epsilons or k in fixed
-        }
-        new, entries = run(methods)
+        given = {k: asked[k].allotted(e) for k, e in epsilons.items()}
+        methods = {k: {**fixed, **given}[k] for k in asked if k in fixed or k in given}
+        new, reports = list(old), {}
+        if methods:
+            new, outcomes, _ = run(methods)
+            reports = {k: outcome.report for k, outcome in outcomes.items()}
         reading = meter.read(new)
-        left = {
-            k: as_trained(graph.sites[k], old[graph.sites[k].leaf], a.X)
-            for k, a in zip(asked, seen, strict=True)
-            if k not in methods
-        }
-        entries = {**left, **entries}
-        count = sum(int(entries[k].nonzeros) for k in found.epsilons)
+        for k in asked:
+            if k not in methods:
+                site, X = network.sites[k], activations[k].X
+                reports[k] = as_trained(site, old[site.leaf], X)
+        count = sum(int(reports[k].nonzeros) for k in found.epsilons)
         listed = [epsilons.get(k, 0.0) for k in found.epsilons]
         steps.append(step_of(listed, count, reading))
-        solved = all(int(site.result) in results.GOOD for site in entries.values())
+        solved = all(int(site.result) in results.GOOD for site in reports.values())
         good = solved and reading.bound <= budget.most
         if good:
             named = dict(zip(found.epsilons, listed, strict=True))
-            fitting.append((count, steps[-1], Found(new, entries, named, ())))
+            fitting.append((count, steps[-1], Found(new, reports, named, ())))
         return good
 
     if taken:

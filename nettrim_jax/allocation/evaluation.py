@@ -4,43 +4,22 @@ Knows the network and budgets; knows no solver.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax.allocation import budget as budgets
-from nettrim_jax.allocation.budget import Budget, Reading
+from nettrim_jax.allocation.budget import Reading
 from nettrim_jax.calibration.batches import Part
+from nettrim_jax.calibration.outputs import moved
+from nettrim_jax.methods.budget import Budget
 from nettrim_jax.results import MethodError
-from nettrim_jax.typing import Array, Batch, Params, wide
+from nettrim_jax.typing import Array, Batch
 
 Leaves = list[Array]
 NETWORK = "scope='network'"
-
-
-@jax.jit
-def deviation_of(before: Sequence[Array], after: Sequence[Array]) -> Array:
-    """Relative change of all floating outputs together, Frobenius."""
-    off, size = moved(before, after, before)
-    return jnp.sqrt(jnp.where(off == 0, 0, off / size))
-
-
-@jax.jit
-def moved(
-    before: Sequence[Array], after: Sequence[Array], trained: Sequence[Array]
-) -> tuple[Array, Array]:
-    """Squared change of all floating outputs, and their squared size as trained."""
-    off, size = jnp.zeros(()), jnp.zeros(())
-    for new, old, whole in zip(after, before, trained, strict=True):
-        if jnp.issubdtype(jnp.result_type(old), jnp.floating):
-            dtype = wide(jnp.result_type(old))
-            new, old, whole = (jnp.asarray(a, dtype) for a in (new, old, whole))
-            off = off + jnp.sum((new - old) ** 2).astype(off.dtype)
-            size = size + jnp.sum(whole**2).astype(size.dtype)
-    return off, size
 
 
 class Meter:
@@ -50,8 +29,6 @@ class Meter:
       budget: what counts; None for the deviation of the output without a limit.
       parts: the rows, with the traced network; each part is a fold.
       batches: the same rows, as the user gave them.
-      old: the trained leaves.
-      fill: makes params of leaves.
       share: how many times as many rows these are as those that a bound is for.
     """
 
@@ -60,14 +37,12 @@ class Meter:
         budget: Budget | None,
         parts: Sequence[Part],
         batches: Sequence[Batch],
-        old: Leaves,
-        fill: Callable[[Leaves], Params],
         share: float = 1.0,
     ):
         self.parts, self.batches = parts, batches
         self.budget = budget or Budget("deviation", math.inf, None)
-        self.fill, self.share = fill, share
-        self.trained = self.outputs(old)
+        self.model, self.share = parts[0].model, share
+        self.trained = self.outputs(self.model.leaves)
         floats = [a for part in self.trained for a in part if _floating(a)]
         if not self.budget.metric and not any(np.any(a) for a in floats):
             asked = f"NetTrim(deviation={self.budget.most:g})"
@@ -77,7 +52,7 @@ class Meter:
                 "are zero or not floating on the rows to measure, so no change is "
                 f"relative to them; let apply_fn return logits{other}"
             )
-        self.before = self._metrics(old) if self.budget.metric else []
+        self.before = self._metrics(self.model.leaves) if self.budget.metric else []
 
     def outputs(self, leaves: Leaves) -> list[list[Array]]:
         """What the network returns, per fold."""
@@ -106,7 +81,7 @@ class Meter:
         return [float(off) for off, _ in each], [float(size) for _, size in each]
 
     def _metrics(self, leaves: Leaves) -> list[float]:
-        params, metric = self.fill(leaves), self.budget.metric
+        params, metric = self.model.fill(leaves), self.budget.metric
         assert metric is not None
         return [_number(metric(params, batch)) for batch in self.batches]
 

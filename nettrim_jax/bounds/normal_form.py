@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax import _checks
+from nettrim_jax import _trees
+from nettrim_jax._trees import is_array, known
 from nettrim_jax.bounds import products
-from nettrim_jax.convex.programs import known
 from nettrim_jax.results import LayersError, ParamsError
 from nettrim_jax.tracing.jaxprs import Literal, Op, Ref
-from nettrim_jax.tracing.sites import Graph, is_array, require_sites, trace
+from nettrim_jax.tracing.sites import Network, require_sites, trace
 from nettrim_jax.typing import ApplyFn, Array, Batch, DTypeLike, Params, wide
 
 # f(c x) = c f(x) for every positive c
@@ -78,15 +78,15 @@ def link_normalize(params: Params, apply_fn: ApplyFn, batch: Batch) -> Normalize
       >>> float(normal["w"].sum()), float(normal["b"][0]), float(scale)
       (1.0, 0.03125, 256.0)
     """
-    _checks.finite("params", params, ParamsError)
-    graph = trace(apply_fn, params, batch)
-    require_sites(graph)
-    walk = _Walk(graph)
+    _trees.require_finite("params", params, ParamsError)
+    network = trace(apply_fn, params, batch)
+    require_sites(network)
+    walk = _Walk(network)
     walk.run()
     everything, tree = jax.tree.flatten(params)
     leaves = [jnp.asarray(leaf) for leaf in everything if is_array(leaf)]
     dtype = wide(*(leaf.dtype for leaf in leaves if _is_float(leaf.dtype)))
-    norms = {leaf: _size(graph, leaf, leaves[leaf], dtype) for leaf in walk.layers}
+    norms = {leaf: _size(network, leaf, leaves[leaf], dtype) for leaf in walk.layers}
 
     def product(scale: Scale) -> Array:
         return math.prod([norms[leaf] for leaf in scale], start=jnp.ones((), dtype))
@@ -105,12 +105,12 @@ def _is_float(dtype: DTypeLike) -> bool:
     return jnp.issubdtype(dtype, jnp.floating)
 
 
-def _size(graph: Graph, leaf: int, value: Array, dtype: DTypeLike) -> Array:
+def _size(network: Network, leaf: int, value: Array, dtype: DTypeLike) -> Array:
     norm = jnp.sum(jnp.abs(value.astype(dtype)))
     if known(norm) and not float(norm) > 0:
         raise ParamsError(
-            f"link_normalize: all weights of {graph.paths[leaf]} are zero; expected a "
-            "layer with a norm. Leave it out of the network"
+            f"link_normalize: all weights of {network.paths[leaf]} are zero; expected "
+            "a layer with a norm. Leave it out of the network"
         )
     return norm
 
@@ -118,30 +118,30 @@ def _size(graph: Graph, leaf: int, value: Array, dtype: DTypeLike) -> Array:
 class _Walk:
     """By which norms each value and each leaf is divided."""
 
-    def __init__(self, graph: Graph):
-        self.graph = graph
-        block = graph.flat.block
-        self.leaf_of: dict[int, int | None] = dict.fromkeys(graph.flat.consts)
-        for leaf, slot in enumerate(block.inputs[: len(graph.paths)]):
+    def __init__(self, network: Network):
+        self.network = network
+        block = network.flat.block
+        self.leaf_of: dict[int, int | None] = dict.fromkeys(network.flat.consts)
+        for leaf, slot in enumerate(block.inputs[: len(network.paths)]):
             self.leaf_of[slot] = leaf
         self.scale: dict[int, Scale] = {
-            slot: () for slot in block.inputs[len(graph.paths) :]
+            slot: () for slot in block.inputs[len(network.paths) :]
         }
         self.zeros: set[int] = set()
-        self.layers = {site.leaf for site in graph.sites}
+        self.layers = {site.leaf for site in network.sites}
         self.factors: dict[int, Scale] = {}
         self.output: Scale = ()
         self.last = "the input"
 
     def run(self) -> None:
         """Walks the program; LayersError where the product cannot be followed."""
-        graph = self.graph
-        ends = max(use.op.id for site in graph.sites for use in site.uses)
-        for site in graph.sites:
+        network = self.network
+        ends = max(use.op.id for site in network.sites for use in site.uses)
+        for site in network.sites:
             final = any(use.op.id == ends for use in site.uses)
             if site.response != "relu" and not final:
                 self.fail("no ReLU follows it", site.path)
-        for op in graph.flat.block.ops:
+        for op in network.flat.block.ops:
             data = [ref for ref in op.inputs if self.is_data(ref)]
             if data:
                 scale = self.answer(op, data)
@@ -153,7 +153,7 @@ class _Walk:
                 self.leaf_of.update(dict.fromkeys(op.outputs, leaf))
         scales = {
             self.scale[ref]
-            for ref in graph.flat.block.outputs
+            for ref in network.flat.block.outputs
             if isinstance(ref, int) and ref in self.scale and self.is_float(ref)
         }
         if len(scales) != 1:
@@ -172,7 +172,7 @@ class _Walk:
         return isinstance(ref, int) and ref in self.scale
 
     def is_float(self, ref: Ref) -> bool:
-        return _is_float(self.graph.flat.aval(ref).dtype)
+        return _is_float(self.network.flat.aval(ref).dtype)
 
     def answer(self, op: Op, data: Sequence[Ref]) -> Scale:
         """The scale of what an operation makes of data."""
@@ -184,12 +184,12 @@ class _Walk:
             if leaf is None:
                 return scale
             if leaf in self.layers:
-                self.last = self.graph.paths[leaf]
+                self.last = self.network.paths[leaf]
                 self.divide(leaf, (leaf,))
                 return (*scale, leaf)
         if op.name == "convert_element_type" and not _is_float(op.params["new_dtype"]):
             self.fail("a cast that is not to floating numbers follows it")
-        inside = [self.graph.paths[leaf] for leaf in leaves if leaf in self.layers]
+        inside = [self.network.paths[leaf] for leaf in leaves if leaf in self.layers]
         if inside:
             self.fail(f"it is an operand of {op.name}, not of a layer", inside[0])
         if scales == {()}:  # before the first layer anything may happen

@@ -23,7 +23,7 @@ from nettrim_jax.bounds import products
 from nettrim_jax.bounds.lipschitz import Ball, Rules, floating
 from nettrim_jax.tracing import jaxprs
 from nettrim_jax.tracing.jaxprs import Literal, Op, Ref
-from nettrim_jax.tracing.sites import Graph
+from nettrim_jax.tracing.sites import Network
 from nettrim_jax.typing import Array, wide
 
 
@@ -43,10 +43,9 @@ class Bounds:
     stop: str = dataclasses.field(metadata={"static": True})
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "changed", "cascade"))
+@functools.partial(jax.jit, static_argnames=("network", "changed", "cascade"))
 def find(
-    graph: Graph,
-    consts: Sequence[Array],
+    network: Network,
     old: Sequence[Array],
     new: Sequence[Array],
     batch: Sequence[Array],
@@ -76,8 +75,7 @@ def find(
     :math:`\sqrt\gamma`).
 
     Args:
-      graph: the network.
-      consts: values of ``graph.flat.consts``.
+      network: the network.
       old: the trained leaves.
       new: the pruned ones.
       batch: the batch's arrays.
@@ -87,7 +85,7 @@ def find(
     Returns:
       The bounds.
     """
-    streams = _Streams(graph, consts, old, new, batch, changed)
+    streams = _Streams(network, network.consts, old, new, batch, changed)
     theorem, stop = streams.bound(_Parallel(streams))
     tight, _ = streams.bound(_Tight(streams))
     if cascade:
@@ -107,15 +105,15 @@ class _Streams:
 
     def __init__(
         self,
-        graph: Graph,
+        network: Network,
         consts: Sequence[Array],
         old: Sequence[Array],
         new: Sequence[Array],
         batch: Sequence[Array],
         changed: frozenset[int],
     ):
-        self.graph, block = graph, graph.flat.block
-        slots = [*graph.flat.consts, *block.inputs]
+        self.network, block = network, network.flat.block
+        slots = [*network.flat.consts, *block.inputs]
         self.trained = dict(zip(slots, [*consts, *old, *batch], strict=True))
         self.pruned = dict(zip(slots, [*consts, *new, *batch], strict=True))
         self.differ = {block.inputs[leaf] for leaf in changed}
@@ -148,7 +146,7 @@ class _Streams:
 
     def data(self, ref: Ref) -> bool:
         """Whether it depends on the batch."""
-        return isinstance(ref, int) and ref in self.graph.data
+        return isinstance(ref, int) and ref in self.network.data
 
     def is_zero(self, ref: Ref) -> bool:
         """Whether it is a constant zero."""
@@ -161,11 +159,11 @@ class _Streams:
 
     def bound(self, form: "_Parallel") -> tuple[Array, str]:
         """The outputs' movement at most, relative; and where that stops."""
-        for op in self.graph.flat.block.ops:
+        for op in self.network.flat.block.ops:
             if any(self.differs(ref) for ref in op.inputs):
                 form.run(op)
         off2, size2 = jnp.zeros((), self.dtype), jnp.zeros((), self.dtype)
-        for ref in self.graph.flat.block.outputs:
+        for ref in self.network.flat.block.outputs:
             v = self.v(ref)
             if not jnp.issubdtype(jnp.result_type(v), jnp.floating):
                 continue
@@ -281,12 +279,12 @@ class _Parallel:
 
     def where(self, op: Op) -> str:
         """The operation, and the last layer before it."""
-        graph, upstream = self.s.graph, 0
+        network, upstream = self.s.network, 0
         for ref in op.inputs:
-            upstream |= graph.upstream.get(_slot(ref), 0)
+            upstream |= network.upstream.get(_slot(ref), 0)
         before = [
             (use.op.id, site.path)
-            for site in graph.sites
+            for site in network.sites
             for use in site.uses
             if use.mark & upstream
         ]

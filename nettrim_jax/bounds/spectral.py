@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax.convex.projection import matmul
+from nettrim_jax._numerics import matmul
 from nettrim_jax.typing import Array
 
 SQUARINGS = 8

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax import _checks
-from nettrim_jax.calibration.sensitivity import sensitivities
+from nettrim_jax._trees import is_array, known, require_finite
+from nettrim_jax.calibration.model import Model
 from nettrim_jax.results import BatchError
 from nettrim_jax.tracing import jaxprs
-from nettrim_jax.tracing.sites import Graph, is_array, trace
-from nettrim_jax.typing import ApplyFn, Array, ArrayLike, Batch, Params
+from nettrim_jax.tracing.sites import Network, trace
+from nettrim_jax.typing import Array, ArrayLike, Batch
 
 # one array for every batch, or a function of the batch
 Weights = ArrayLike | Callable[[Batch], ArrayLike]
@@ -27,33 +27,26 @@ Weights = ArrayLike | Callable[[Batch], ArrayLike]
 class Part(NamedTuple):
     """One batch with its traced network."""
 
-    graph: Graph
+    network: Network
     batch: list[Array]
     key: Array
     weights: Array | None
+    given: Batch  # as the user gave it
+    model: Model
 
     def outputs(self, leaves: Sequence[Array]) -> list[Array]:
         """What the network returns with these leaves, always by one program."""
-        return _run(self.graph, self.graph.consts, leaves, self.batch)
-
-    def sensitivities(
-        self, chosen: tuple[int, ...], leaves: Sequence[Array]
-    ) -> dict[int, Array]:
-        """How far errors of these sites' answers move the output."""
-        if not chosen:
-            return {}
-        graph, batch, key, weights = self
-        return sensitivities(graph, chosen, graph.consts, leaves, batch, key, weights)
+        return _run(self.network, self.network.consts, leaves, self.batch)
 
 
-@functools.partial(jax.jit, static_argnames="graph")
+@functools.partial(jax.jit, static_argnames="network")
 def _run(
-    graph: Graph,
+    network: Network,
     consts: Sequence[Array],
     leaves: Sequence[Array],
     batch: Sequence[Array],
 ) -> list[Array]:
-    return jaxprs.evaluate(graph.flat, consts, [*leaves, *batch])[0]
+    return jaxprs.evaluate(network.flat, consts, [*leaves, *batch])[0]
 
 
 def is_loader(batch: Batch) -> bool:
@@ -100,21 +93,26 @@ def _array(leaf: Any) -> Any:
     return leaf if isinstance(leaf, jax.Array | int | float) else np.asarray(leaf)
 
 
-def parts(
-    apply_fn: ApplyFn,
-    params: Params,
-    batch: Batch,
-    key: Array,
-    weights: Weights | None,
-) -> Iterator[Part]:
-    """Every batch, as it comes, with its graph and a key of its own.
+class Source(NamedTuple):
+    """A network and the data to send through it."""
 
-    Args:
-      apply_fn: the network.
-      params: its parameters.
-      batch: one batch, or anything that can be iterated over for batches.
-      key: a PRNG key.
-      weights: of the rows, as for :func:`nettrim_jax.prune`.
+    model: Model
+    batch: Batch  # one batch, or anything that can be iterated over for batches
+    key: Array
+    weights: Weights | None  # of the rows, as for :func:`nettrim_jax.prune`
+
+    def of(self, batch: Batch, weights: Weights | None = None) -> "Source":
+        """The same network with other data."""
+        return self._replace(batch=batch, weights=weights)
+
+    def stored(self) -> "Source":
+        """The same, whose batches can be read more than once."""
+        loader = is_loader(self.batch)
+        return self._replace(batch=Stored(self.batch) if loader else self.batch)
+
+
+def parts(source: Source) -> Iterator[Part]:
+    """Every batch, as it comes, with its network and a key of its own.
 
     Yields:
       The parts, at least one.
@@ -122,12 +120,13 @@ def parts(
     Raises:
       BatchError: there is no batch, one is not finite, or one does not fit the first.
     """
+    model, batch, key, weights = source
     loaded = is_loader(batch)
-    graphs: dict[Any, Graph] = {}
+    graphs: dict[Any, Network] = {}
     first = None
     for at, one in enumerate(batches(batch)):
         name = f"batch {at}" if loaded else "batch"
-        _checks.finite(name, one, BatchError)
+        require_finite(name, one, BatchError)
         leaves, tree = jax.tree.flatten(one)
         kind = (tree, *((np.shape(a), str(getattr(a, "dtype", ""))) for a in leaves))
         if kind not in graphs:
@@ -136,9 +135,9 @@ def parts(
                     f"{name}: its structure is {tree}, that of the first was "
                     f"{first[0]}; every batch must be what apply_fn takes"
                 )
-            graph = graphs[kind] = trace(apply_fn, params, one)
+            network = graphs[kind] = trace(model.apply_fn, model.params, one)
             first = kind if first is None else first
-            if _layers(graph) != _layers(graphs[first]):
+            if _layers(network) != _layers(graphs[first]):
                 raise BatchError(
                     f"{name}: with it the network has other layers than with the "
                     "first; give batches that differ in the number of samples only"
@@ -148,12 +147,42 @@ def parts(
             graphs[kind],
             [jnp.asarray(leaf) for leaf in leaves],
             jax.random.fold_in(key, at) if at else key,
-            _checks.row_weights(given),
+            _row_weights(given),
+            one,
+            model,
         )
 
 
-def _layers(graph: Graph) -> list[tuple]:
+def _row_weights(weights: ArrayLike | None) -> Array | None:
+    """The weights as an array; raises BatchError if they cannot weigh rows."""
+    if weights is None:
+        return None
+    try:
+        array = jnp.asarray(weights, jnp.float32)
+    except (TypeError, ValueError):
+        raise BatchError(
+            f"weights: expected an array of numbers, got {type(weights).__name__}; "
+            "give one number per sample, 0 for padding"
+        ) from None
+    if known(array):
+        with jax.ensure_compile_time_eval():
+            wrong = int(jnp.sum(~(jnp.isfinite(array) & (array >= 0))))
+            some = bool(jnp.any(array > 0))
+        if wrong:
+            raise BatchError(
+                f"weights: {wrong} of {array.size} are negative, NaN or infinite; "
+                "expected 0 for padding and a positive number elsewhere"
+            )
+        if not some:
+            raise BatchError(
+                "weights: leave no row, all are zero; expected a positive number for "
+                "each row that counts"
+            )
+    return array
+
+
+def _layers(network: Network) -> list[tuple]:
     return [
         (site.leaf, site.index.shape, site.kind, site.response, len(site.uses))
-        for site in graph.sites
+        for site in network.sites
     ]

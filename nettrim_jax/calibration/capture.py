@@ -5,13 +5,13 @@ each row drawn with the same chance: rows carry random priorities, and the highe
 are kept, per operation, then over uses, loop steps and batches (a reservoir). Rows
 come out in random order.
 
-Knows the graph; knows no solver.
+Knows the network; knows no solver.
 """
 
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,10 @@ import numpy as np
 
 from nettrim_jax.results import BatchError
 from nettrim_jax.tracing import epilogue, jaxprs
-from nettrim_jax.tracing.folding import Folding
 from nettrim_jax.tracing.jaxprs import Op, Ref
-from nettrim_jax.tracing.sites import Graph, Site
+from nettrim_jax.tracing.sites import Network, Site
 from nettrim_jax.tracing.uses import Use
 from nettrim_jax.typing import HIGHEST, Array, DTypeLike, wide
-
-CHUNK = 2**22  # numbers of X at once where all rows are summed over
 
 
 class Activation(NamedTuple):
@@ -38,10 +35,7 @@ class Activation(NamedTuple):
     priority: Array  # [b, n], falling; zero for rows that do not count
     scale: Array  # [b, d_out]
     gain: Array  # [b, d_out], how P moves with the bias
-    # [b, d_in + 1, d_in + 1], of the inputs and a one, over all rows, not only these
-    moments: Array | None = None
-    # [b, d_out, d_out], how far errors of the operation's own result move the output
-    metric: Array | None = None
+    stats: dict[str, Array]  # by the name of a statistic, [b, ...], over all rows
 
     @property
     def valid(self) -> Array:
@@ -62,37 +56,53 @@ class _Rows(NamedTuple):
     priority: Array  # [b, m], zero for rows that do not count
 
 
-class _Seen(NamedTuple):
+class _Captured(NamedTuple):
     rows: _Rows
     scale: Array  # [b, d_out]
     gain: Array  # [b, d_out]
-    moments: Array | None  # [b, d_in + 1, d_in + 1]
+    stats: dict[str, Array]  # [b, ...]
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "chosen", "rows", "moments"))
+@runtime_checkable
+class RowStatistic(Protocol):
+    """A sum over all rows, made while they pass; hashable."""
+
+    @property
+    def name(self) -> str:
+        """Under which a method finds it."""
+        ...
+
+    def of_rows(self, use: Use, A: Array, counts: Array, dtype: DTypeLike) -> Array:
+        """The sum over one operation's rows that count, ``[b, ...]``."""
+        ...
+
+
+class Draw(NamedTuple):
+    """What is kept of the chosen sites; hashable."""
+
+    chosen: tuple[int, ...]  # positions in ``network.sites``
+    rows: int  # at most so many rows per lane
+    sums: tuple[tuple[RowStatistic, ...], ...]  # per chosen site, over all its rows
+
+
+@functools.partial(jax.jit, static_argnames=("network", "draw"))
 def capture(
-    graph: Graph,
-    chosen: tuple[int, ...],
-    rows: int,
+    network: Network,
+    draw: Draw,
     consts: Sequence[Array],
-    leaves: Sequence[Array],
-    batch: Sequence[Array],
+    inputs: Sequence[Array],
     key: Array,
     weights: Array | None = None,
-    moments: tuple[int, ...] = (),
 ) -> tuple[tuple[Activation, ...], list[Array]]:
     """Runs the network once and keeps rows of the chosen sites.
 
     Args:
-      graph: from :func:`nettrim_jax.tracing.sites.trace`.
-      chosen: positions in ``graph.sites``.
-      rows: at most so many rows per lane.
+      network: from :func:`nettrim_jax.tracing.sites.trace`.
+      draw: what to keep, and of which sites.
       consts: what the network closes over.
-      leaves: the params' arrays.
-      batch: the batch's arrays.
+      inputs: the params' arrays, then the batch's.
       key: a PRNG key.
       weights: a prefix of the rows' axes; rows of weight zero do not count.
-      moments: of which sites to sum the second moments of the inputs, over all rows.
 
     Returns:
       One activation per chosen site with ``min(rows, all)`` rows in random order,
@@ -101,56 +111,50 @@ def capture(
     Raises:
       BatchError: ``weights`` is no prefix of a site's rows.
     """
-    visits, visit = visitor(graph, chosen, rows, key, weights, moments)
-    inputs = [*leaves, *batch]
-    outputs, seen = jaxprs.evaluate(graph.flat, consts, inputs, visits, visit)
-    return collect(graph, chosen, seen, rows), outputs
+    visits, visit = visitor(network, draw, key, weights)
+    outputs, seen = jaxprs.evaluate(network.flat, consts, inputs, visits, visit)
+    return collect(network, draw, seen), outputs
 
 
 def visitor(
-    graph: Graph,
-    chosen: tuple[int, ...],
-    rows: int,
-    key: Array,
-    weights: Array | None,
-    moments: tuple[int, ...] = (),
+    network: Network, draw: Draw, key: Array, weights: Array | None
 ) -> tuple[dict[int, list[Use]], jaxprs.Visitor]:
     """Which operations to visit and what to keep there, for :func:`collect`."""
     by_visit: dict[int, list[Use]] = {}
-    for k in chosen:
-        for use in graph.sites[k].uses:
+    sums: dict[int, tuple[RowStatistic, ...]] = {}
+    for k, asked in zip(draw.chosen, draw.sums, strict=True):
+        for use in network.sites[k].uses:
             by_visit.setdefault(use.visit, []).append(use)
-    summed = {use.op.id for k in moments for use in graph.sites[k].uses}
+            sums[use.op.id] = asked
 
     def visit(op: Op, read: Callable[[Ref], Array], steps: tuple[Array, ...]) -> Any:
-        return {
-            use.op.id: _see(use, read, steps, rows, key, weights, use.op.id in summed)
-            for use in by_visit[op.id]
-        }
+        def keep(use: Use) -> _Captured:
+            own = jax.random.fold_in(key, use.op.id)
+            for step in steps:
+                own = jax.random.fold_in(own, step)
+            return _keep_rows(use, read, draw.rows, own, weights, sums[use.op.id])
+
+        return {use.op.id: keep(use) for use in by_visit[op.id]}
 
     return by_visit, visit
 
 
 def collect(
-    graph: Graph, chosen: tuple[int, ...], seen: dict[int, Any], rows: int
+    network: Network, draw: Draw, seen: dict[int, Any]
 ) -> tuple[Activation, ...]:
     """One activation per chosen site from what a visitor saw."""
     by_op = {op_id: got for visits in seen.values() for op_id, got in visits.items()}
-    return tuple(_activation(graph.sites[k], by_op, rows) for k in chosen)
+    return tuple(_activation(network.sites[k], by_op, draw.rows) for k in draw.chosen)
 
 
-def _see(
+def _keep_rows(
     use: Use,
     read: Callable[[Ref], Array],
-    steps: tuple[Array, ...],
     rows: int,
     key: Array,
     weights: Array | None,
-    summed: bool,
-) -> _Seen:
-    key = jax.random.fold_in(key, use.op.id)
-    for step in steps:
-        key = jax.random.fold_in(key, step)
+    sums: tuple[RowStatistic, ...],
+) -> _Captured:
     folding, chain = use.folding, use.chain
     priority = jax.random.uniform(key, (folding.rows,), jnp.float32, minval=1e-6)
     if weights is not None:
@@ -196,7 +200,7 @@ def _see(
     X = folding.inputs(A, pick).astype(dtype)
     priority = jnp.broadcast_to(priority, (folding.lanes, quota))
     # a weight that a loop shares has one of these per step until they are summed
-    sums = _moments(folding, A, every > 0, dtype) if summed else None
+    stats = {one.name: one.of_rows(use, A, every > 0, dtype) for one in sums}
     if use.live is not None:
         inputs, units = use.live
         still = np.setdiff1d(np.arange(folding.d_in), inputs)
@@ -204,33 +208,7 @@ def _see(
         t = t + jnp.matmul(X[:, :, still], W[:, still], precision=HIGHEST)
         X, t, P = X[:, :, inputs], t[:, :, units], P[:, :, units]
         scale, gain = scale[:, units], gain[:, units]
-        live = np.append(inputs, folding.d_in)
-        sums = None if sums is None else sums[:, live][:, :, live]
-    return _Seen(_Rows(X, t, P, priority), scale, gain, sums)
-
-
-def _moments(folding: Folding, A: Array, counts: Array, dtype: DTypeLike) -> Array:
-    """Second moments of ``(X, 1)`` over the rows that count, some rows at a time."""
-    at_once = max(1, min(folding.rows, CHUNK // (folding.lanes * folding.d_in)))
-
-    def add(total: Array, start: Array) -> tuple[Array, None]:
-        pick = start + jnp.arange(at_once)
-        inside, pick = pick < folding.rows, jnp.minimum(pick, folding.rows - 1)
-        if folding.ragged:
-            inside, pick = (
-                jnp.broadcast_to(a, (folding.lanes, at_once)) for a in (inside, pick)
-            )
-            some = inside & jnp.take_along_axis(counts, pick, axis=1)
-        else:
-            some = (inside & counts[pick])[None, :]
-        X = folding.inputs(A, pick).astype(dtype)
-        ones = jnp.ones((*X.shape[:2], 1), dtype)
-        X = jnp.where(some[:, :, None], jnp.concatenate([X, ones], axis=2), 0)
-        return total + jnp.einsum("bni,bnj->bij", X, X, precision=HIGHEST), None
-
-    size = folding.d_in + 1
-    zero = jnp.zeros((folding.lanes, size, size), dtype)
-    return jax.lax.scan(add, zero, jnp.arange(0, folding.rows, at_once))[0]
+    return _Captured(_Rows(X, t, P, priority), scale, gain, stats)
 
 
 def row_weights(use: Use, weights: Array) -> Array:
@@ -255,20 +233,20 @@ def row_weights(use: Use, weights: Array) -> Array:
     )
 
 
-def _activation(site: Site, by_op: dict[int, _Seen], rows: int) -> Activation:
-    parts, sums = [], []
+def _activation(site: Site, by_op: dict[int, _Captured], rows: int) -> Activation:
+    parts, sums = [], {}
     for use in site.uses:
         seen = by_op[use.op.id]
         parts.append(jax.tree.map(functools.partial(by_lane, use), seen.rows))
-        if seen.moments is not None:
-            sums.append(sum_by_lane(use, seen.moments))
+        for name, total in seen.stats.items():
+            sums.setdefault(name, []).append(sum_by_lane(use, total))
         lanes = parts[0].X.shape[0]
         first = tuple(slice(None) if lane else 0 for lane in use.lanes)
         scale, gain = (a[first].reshape(lanes, -1) for a in (seen.scale, seen.gain))
     rows_all = jax.tree.map(lambda *p: jnp.concatenate(p, axis=1), *parts)
     kept = _keep(rows_all._asdict(), rows)
-    moments = functools.reduce(jnp.add, sums) if sums else None
-    return Activation(P0=None, scale=scale, gain=gain, moments=moments, **kept)
+    stats = {name: functools.reduce(jnp.add, each) for name, each in sums.items()}
+    return Activation(P0=None, scale=scale, gain=gain, stats=stats, **kept)
 
 
 def by_lane(use: Use, a: Array) -> Array:
@@ -315,14 +293,10 @@ def _merge(
             lambda a: jnp.pad(a, [(0, 0), (0, missing)] + [(0, 0)] * (a.ndim - 2)),  # noqa: B023
             both,
         )
-        sums = {
-            name: a if a is None or b is None else a + b
-            for name, a, b in (
-                ("moments", one.moments, two.moments),
-                ("metric", one.metric, two.metric),
-            )
-        }
-        out.append(one._replace(**sums, **_keep(both, rows)))
+        # what JAX can differentiate with one batch and not with another is not known
+        both_known = one.stats.keys() & two.stats.keys()
+        sums = {name: one.stats[name] + two.stats[name] for name in sorted(both_known)}
+        out.append(one._replace(stats=sums, **_keep(both, rows)))
     return tuple(out)
 
 

@@ -6,7 +6,7 @@ N(x)\rangle` by a row of a layer's answer has :math:`E \, g g^\top = J^\top J`, 
 :math:`g` for each row of every layer, and there are many rows. It goes through what the
 network runs: derivatives that a function declares for itself do not count.
 
-Knows the graph; knows no solver.
+Knows the network; knows no solver.
 """
 
 import functools
@@ -18,29 +18,27 @@ import jax.numpy as jnp
 from nettrim_jax.calibration.capture import by_lane, row_weights
 from nettrim_jax.tracing import jaxprs
 from nettrim_jax.tracing.jaxprs import Literal
-from nettrim_jax.tracing.sites import Graph, Site
+from nettrim_jax.tracing.sites import Network, Site
 from nettrim_jax.tracing.uses import Use
 from nettrim_jax.typing import HIGHEST, Array, wide
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "chosen"))
+@functools.partial(jax.jit, static_argnames=("network", "chosen"))
 def sensitivities(
-    graph: Graph,
+    network: Network,
     chosen: tuple[int, ...],
     consts: Sequence[Array],
-    leaves: Sequence[Array],
-    batch: Sequence[Array],
+    inputs: Sequence[Array],
     key: Array,
     weights: Array | None = None,
 ) -> dict[int, Array]:
     r"""Sums of :math:`g g^\top` over all rows of the batch.
 
     Args:
-      graph: from :func:`nettrim_jax.tracing.sites.trace`.
-      chosen: positions in ``graph.sites``.
+      network: from :func:`nettrim_jax.tracing.sites.trace`.
+      chosen: positions in ``network.sites``.
       consts: what the network closes over.
-      leaves: the params' arrays.
-      batch: the batch's arrays.
+      inputs: the params' arrays, then the batch's.
       key: a PRNG key.
       weights: as for :func:`nettrim_jax.calibration.capture.capture`.
 
@@ -49,43 +47,45 @@ def sensitivities(
       feed no other site are left out, as are those whose rows are sorted by group,
       and all of them where what runs cannot be differentiated in reverse.
     """
-    mine = [k for k in chosen if _feeds(graph, k)]
+    mine = [k for k in chosen if _feeds(network, k)]
     if not mine:
         return {}
-    uses = {use.op.id: use for k in mine for use in graph.sites[k].uses}
-    gradients = _gradients(graph, uses, consts, [*leaves, *batch], key)
+    uses = {use.op.id: use for k in mine for use in network.sites[k].uses}
+    gradients = _gradients(network, uses, consts, inputs, key)
     if gradients is None:
         return {}
-    return {k: _sum(graph.sites[k], gradients, weights) for k in mine}
+    return {k: _sum(network.sites[k], gradients, weights) for k in mine}
 
 
-def _feeds(graph: Graph, k: int) -> bool:
+def _feeds(network: Network, k: int) -> bool:
     """Whether another site depends on this one's answer, row by row."""
-    uses = graph.sites[k].uses
+    uses = network.sites[k].uses
     marks = functools.reduce(int.__or__, (use.mark for use in uses))
     ragged = any(use.folding.ragged for use in uses)
-    others = (use for r, site in enumerate(graph.sites) if r != k for use in site.uses)
+    others = (
+        use for r, site in enumerate(network.sites) if r != k for use in site.uses
+    )
     return not ragged and any(use.upstream & marks for use in others)
 
 
 def _gradients(
-    graph: Graph,
+    network: Network,
     uses: Mapping[int, Use],
     consts: Sequence[Array],
     inputs: Sequence[Array],
     key: Array,
 ) -> dict[int, Array] | None:
     """By operation, the gradient at its result; None where JAX has none."""
-    avals = graph.flat.avals
+    avals = network.flat.avals
     floating = [
         i
-        for i, ref in enumerate(graph.flat.block.outputs)
+        for i, ref in enumerate(network.flat.block.outputs)
         if not isinstance(ref, Literal)
         and jnp.issubdtype(avals[ref].dtype, jnp.floating)
     ]
 
-    def network(nudges: dict[int, Array]) -> list[Array]:
-        outputs, _ = jaxprs.evaluate(graph.flat, consts, inputs, nudges=nudges)
+    def outputs_of(nudges: dict[int, Array]) -> list[Array]:
+        outputs, _ = jaxprs.evaluate(network.flat, consts, inputs, nudges=nudges)
         return [outputs[i] for i in floating]
 
     def still(use: Use) -> Array:
@@ -93,7 +93,8 @@ def _gradients(
         return jnp.zeros((*use.loops, *aval.shape), aval.dtype)
 
     try:
-        answers, pull = jax.vjp(network, {id_: still(use) for id_, use in uses.items()})
+        nudges = {id_: still(use) for id_, use in uses.items()}
+        answers, pull = jax.vjp(outputs_of, nudges)
         signs = [
             jax.random.rademacher(jax.random.fold_in(key, i), a.shape, a.dtype)
             for i, a in enumerate(answers)

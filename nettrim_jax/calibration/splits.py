@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nettrim_jax.allocation.budget import FOLDS
+from nettrim_jax._trees import is_array, known
 from nettrim_jax.calibration import batches
 from nettrim_jax.calibration.batches import Weights
-from nettrim_jax.convex.programs import known
 from nettrim_jax.results import BatchError, MethodError
-from nettrim_jax.tracing.sites import is_array
 from nettrim_jax.typing import Array, Batch
+
+FOLDS = 16  # parts of the rows that steer, for the spread between them
 
 
 class Dealt(NamedTuple):

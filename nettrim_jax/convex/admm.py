@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 
 from nettrim_jax import results
+from nettrim_jax._numerics import matmul
 from nettrim_jax.convex import programs, projection
 from nettrim_jax.convex.config import ADMM
 from nettrim_jax.convex.derivatives import tangent
 from nettrim_jax.convex.programs import Program
-from nettrim_jax.convex.projection import Graph, matmul
+from nettrim_jax.convex.projection import Factor
 from nettrim_jax.convex.solution import Certificate, History, Solution, Stats
 from nettrim_jax.convex.step import Halves, State, cold, step, warm
 from nettrim_jax.results import MethodError, ProgramError
@@ -156,9 +157,9 @@ def _run(
     keep: Callable[[Kept, _Loop], Kept],
 ) -> tuple[Solution, Kept]:
     """The loop: its solution, and what ``keep`` added to what is kept at every look."""
-    graph = projection.graph(program.X, program.bias == "free")
+    factor = projection.factorise(program.X, program.bias == "free")
     usable = programs.finite(program)
-    program = dataclasses.replace(program, X=graph.X)
+    program = dataclasses.replace(program, X=factor.X)
     scale = program.response.scale()
 
     def running(carry: tuple[_Loop, Kept]) -> Array:
@@ -168,22 +169,22 @@ def _run(
         )
 
     def body(carry: tuple[_Loop, Kept]) -> tuple[_Loop, Kept]:
-        loop = _advance(program, graph, scale, config, carry[0])
+        loop = _advance(program, factor, scale, config, carry[0])
         return loop, keep(carry[1], loop)
 
-    state = cold(program, graph, scale)
+    state = cold(program, factor, scale)
     if init is not None:
-        state = warm(program, graph, state, init)
+        state = warm(program, factor, state, init)
     start = _start(program, state, usable)
     loop, kept = jax.lax.while_loop(running, body, (start, kept))
     # a stale answer would look like a good one
     stale = (loop.result == results.NAN) | (loop.result == results.INFEASIBLE)
     W = jnp.where(stale, jnp.nan, loop.W.T)
-    b = loop.b - matmul(graph.mean, W)
+    b = loop.b - matmul(factor.mean, W)
     if program.bias == "penalized":
         W, b = W[:-1], W[-1]
     state = loop.state
-    dual = state.rho * graph.sigma2 * (state.R - state.R_hat)
+    dual = state.rho * factor.sigma2 * (state.R - state.R_hat)
     return Solution(W, b, loop.result, loop.stats, loop.certificate, dual.T), kept
 
 
@@ -225,17 +226,17 @@ def _start(program: Program, state: State, usable: Array) -> _Loop:
 
 
 def _advance(
-    program: Program, graph: Graph, scale: Array, config: ADMM, loop: _Loop
+    program: Program, factor: Factor, scale: Array, config: ADMM, loop: _Loop
 ) -> _Loop:
     """``check_every`` steps, then the certificate, then the step size."""
     relaxation = config.relaxation
     before = jax.lax.fori_loop(
         0,
         config.check_every - 1,
-        lambda _, state: step(program, graph, state, relaxation)[0],
+        lambda _, state: step(program, factor, state, relaxation)[0],
         loop.state,
     )
-    state, halves = step(program, graph, before, relaxation)
+    state, halves = step(program, factor, before, relaxation)
     certificate, value = _certify(
         program, scale, halves, state.b, loop.certificate.lower_bound
     )
@@ -249,7 +250,9 @@ def _advance(
     steps = loop.stats.steps + config.check_every
     state, next_change = jax.lax.cond(
         steps.astype(value.dtype) >= loop.next_change,
-        lambda: _balance(graph, config, before, halves, state, steps, loop.next_change),
+        lambda: _balance(
+            factor, config, before, halves, state, steps, loop.next_change
+        ),
         lambda: (state, loop.next_change),
     )
     stats = Stats(steps, value, state.rho)
@@ -280,7 +283,7 @@ def _certify(
 
 
 def _balance(
-    graph: Graph,
+    factor: Factor,
     config: ADMM,
     before: State,
     halves: Halves,
@@ -296,7 +299,7 @@ def _balance(
 
     def norm(W: Array, R: Array) -> Array:
         return jnp.sqrt(
-            jnp.sum(graph.metric[None, :] * W**2) + graph.sigma2 * jnp.sum(R**2)
+            jnp.sum(factor.scale2[None, :] * W**2) + factor.sigma2 * jnp.sum(R**2)
         )
 
     U_W, U_R = after.W_hat - after.W, after.R_hat - after.R

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from nettrim_jax._trees import known
 from nettrim_jax.convex.penalties import Groups
-from nettrim_jax.convex.programs import Program, known
+from nettrim_jax.convex.programs import Program
 from nettrim_jax.results import ProgramError
 
 

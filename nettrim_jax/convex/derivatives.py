@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax._numerics import matmul
 from nettrim_jax.convex import implicit, programs, projection
 from nettrim_jax.convex.programs import Program
-from nettrim_jax.convex.projection import matmul
 from nettrim_jax.convex.solution import Solution
 from nettrim_jax.convex.step import Halves, State, cold, step, warm
 from nettrim_jax.results import CONVERGED
@@ -67,21 +67,21 @@ def _still(a: Array) -> Any:
 def _answer(program: Program, solution: Solution) -> Sequence[Array]:
     """Weights, bias, dual and objective of a solution, as functions of its program."""
     free = program.bias == "free"
-    graph = projection.graph(program.X, free)
-    program = dataclasses.replace(program, X=graph.X)
+    factor = projection.factorise(program.X, free)
+    program = dataclasses.replace(program, X=factor.X)
     state = warm(
-        program, graph, cold(program, graph, program.response.scale()), solution
+        program, factor, cold(program, factor, program.response.scale()), solution
     )
     rho = jax.lax.stop_gradient(state.rho)
     # in these units the projection on the graph is an orthogonal one
-    units = jnp.sqrt(graph.metric)[None, :], jnp.sqrt(graph.sigma2)
+    units = jnp.sqrt(factor.scale2)[None, :], jnp.sqrt(factor.sigma2)
 
     def project(point: Point) -> State:
         hats = point[0] / units[0], point[1] / units[1]
-        return State(*hats, *projection.project(graph, *hats, free), rho)
+        return State(*hats, *projection.project(factor, *hats, free), rho)
 
     def halves(state: State) -> Halves:
-        return step(program, graph, state, 1.0)[1]
+        return step(program, factor, state, 1.0)[1]
 
     def reflect(point: Point) -> Point:
         state = project(point)
@@ -96,8 +96,8 @@ def _answer(program: Program, solution: Solution) -> Sequence[Array]:
     state = project(implicit.root(residual, at, reflect))
     W = halves(state).W
     objective = programs.objective(program, W)
-    W, b = W.T, state.b - matmul(W, graph.mean)
+    W, b = W.T, state.b - matmul(W, factor.mean)
     if program.bias == "penalized":
         W, b = W[:-1], W[-1]
-    dual = rho * graph.sigma2 * (state.R - state.R_hat)
+    dual = rho * factor.sigma2 * (state.R - state.R_hat)
     return W, b, dual.T, objective

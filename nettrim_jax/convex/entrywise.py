@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
+from nettrim_jax._numerics import norm
 from nettrim_jax.convex._jaxopt import prox as jaxopt_prox
-from nettrim_jax.convex.projection import norm
 from nettrim_jax.typing import Array, ArrayLike
 
 POSITIVE = (

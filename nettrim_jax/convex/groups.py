@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
+from nettrim_jax._numerics import norm
+from nettrim_jax._trees import STATIC
 from nettrim_jax.convex._jaxopt import prox as jaxopt_prox
 from nettrim_jax.convex.entrywise import (
     POSITIVE,
@@ -27,13 +29,11 @@ from nettrim_jax.convex.entrywise import (
     per_entry,
     reweighted_by,
 )
-from nettrim_jax.convex.projection import norm
 from nettrim_jax.typing import Array, ArrayLike
 
 NAMES = ("inputs", "neurons", "channels")
 # of Newton's method for the norm of a group, from below: two to six would do
 STEPS = 10
-STATIC: Any = {"static": True}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
+from nettrim_jax._numerics import matmul
 from nettrim_jax.convex.programs import Program, stacked
-from nettrim_jax.convex.projection import matmul
 from nettrim_jax.typing import Array
 
 ROUNDS = 10

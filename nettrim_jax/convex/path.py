@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax._trees import known
 from nettrim_jax.convex import admm
 from nettrim_jax.convex.config import ADMM
-from nettrim_jax.convex.programs import Program, known
+from nettrim_jax.convex.programs import Program
 from nettrim_jax.convex.solution import Solution
 from nettrim_jax.results import ProgramError
 from nettrim_jax.typing import Array, ArrayLike

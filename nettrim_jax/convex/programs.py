@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
+from nettrim_jax._numerics import matmul, norm
+from nettrim_jax._trees import known
 from nettrim_jax.convex.entrywise import L1
 from nettrim_jax.convex.penalties import Entrywise, Penalty
-from nettrim_jax.convex.projection import matmul, norm
 from nettrim_jax.convex.responses import Match, Response
 from nettrim_jax.results import ProgramError
 from nettrim_jax.typing import Array, ArrayLike, DTypeLike
@@ -321,8 +322,3 @@ def _broadcast(name: str, array: ArrayLike, dtype: DTypeLike, shape: tuple) -> A
             f"program: expected {name} that broadcasts to Y {list(shape)}, "
             f"got {list(array.shape)}"
         ) from None
-
-
-def known(array: ArrayLike) -> bool:
-    """Whether the values can be looked at, that is, are not being traced."""
-    return not isinstance(array, jax.core.Tracer)

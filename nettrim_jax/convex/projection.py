@@ -17,37 +17,25 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax.typing import HIGHEST, Array
+from nettrim_jax._numerics import matmul
+from nettrim_jax.typing import Array
 
 
-def matmul(a: Array, b: Array) -> Array:
-    """``a @ b`` at full precision: bf16 products, TPU's default, make ADMM stall."""
-    return jnp.matmul(a, b, precision=HIGHEST)
-
-
-def norm(
-    A: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
-) -> Array:
-    """Frobenius norm, with a gradient of zero at zero rather than NaN."""
-    square = jnp.sum(A**2, axis=axis, keepdims=keepdims)
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-
-
-class Graph(NamedTuple):
+class Factor(NamedTuple):
     """Everything that the projection on the graph needs, made once per program."""
 
     X: Array  # [n, d_in], centred if the bias is free
     mean: Array  # [d_in], what the centring took away; zeros if the bias is fixed
-    metric: Array  # [d_in], squared column norms: the weight of each column of W
+    scale2: Array  # [d_in], squared column norms: the weight of each column of W
     sigma2: Array  # [], weight of the response block beside the weight block
     inverse: Array  # [k, k], k = min(n, d_in)
     XT: Array  # [d_in, n], laid out: small products are 1.5 times faster on it
 
 
-def graph(X: Array, free_bias: bool) -> Graph:
-    """Factorises the graph of ``W -> W X^T + b`` in the metric that balances it.
+def factorise(X: Array, free_bias: bool) -> Factor:
+    """Factorises the graph of ``W -> W X^T + b`` in the distance that balances it.
 
-    Distances are measured by ``sum_i metric_i |W_:i|^2 + sigma2 |R|^2``: columns of
+    Distances are measured by ``sum_i scale2_i |W_:i|^2 + sigma2 |R|^2``: columns of
     ``W`` weighted by the squared column norms of ``X`` (so that the scale of an
     input does not matter), the response by one over the mean eigenvalue of the
     Gram matrix of the scaled columns.
@@ -60,7 +48,7 @@ def graph(X: Array, free_bias: bool) -> Graph:
       free_bias: whether ``b`` may move; otherwise it is zero.
 
     Returns:
-      The factorised graph.
+      The factor.
     """
     n, d_in = X.shape
     if free_bias:
@@ -76,51 +64,51 @@ def graph(X: Array, free_bias: bool) -> Graph:
     noise = n * (4 * jnp.finfo(X.dtype).eps * jnp.max(jnp.abs(X), axis=0)) ** 2
     live = ~(norm2 <= noise)  # what is not finite is no noise
     centred = jnp.where(live[None, :], centred, 0)
-    metric = jnp.where(live, norm2, 1)
+    scale2 = jnp.where(live, norm2, 1)
     sigma2 = min(n, d_in) / jnp.maximum(jnp.sum(live), 1).astype(X.dtype)
 
-    scaled = centred / jnp.sqrt(metric)[None, :]
+    scaled = centred / jnp.sqrt(scale2)[None, :]
     gram = matmul(scaled.T, scaled) if d_in <= n else matmul(scaled, scaled.T)
     eye = jnp.eye(gram.shape[0], dtype=X.dtype)
-    factor = jax.scipy.linalg.cho_factor(eye + sigma2 * gram, lower=True)
-    inverse = jax.scipy.linalg.cho_solve(factor, eye)
+    cholesky = jax.scipy.linalg.cho_factor(eye + sigma2 * gram, lower=True)
+    inverse = jax.scipy.linalg.cho_solve(cholesky, eye)
     inverse = (inverse + inverse.T) / 2
     if d_in <= n:
-        root = jnp.sqrt(metric)
+        root = jnp.sqrt(scale2)
         inverse = inverse / (root[:, None] * root[None, :])
-    return Graph(centred, mean, metric, sigma2, inverse, centred.T)
+    return Factor(centred, mean, scale2, sigma2, inverse, centred.T)
 
 
 def project(
-    graph: Graph, W: Array, R: Array, free_bias: bool
+    factor: Factor, W: Array, R: Array, free_bias: bool
 ) -> tuple[Array, Array, Array]:
-    r"""The point of the graph that is nearest to ``(W, R)`` in its metric.
+    r"""The point of the graph that is nearest to ``(W, R)`` in its distance.
 
     .. math::
         \min_{W', b, R'} \; \|W' - W\|_C^2 + \sigma^2 \|R' - R\|_F^2
         \quad\text{s.t.}\quad R' = W' X^T + b
 
     Args:
-      graph: the factorised graph.
+      factor: from :func:`factorise`.
       W: ``[d_out, d_in]``.
       R: ``[d_out, n]``, the response less what is added to it.
-      free_bias: as given to :func:`graph`.
+      free_bias: as given to :func:`factorise`.
 
     Returns:
       ``(W', b, R')`` where ``b`` (``[d_out]``) belongs to the centred columns:
-      ``R' = W' @ graph.X.T + b``.
+      ``R' = W' @ factor.X.T + b``.
     """
-    n, d_in = graph.X.shape
-    metric = graph.metric[None, :]
+    n, d_in = factor.X.shape
+    scale2 = factor.scale2[None, :]
     b = jnp.zeros(R.shape[:1], R.dtype)
     if free_bias:
         b = matmul(R, jnp.full((n,), 1 / n, R.dtype))
     if d_in <= n:
         # W' (C + s X'X) = W C + s R X; centred columns do not see b
-        W = matmul(metric * W + graph.sigma2 * matmul(R, graph.X), graph.inverse)
-        R = matmul(W, graph.XT)
+        W = matmul(scale2 * W + factor.sigma2 * matmul(R, factor.X), factor.inverse)
+        R = matmul(W, factor.XT)
         return W, b, R + b[:, None] if free_bias else R
     # Woodbury: S = (R - b - W X') (I + s X C^-1 X')^-1
-    off = R - matmul(W, graph.XT)
-    S = matmul(off - b[:, None] if free_bias else off, graph.inverse)
-    return W + graph.sigma2 / metric * matmul(S, graph.X), b, R - S
+    off = R - matmul(W, factor.XT)
+    S = matmul(off - b[:, None] if free_bias else off, factor.inverse)
+    return W + factor.sigma2 / scale2 * matmul(S, factor.X), b, R - S

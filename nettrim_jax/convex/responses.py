@@ -18,7 +18,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from nettrim_jax.convex.projection import norm
+from nettrim_jax._numerics import norm
 from nettrim_jax.typing import Array
 
 

@@ -16,9 +16,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nettrim_jax._numerics import matmul
 from nettrim_jax.convex import programs, projection
 from nettrim_jax.convex.programs import Program
-from nettrim_jax.convex.projection import Graph, matmul
+from nettrim_jax.convex.projection import Factor
 from nettrim_jax.convex.solution import Solution
 from nettrim_jax.typing import Array
 
@@ -45,14 +46,14 @@ class Halves(NamedTuple):
     dual: Array  # [d_out, n], a subgradient of f there
 
 
-def cold(program: Program, graph: Graph, scale: Array) -> State:
+def cold(program: Program, factor: Factor, scale: Array) -> State:
     """The start: zero weights, and a step size of the order of what is sought."""
     (n, d_in), d_out = program.X.shape, program.response.Y.shape[0]
     dtype = program.X.dtype
     W, R = jnp.zeros((d_out, d_in), dtype), jnp.zeros((d_out, n), dtype)
     # a dual of the weights' size over a response's; columns of zeros have no part in it
-    live = jnp.any(graph.X != 0, axis=0)
-    sizes = program.penalty.slope(W) / jnp.sqrt(graph.metric)[None, :]
+    live = jnp.any(factor.X != 0, axis=0)
+    sizes = program.penalty.slope(W) / jnp.sqrt(factor.scale2)[None, :]
     count = jnp.maximum(jnp.sum(live), 1) * d_out
     typical = jnp.sum(jnp.where(live[None, :], sizes, 0)) / count.astype(dtype)
     rho = typical * math.sqrt(d_in * d_out) / scale
@@ -60,7 +61,7 @@ def cold(program: Program, graph: Graph, scale: Array) -> State:
 
 
 def step(
-    program: Program, graph: Graph, state: State, relaxation: float
+    program: Program, factor: Factor, state: State, relaxation: float
 ) -> tuple[State, Halves]:
     r"""One step, with :math:`R = Z - t`.
 
@@ -71,22 +72,22 @@ def step(
         \hat R \leftarrow \hat R + \alpha (R^{1/2} - R) \\
         (W, b, R) &\leftarrow \Pi_{\text{graph}}(\hat W, \hat R)
 
-    in the metric of the graph. This is ADMM with the scaled duals
+    in the distance of the factor. This is ADMM with the scaled duals
     :math:`\hat W - W` and :math:`\hat R - R`, written as Douglas and Rachford's
     iteration (Eckstein and Bertsekas, 1992): one point, one map.
     """
     W_hat, R_hat, W, _, R, rho = state
-    W_half = program.penalty.prox(2 * W - W_hat, 1 / (rho * graph.metric[None, :]))
+    W_half = program.penalty.prox(2 * W - W_hat, 1 / (rho * factor.scale2[None, :]))
     asked = 2 * R - R_hat
     R_half = program.response.prox(asked + program.t) - program.t
     W_hat = W_hat + relaxation * (W_half - W)
     R_hat = R_hat + relaxation * (R_half - R)
-    W, b, R = projection.project(graph, W_hat, R_hat, program.bias == "free")
-    dual = rho * graph.sigma2 * (asked - R_half)
+    W, b, R = projection.project(factor, W_hat, R_hat, program.bias == "free")
+    dual = rho * factor.sigma2 * (asked - R_half)
     return State(W_hat, R_hat, W, b, R, rho), Halves(W_half, R_half, dual)
 
 
-def warm(program: Program, graph: Graph, start: State, init: Solution) -> State:
+def warm(program: Program, factor: Factor, start: State, init: Solution) -> State:
     """The state in which a solve of a like program stopped; ``start`` if it is unfit.
 
     At a fixed point the scaled dual of the weights follows from that of the responses.
@@ -94,11 +95,11 @@ def warm(program: Program, graph: Graph, start: State, init: Solution) -> State:
     assert init.dual is not None
     rho, L = init.stats.rho, init.dual.T
     W = programs.stacked(program, init.W, init.bias)
-    b = matmul(W, graph.mean) + (init.bias if program.bias == "free" else 0)
-    R = matmul(W, graph.XT) + b[:, None]
-    W_hat = W + matmul(L, graph.X) / (rho * graph.metric[None, :])
-    R_hat = R - L / (rho * graph.sigma2)
-    W, b, R = projection.project(graph, W_hat, R_hat, program.bias == "free")
+    b = matmul(W, factor.mean) + (init.bias if program.bias == "free" else 0)
+    R = matmul(W, factor.XT) + b[:, None]
+    W_hat = W + matmul(L, factor.X) / (rho * factor.scale2[None, :])
+    R_hat = R - L / (rho * factor.sigma2)
+    W, b, R = projection.project(factor, W_hat, R_hat, program.bias == "free")
     state = State(W_hat, R_hat, W, b, R, rho)
     fit = functools.reduce(jnp.logical_and, [jnp.isfinite(a).all() for a in state])
     return jax.tree.map(lambda a, b: jnp.where(fit & (rho > 0), a, b), state, start)

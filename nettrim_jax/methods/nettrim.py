@@ -1,21 +1,23 @@
-"""What the user chooses: a method per layer, and how it makes a layer's program.
+"""Net-Trim: the convex program of one layer, as a method.
 
-Knows activations and programs; knows no solver.
+Knows what a method is, programs and the solver; knows no network.
 """
 
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+import functools
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
-from nettrim_jax.allocation import budget as budgets
-from nettrim_jax.allocation.budget import Budget, Metric
+from nettrim_jax._numerics import divide, norm
+from nettrim_jax._trees import known
 from nettrim_jax.calibration.capture import Activation
+from nettrim_jax.calibration.statistics import Statistic
+from nettrim_jax.convex import admm, least_squares, programs
+from nettrim_jax.convex.config import ADMM
 from nettrim_jax.convex.entrywise import L1
 from nettrim_jax.convex.penalties import Groups, Penalty
 from nettrim_jax.convex.programs import (
@@ -23,19 +25,21 @@ from nettrim_jax.convex.programs import (
     Program,
     check_shapes,
     check_weights,
-    known,
     linear_program,
     relu_program,
 )
-from nettrim_jax.convex.projection import norm
-from nettrim_jax.methods.patterns import Pattern
-from nettrim_jax.methods.reconstruct import Reconstruct
-from nettrim_jax.methods.rules import Rule
+from nettrim_jax.convex.solution import Solution
+from nettrim_jax.methods.base import Answer, Cost, Lanes, LayerData, LayerKind
+from nettrim_jax.methods.budget import Budget, Metric, check_number
 from nettrim_jax.results import MethodError
-from nettrim_jax.typing import Array, ArrayLike, Path
+from nettrim_jax.typing import Array, ArrayLike
 
-# of its own identity, so that 0.1 can be told from nothing given
-DEFAULT = float("0.1")
+
+class _Default(float):
+    """An epsilon that nobody gave, which a budget of the network may replace."""
+
+
+DEFAULT = _Default(0.1)
 
 
 @register_dataclass
@@ -121,13 +125,15 @@ class NetTrim:
     drop: ArrayLike | None = None
     metric: Metric | None = dataclasses.field(default=None, metadata={"static": True})
 
-    moments: ClassVar[bool] = False  # whether it needs those of all rows
+    statistics: ClassVar[tuple[Statistic, ...]] = ()
+    # whether a layer that has its share of a budget may use it in a cascade
+    entitled: ClassVar[bool] = False
 
     def __post_init__(self):
         # also runs whenever JAX rebuilds the record, then with anything as a leaf
         plain = int | float | str
         given = [a for a in (self.deviation, self.drop) if a is not None]
-        if given and self.epsilon is DEFAULT:
+        if given and isinstance(self.epsilon, _Default):
             object.__setattr__(self, "epsilon", None)  # a search finds it
         numbers = [self.gamma, *given, *([] if given else [self.epsilon])]
         if all(isinstance(number, plain) for number in numbers):
@@ -142,14 +148,12 @@ class NetTrim:
         if not isinstance(self.refit, bool):
             raise MethodError(f"NetTrim(refit={self.refit!r}): expected True or False")
 
-    def fits(self, shape: tuple[int, ...]) -> None:
-        """Fits every layer."""
-
-    def of_channels(self, channels: int) -> "NetTrim":
-        """The same method for a layer whose inputs come from so many channels."""
+    def bind(self, kind: LayerKind, cascade: bool) -> "NetTrim":
+        """The same method, whose groups know the layer's channels."""
         if not isinstance(self.penalty, Groups):
             return self
-        return dataclasses.replace(self, penalty=self.penalty.of_channels(channels))
+        penalty = self.penalty.of_channels(kind.channels)
+        return dataclasses.replace(self, penalty=penalty)
 
     def check(self) -> None:
         """Raises MethodError if what was asked for is not what it should be."""
@@ -173,14 +177,20 @@ class NetTrim:
         self._check_numbers()
         self._check_budget()
 
+    def allotted(self, epsilon: float) -> "Allotted":
+        """The same method with a layer's share of the budget."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        given |= {"deviation": None, "drop": None, "metric": None}
+        return Allotted(**given | {"epsilon": jnp.asarray(epsilon, jnp.float32)})
+
     @property
-    def budget(self) -> Budget | None:
+    def shared(self) -> Budget | None:
         """What the whole network may lose; None if each layer has its epsilon."""
         if self.deviation is None and self.drop is None:
             return None
         name = "drop" if self.deviation is None else "deviation"
         value = getattr(self, name)
-        budgets.check_number(name, value)
+        check_number(name, value)
         return Budget(name, float(value), self.metric)
 
     def _check_budget(self) -> None:
@@ -201,7 +211,7 @@ class NetTrim:
                     "NetTrim(metric): goes with drop, the amount by which it may fall"
                 )
             return
-        budgets.check_number(name, value)
+        check_number(name, value)
         if (name == "drop") != (self.metric is not None):
             raise MethodError(
                 "NetTrim: drop and metric go together: the amount by which "
@@ -244,132 +254,159 @@ class NetTrim:
                 "least 1, or the trained weights would not meet the budget"
             )
 
-    def program(
-        self, seen: Activation, relu: bool, bias: str, fed: bool
-    ) -> tuple[Program, Array]:
-        """The program of every lane of a site, stacked.
+    def prepare(self, data: LayerData, kind: LayerKind) -> "_Problem":
+        """The program of every lane, on all rows but those held out."""
+        bias = self.bias if kind.biased else "fixed"
+        # of no matter here, and to be compiled for otherwise
+        kind = kind._replace(layers=1, channels=1)
+        return _prepare(self, data, bias, kind)
 
-        Columns are the units' weights times ``seen.scale``, so the penalty is of them
-        divided by it; a unit of scale zero costs the least at zero weights.
+    def solve(self, problem: "_Problem", lanes: Lanes, start: Any = None) -> "_Solved":
+        """Solves the programs, again reweighted and at the end refitted as asked."""
+        program, budget = problem
+        solve = functools.partial(lanes.each, _solve, config=lanes.config)
+        first = solution = solve((program, None if start is None else start.first))
+        for _ in range(self.rounds - 1):
+            solution = solve((_reweight(program, solution), solution))
+        if self.refit:
+            stack = program, solution.W, solution.bias
+            W, bias = lanes.each(_refit, stack)
+            solution = solution._replace(W=W, bias=bias)
+        return _Solved(solution, first, budget)
 
-        Args:
-          seen: the site's activation, ``[b, n, ...]``.
-          relu: whether a ReLU follows.
-          bias: what of ``self.bias`` this site allows.
-          fed: whether layers that are pruned already feed it.
+    def conclude(self, data: LayerData, solved: "_Solved", kind: LayerKind) -> Answer:
+        """The last solution, in the units of the params."""
+        penalized = kind.biased and self.bias == "penalized"
+        return _conclude(data, solved, penalized, kind.held)
 
-        Returns:
-          The program, with a leading lane axis, and each lane's budget relative to
-          the norm of its trained response, ``[b]``.
-        """
-        make = relu_program if relu else linear_program
-        assert self.epsilon is not None, "a search gives every layer its epsilon"
-        lifted = self.deviation is not None
-        epsilon = jnp.asarray(self.epsilon, seen.X.dtype)
-        gamma = jnp.asarray(self.gamma, seen.X.dtype)
-
-        def lane(seen: Activation) -> tuple[Program, Array]:
-            valid = seen.valid[:, None]
-            Y = jnp.where(valid, jnp.maximum(seen.P, 0) if relu else seen.P, 0)
-            size = norm(Y)
-            budget, V = epsilon * size, jnp.zeros((1, 1), Y.dtype)
-            if fed and seen.P0 is not None:
-                on = valid & (Y > 0) if relu else valid
-                off = norm(jnp.where(on, seen.P0 - Y, 0))
-                # where all before was kept as trained there is nothing to scale
-                moved = off > 8 * jnp.finfo(off.dtype).eps * size
-                least = jnp.sqrt(gamma) * off
-                # a layer that has its share of a budget may use it
-                least = jnp.maximum(least, budget) if lifted else least
-                budget = jnp.where(moved, least, budget)
-                V = jnp.where(moved, jnp.maximum(seen.P0, 0), 0)
-            d_in, d_out = seen.X.shape[1], Y.shape[1]
-            scales = jnp.broadcast_to(seen.scale[None, :], (d_in, d_out))
-            if bias == "penalized":  # it moves the response by its own gain
-                scales = jnp.concatenate([scales, seen.gain[None, :]])
-            check_shapes(self.penalty, scales.shape)
-            penalty = self.penalty.scaled(1 / jnp.where(scales != 0, scales, 1))
-            X = jnp.where(valid, seen.X, 0)
-            t = jnp.where(valid, seen.t, 0)
-            program = make(X, Y, budget, t=t, penalty=penalty, bias=bias)
-            # a row that does not count is off, and free
-            V = jnp.where(valid, V, jnp.inf)
-            on = program.response.on & valid.T
-            response = dataclasses.replace(program.response, on=on, V=V.T)
-            program = dataclasses.replace(program, response=response)
-            known_size = jnp.where(size > 0, size, 1)
-            return program, jnp.where(size > 0, budget / known_size, 0)
-
-        return jax.vmap(lane)(seen)
+    def cost(self, problem: "_Problem") -> Cost:
+        """Of one lane."""
+        return program_cost(problem.program)
 
 
-Method = NetTrim | Rule | Reconstruct
-Asked = Method | Pattern  # what a user may give: a pattern means Reconstruct
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Allotted(NetTrim):
+    """Net-Trim with one layer's share of a budget of the whole network."""
+
+    entitled: ClassVar[bool] = True
 
 
-def assign(
-    method: Any, paths: Sequence[Path], others: Sequence[Path]
-) -> tuple[list[Method | None], list[str]]:
-    """The method of every site, by ``re.search`` on its path, first match wins.
+class _Problem(NamedTuple):
+    program: Program  # with a leading lane axis
+    budget: Array  # [b], relative to the norm of the lane's trained response
+
+
+class _Solved(NamedTuple):
+    solution: Solution
+    first: Solution  # of the first round, from which another solve may start
+    budget: Array  # [b]
+
+
+def program_cost(program: Program) -> Cost:
+    """What the solve of one lane of a stack of programs takes."""
+    _, n, d_in = program.X.shape
+    d_out = program.response.Y.shape[1]
+    small = min(n, d_in)
+    arrays = 3 * n * d_in + 12 * n * d_out + 8 * d_in * d_out + 4 * small**2
+    return Cost(n * d_in * d_out, arrays * program.X.dtype.itemsize)
+
+
+def _solve(lane: tuple[Program, Solution | None], config: ADMM) -> Solution:
+    return admm.solve(lane[0], config, lane[1])
+
+
+def _refit(lane: tuple[Program, Array, Array]) -> tuple[Array, Array]:
+    return least_squares.refit(*lane)
+
+
+@jax.jit
+def _reweight(program: Program, solution: Solution) -> Program:
+    """The next round's program of every lane, from the first and its last answer."""
+    return jax.vmap(programs.reweighted)(program, solution.W, solution.bias)
+
+
+@functools.partial(jax.jit, static_argnames=("bias", "kind"))
+def _prepare(method: NetTrim, data: LayerData, bias: str, kind: LayerKind) -> _Problem:
+    seen = data.seen
+    if bias == "penalized" and data.bias0 is not None:
+        # all of it is to be found, so none of it stays in t
+        t = seen.t - (data.bias0 * seen.gain)[:, None, :]
+        data = data._replace(seen=seen._replace(t=t))
+    return programs_of(method, data.to_fit(kind.held), bias, kind)
+
+
+def programs_of(
+    method: NetTrim, seen: Activation, bias: str, kind: LayerKind
+) -> _Problem:
+    """The program of every lane of a site, stacked.
+
+    Columns are the units' weights times ``seen.scale``, so the penalty is of them
+    divided by it; a unit of scale zero costs the least at zero weights.
 
     Args:
-      method: one method, or a mapping from regular expressions to a method or None.
-      paths: the sites' paths.
-      others: paths that cannot be pruned; a pattern may match them for nothing.
+      method: what was asked for.
+      seen: the rows to solve on, ``[b, n, ...]``.
+      bias: what of ``method.bias`` this site allows.
+      kind: whether a ReLU follows, and whether pruned layers feed the site.
 
     Returns:
-      A method or None per site, and why where it is None.
-
-    Raises:
-      MethodError: a value is no method, or a pattern is wrong or matches nothing.
+      The program, with a leading lane axis, and each lane's budget relative to the
+      norm of its trained response.
     """
-    if not isinstance(method, Mapping):
-        return [_checked(method, "method")] * len(paths), [""] * len(paths)
-    table = []
-    for pattern, value in method.items():
-        try:
-            compiled = re.compile(pattern)
-        except (re.error, TypeError) as error:
-            raise MethodError(
-                f"method: {pattern!r} is no regular expression ({error})"
-            ) from None
-        if value is not None:
-            value = _checked(value, f"method[{pattern!r}]")
-        if not any(compiled.search(path) for path in (*paths, *others)):
-            raise MethodError(
-                f"method: the regular expression {pattern!r} matches no layer; the "
-                f"layers are {', '.join(paths)}"
-            )
-        table.append((pattern, compiled, value))
-    first = [
-        next((i for i, (_, c, _) in enumerate(table) if c.search(path)), None)
-        for path in paths
-    ]
-    for i, (pattern, compiled, _) in enumerate(table):
-        hits = [path for path in paths if compiled.search(path)]
-        if hits and i not in first:
-            raise MethodError(
-                f"method: all layers that {pattern!r} matches ({', '.join(hits)}) are "
-                "matched by expressions before it, and the first match wins; put it "
-                "before them or leave it out"
-            )
-    chosen: list[Method | None] = []
-    reasons = []
-    for i in first:
-        pattern, _, value = (None, None, None) if i is None else table[i]
-        chosen.append(value)
-        unmatched = "no pattern of method matches"
-        reasons.append(unmatched if i is None else f"method[{pattern!r}] is None")
-    return chosen, reasons
+    relu, make = kind.relu, relu_program if kind.relu else linear_program
+    assert method.epsilon is not None, "a search gives every layer its epsilon"
+    epsilon = jnp.asarray(method.epsilon, seen.X.dtype)
+    gamma = jnp.asarray(method.gamma, seen.X.dtype)
+
+    def lane(seen: Activation) -> _Problem:
+        valid = seen.valid[:, None]
+        Y = jnp.where(valid, jnp.maximum(seen.P, 0) if relu else seen.P, 0)
+        size = norm(Y)
+        budget, V = epsilon * size, jnp.zeros((1, 1), Y.dtype)
+        if kind.fed and seen.P0 is not None:
+            on = valid & (Y > 0) if relu else valid
+            off = norm(jnp.where(on, seen.P0 - Y, 0))
+            # where all before was kept as trained there is nothing to scale
+            moved = off > 8 * jnp.finfo(off.dtype).eps * size
+            least = jnp.sqrt(gamma) * off
+            least = jnp.maximum(least, budget) if method.entitled else least
+            budget = jnp.where(moved, least, budget)
+            V = jnp.where(moved, jnp.maximum(seen.P0, 0), 0)
+        d_in, d_out = seen.X.shape[1], Y.shape[1]
+        scales = jnp.broadcast_to(seen.scale[None, :], (d_in, d_out))
+        if bias == "penalized":  # it moves the response by its own gain
+            scales = jnp.concatenate([scales, seen.gain[None, :]])
+        check_shapes(method.penalty, scales.shape)
+        penalty = method.penalty.scaled(1 / jnp.where(scales != 0, scales, 1))
+        X = jnp.where(valid, seen.X, 0)
+        t = jnp.where(valid, seen.t, 0)
+        program = make(X, Y, budget, t=t, penalty=penalty, bias=bias)
+        # a row that does not count is off, and free
+        V = jnp.where(valid, V, jnp.inf)
+        on = program.response.on & valid.T
+        response = dataclasses.replace(program.response, on=on, V=V.T)
+        program = dataclasses.replace(program, response=response)
+        known_size = jnp.where(size > 0, size, 1)
+        return _Problem(program, jnp.where(size > 0, budget / known_size, 0))
+
+    return jax.vmap(lane)(seen)
 
 
-def _checked(value: Any, where: str) -> Method:
-    value = Reconstruct(value) if isinstance(value, Pattern) else value
-    if not isinstance(value, Method):
-        raise MethodError(
-            f"{where}: expected a method such as NetTrim(epsilon=0.1), a pattern such "
-            "as Sparsity(0.9), or a dict from regular expressions to these, got "
-            f"{value!r}"
-        )
-    value.check()
-    return value
+@functools.partial(jax.jit, static_argnames=("penalized", "held"))
+def _conclude(data: LayerData, solved: _Solved, penalized: bool, held: int) -> Answer:
+    seen, solution = data.seen, solved.solution
+    bias, certificate = None, solution.certificate
+    if data.bias0 is not None:
+        move = divide(solution.bias, seen.gain)
+        bias = move if penalized else data.bias0 + move
+    figures = {
+        "epsilon": solved.budget,
+        "steps": solution.stats.steps,
+        "gap": certificate.gap,
+        "violation": certificate.violation,
+    }
+    # without a row that counted nothing is known of the weights: they stay
+    live = jnp.any(data.to_fit(held).valid, axis=1)
+    W = divide(solution.W, seen.scale[:, None, :])
+    return Answer(W, bias, solution.result, figures, live)

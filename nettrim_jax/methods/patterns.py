@@ -15,18 +15,18 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
+from nettrim_jax._trees import STATIC
+from nettrim_jax.methods.budget import Share
+from nettrim_jax.methods.ranking import highest
 from nettrim_jax.results import MethodError
-from nettrim_jax.typing import Array, wide
+from nettrim_jax.typing import Array
 
 Shape = tuple[int, ...]  # b, d_in, d_out
 SCOPES = ("layer", "column", "network")
-STATIC = {"static": True}  # a pattern travels through ``jit`` as configuration
-FEW = 16  # so many are faster compared one with another
 
 
 @register_dataclass
@@ -90,8 +90,8 @@ class Sparsity:
         b, _, d_out = score.shape
         self._of_a_layer()
         if self.scope == "column":
-            return _highest(score, left // (b * d_out), axis=1)
-        return _highest(score.ravel(), left, axis=0).reshape(score.shape)
+            return highest(score, left // (b * d_out), axis=1)
+        return highest(score.ravel(), left, axis=0).reshape(score.shape)
 
     def _of_a_layer(self) -> None:
         if self.scope == "network":
@@ -189,7 +189,7 @@ class NM:
             score, ((0, 0), (0, missing), (0, 0)), constant_values=-jnp.inf
         )
         groups = padded.reshape(b, -1, self.m, d_out)
-        kept = _highest(groups, self.n, axis=2)
+        kept = highest(groups, self.n, axis=2)
         return kept.reshape(b, -1, d_out)[:, :d_in]
 
 
@@ -246,7 +246,7 @@ class Blocks:
         padded = jnp.pad(score, ((0, 0), (0, -d_in % r), (0, -d_out % c)))
         rows, columns = padded.shape[1] // r, padded.shape[2] // c
         sums = padded.reshape(b, rows, r, columns, c).sum((2, 4))
-        kept = _highest(sums.ravel(), _left(self.level, sums.size), 0)
+        kept = highest(sums.ravel(), _left(self.level, sums.size), 0)
         kept = kept.reshape(b, rows, 1, columns, 1)
         kept = jnp.broadcast_to(kept, (b, rows, r, columns, c))
         return kept.reshape(padded.shape)[:, :d_in, :d_out]
@@ -268,7 +268,7 @@ class _Lines:
     def keep(self, score: Array) -> Array:
         """The weights to keep, ``[b, d_in, d_out]`` bool."""
         sums = jnp.sum(score, axis=self.axis, keepdims=True)
-        kept = _highest(sums.ravel(), _left(self.level, sums.size), 0)
+        kept = highest(sums.ravel(), _left(self.level, sums.size), 0)
         return jnp.broadcast_to(kept.reshape(sums.shape), score.shape)
 
 
@@ -317,71 +317,15 @@ class Inputs(_Lines):
 Pattern = Sparsity | NM | Blocks | Neurons | Inputs
 
 
+def share_of(pattern: Pattern) -> Share | None:
+    """The one number that a pattern gives all layers together; None if it does not."""
+    if isinstance(pattern, Sparsity) and pattern.scope == "network":
+        return Share(pattern.level, measured=True)
+    return None
+
+
 def _left(level: float, count: int) -> int:
     return count - round(level * count)
-
-
-def _highest(score: Array, count: Any, axis: int) -> Array:
-    """Marks the ``count`` highest along an axis; among equals the first.
-
-    By a search for the value of the last one, because a sort of all scores costs more
-    than the rest of a solver's step.
-    """
-    size = score.shape[axis]
-    if isinstance(count, int) and not 0 < count < size:
-        return jnp.full(score.shape, count > 0)
-    count = jnp.asarray(count, jnp.int32)
-    # what is not a number is never chosen before what is
-    score = score.astype(wide(score.dtype))
-    score = jnp.where(jnp.isnan(score), -jnp.inf, score)
-    if size <= FEW:
-        return _beaten(score, axis) < count
-    order = _ordered(score)
-    most = jnp.max(order, axis=axis, keepdims=True)
-    least = jnp.min(order, axis=axis, keepdims=True)
-
-    def at_least(value: Array) -> Array:
-        return jnp.sum(order >= value, axis=axis, keepdims=True, dtype=jnp.int32)
-
-    def narrow(ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends  # of a value that the count-th highest reaches, no other does
-        # their mean, rounded up, without overflow
-        middle = (low & high) + ((low ^ high) >> 1) + ((low ^ high) & 1)
-        found = at_least(middle)
-        less = (found < count).astype(order.dtype)
-        high = jnp.where(found > count, high, middle - less)
-        return jnp.where(found >= count, middle, low), high
-
-    def wide_open(ends: tuple[Array, Array]) -> Array:
-        return jnp.any(ends[0] < ends[1])
-
-    last, _ = jax.lax.while_loop(wide_open, narrow, (least, most))
-
-    def first_of_equals() -> Array:
-        above, equal = order > last, order == last
-        room = count - jnp.sum(above, axis=axis, keepdims=True, dtype=jnp.int32)
-        return above | (equal & (jnp.cumsum(equal, axis=axis, dtype=jnp.int32) <= room))
-
-    exact = jnp.all(at_least(last) == count)
-    return jax.lax.cond(exact, lambda: order >= last, first_of_equals)
-
-
-def _beaten(score: Array, axis: int) -> Array:
-    """How many are higher, or as high and before, along a short axis."""
-    score = jnp.moveaxis(score, axis, 0)
-    mine, other = score[:, None], score[None]
-    first = np.arange(len(score))[None, :] < np.arange(len(score))[:, None]
-    first = first.reshape(first.shape + (1,) * (score.ndim - 1))
-    beats = (other > mine) | ((other == mine) & first)
-    return jnp.moveaxis(jnp.sum(beats, axis=1, dtype=jnp.int32), 0, axis)
-
-
-def _ordered(score: Array) -> Array:
-    """Integers in the order of the scores, of which there are as many as numbers."""
-    score = jnp.where(score == 0, jnp.zeros_like(score), score)  # there is one zero
-    kind = jnp.int64 if score.dtype == jnp.float64 else jnp.int32
-    bits = jax.lax.bitcast_convert_type(score, kind)
-    return jnp.where(bits < 0, bits ^ jnp.iinfo(kind).max, bits)
 
 
 def _share(name: str, level: float) -> None:

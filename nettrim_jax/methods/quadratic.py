@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax.convex.projection import matmul, norm
+from nettrim_jax._numerics import matmul, norm
 from nettrim_jax.typing import Array
 
 LOST = 1e-3  # of the spread of an input, that rounding may take
@@ -16,7 +16,7 @@ POWER, SHORT = 20, 1.05  # steps of a power iteration, and what they fall short
 FLOOR = 0.01  # of the mean energy of the inputs: what a rare input counts at least
 
 
-class Seen(NamedTuple):
+class Observed(NamedTuple):
     """One layer's lanes: rows, what is wanted of them, and all rows' moments."""
 
     X: Array  # [b, n, d_in]
@@ -25,10 +25,10 @@ class Seen(NamedTuple):
     valid: Array  # [b, n], the rows that count
     moments: Array  # [b, d_in + 1, d_in + 1], of the inputs and a one, over all rows
     W0: Array  # [b, d_in, d_out]
-    metric: Array | None = None  # [b, d_out, d_out], what errors of units count for
+    coupling: Array | None = None  # [b, d_out, d_out], what errors of units count for
 
 
-class Metric(NamedTuple):
+class Coupling(NamedTuple):
     """What errors of units count for, with its eigenvalues and eigenvectors."""
 
     M: Array  # [b, d_out, d_out]
@@ -36,12 +36,12 @@ class Metric(NamedTuple):
     Q: Array  # [b, d_out, d_out]
 
 
-def metric_of(M: Array | None) -> Metric | None:
-    """The metric ``[b, d_out, d_out]`` with its spectrum; None where all is alike."""
+def coupling_of(M: Array | None) -> Coupling | None:
+    """The coupling ``[b, d_out, d_out]`` with its spectrum; None where all is alike."""
     if M is None:
         return None
     e, Q = jnp.linalg.eigh(M)
-    return Metric(M, jnp.maximum(e, 0), Q)
+    return Coupling(M, jnp.maximum(e, 0), Q)
 
 
 class Quadratic(NamedTuple):
@@ -55,14 +55,14 @@ class Quadratic(NamedTuple):
     mean: Array  # [b, d_in], zero if the bias is fixed
     share: Array  # [b], what a row counts for
     least: Array  # [b], the plain part that some rows need beside moments of all
-    metric: Metric | None
+    coupling: Coupling | None
 
 
 def _mean(X: Array, valid: Array, here: Array) -> Array:
     return (jnp.sum(jnp.where(valid, X, 0), axis=1) / here[:, None])[:, None, :]
 
 
-def quadratic_of(seen: Seen, free: bool) -> Quadratic:
+def quadratic_of(seen: Observed, free: bool) -> Quadratic:
     """The curvature of what one layer's lanes saw; centred if the bias is free."""
     sums, count = seen.moments[:, -1, :-1], seen.moments[:, -1, -1]
     valid, here = seen.valid[:, :, None], jnp.sum(seen.valid, axis=1)
@@ -91,10 +91,10 @@ def quadratic_of(seen: Seen, free: bool) -> Quadratic:
     e, Q = jnp.linalg.eigh(A)
     # rounding leaves no direction that costs less than nothing
     e, share = jnp.maximum(e, 0), count / here
-    X, metric = X / size[:, None, :], metric_of(seen.metric)
+    X, coupling = X / size[:, None, :], coupling_of(seen.coupling)
     excess = _excess(X, e, Q, share)
     least = jnp.where(near, 0, jnp.maximum(1 - 1 / jnp.maximum(excess, 1), 0))
-    return Quadratic(X, A, e, Q, size, mean, share, least, metric)
+    return Quadratic(X, A, e, Q, size, mean, share, least, coupling)
 
 
 def _excess(X: Array, e: Array, Q: Array, share: Array) -> Array:

@@ -1,45 +1,43 @@
 r"""Exact budgets: weights of a pattern whose response is nearest to the trained one.
 
-The loop is ADMM between the pattern and a quadratic, whose step size grows until the
-choice of the pattern settles. The quadratic is that of the Gram matrix, so its cost
-does not depend on the number of rows; where a ReLU follows, its linear term is moved
-now and then to what the ReLU asks for at the present response, so that the quadratic
-touches the loss there; it stays above it where errors of all units count alike.
-
-Knows arrays and patterns only.
+Knows patterns, their loop and what a method is.
 """
 
 import dataclasses
 import functools
 import math
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
-from nettrim_jax.convex.projection import matmul
-from nettrim_jax.methods.patterns import NM, STATIC, Pattern, Sparsity
-from nettrim_jax.methods.quadratic import Quadratic, Seen, quadratic_of
+from nettrim_jax import results
+from nettrim_jax._numerics import divide
+from nettrim_jax._trees import STATIC
+from nettrim_jax.calibration.capture import Activation
+from nettrim_jax.calibration.statistics import Moments, OutputSensitivity, Statistic
+from nettrim_jax.methods.base import (
+    Answer,
+    Cost,
+    Lanes,
+    LayerData,
+    LayerKind,
+    by_layer,
+    together,
+)
+from nettrim_jax.methods.budget import Share
+from nettrim_jax.methods.pattern_admm import RIDGES, UNITS, Settings, reconstruct
+from nettrim_jax.methods.patterns import Count, Pattern, share_of
+from nettrim_jax.methods.quadratic import Observed
 from nettrim_jax.results import MethodError
-from nettrim_jax.typing import HIGHEST, Array
+from nettrim_jax.typing import Array
 
 BIASES = ("free", "fixed")
 NUMBERS = int | float | np.integer | np.floating  # that a setting may be
-# the step size, beside a Gram matrix of unit diagonal and ridge, at start and end
-FIRST, LAST = 0.03, 8.0
 # of the loss is what moves the output: of layers alone, and of those that follow others
 ALONE, TOGETHER = 0.08, 0.8
-EVERY = 3  # steps of one size, after which the ReLU is asked again
-RIDGES = (1e-3, 1e-2, 0.1, 0.3, 1.0)
-PLAINS = (0.0, 0.3, 1.0)
-WORK = 3 * 10**10  # terms that the products of all steps may have
-FEWEST, MOST = 36, 150  # steps
-TRIAL = 21  # steps to compare these
-UNITS = 64  # units on which they are compared, at most
-ASIDE = 4  # one row of so many is kept aside for it
-CLOSE = 0.005  # of two that differ by less the more cautious is taken
 
 
 @register_dataclass
@@ -118,14 +116,6 @@ class Reconstruct:
     bias: str = dataclasses.field(default="free", metadata=STATIC)
     steps: int | None = dataclasses.field(default=None, metadata=STATIC)
 
-    moments: ClassVar[bool] = True  # whether it needs those of all rows
-
-    def of_mode(self, cascade: bool) -> "Reconstruct":
-        """The same method with what it leaves to the mode."""
-        if self.downstream is not None:
-            return self
-        return dataclasses.replace(self, downstream=TOGETHER if cascade else ALONE)
-
     def __post_init__(self):
         if not isinstance(self.pattern, Pattern):
             raise MethodError(
@@ -159,177 +149,140 @@ class Reconstruct:
     def check(self) -> None:
         """Nothing is left to check once it is made."""
 
-    def fits(self, shape: tuple[int, ...]) -> None:
-        """Raises MethodError if the pattern does not fit a layer ``b, d_in, d_out``."""
-        self.pattern.check(shape)
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """Second moments, and where the output feels errors if that counts."""
+        return (Moments(), OutputSensitivity()) if self.downstream else (Moments(),)
+
+    @property
+    def shared(self) -> Share | None:
+        """One number of weights for all layers, if the pattern says so."""
+        return share_of(self.pattern)
+
+    def counted(self, left: Array, shape: tuple[int, ...]) -> "Reconstruct":
+        """The same method for one layer that keeps so many weights."""
+        return dataclasses.replace(self, pattern=Count(left=left, shape=shape))
+
+    def bind(self, kind: LayerKind, cascade: bool) -> "Reconstruct":
+        """With what it leaves to the mode; MethodError if the pattern does not fit."""
+        self.pattern.check(kind.shape)
+        if self.downstream is not None:
+            return self
+        return dataclasses.replace(self, downstream=TOGETHER if cascade else ALONE)
+
+    def prepare(self, data: LayerData, kind: LayerKind) -> "_Problem":
+        """What the site saw, ``[layers, b, ...]``, with the pattern."""
+        seen, share = _observed(data, kind.held, kind.layers, self.downstream or 0.0)
+        free = kind.biased and self.bias == "free"
+        settings = Settings(kind.relu, free, self.ridge, self.plain, self.steps)
+        return _Problem(self.pattern, seen, share, settings)
+
+    def solve(self, problem: "_Problem", lanes: Lanes, start: None = None) -> "_Solved":
+        """Weights times the scale, and how far biases move the response."""
+        stack = problem.pattern, problem.seen
+        W, move = lanes.each(_one_layer, stack, settings=problem.settings)
+        return _Solved(W, move, problem.share)
+
+    def conclude(self, data: LayerData, solved: "_Solved", kind: LayerKind) -> Answer:
+        """What was solved, in the units of the params."""
+        return _conclude(data, solved, kind.layers, kind.held)
+
+    def cost(self, problem: "_Problem") -> Cost:
+        """Of one layer's lanes."""
+        _, b, n, d_in = problem.seen.X.shape
+        d_out = problem.seen.W0.shape[3]
+        arrays = 2 * n * d_in + 6 * n * d_out + 8 * d_in * d_out + 6 * d_in**2
+        # the ridges that are tried run together, on a few of the units
+        arrays += len(RIDGES) * (2 * n + 8 * d_in) * min(d_out, UNITS)
+        arrays += 0 if problem.seen.coupling is None else 4 * d_out**2
+        itemsize = problem.seen.X.dtype.itemsize
+        return Cost(b * n * d_in * d_out, b * arrays * itemsize)
 
 
-def reconstruct(
-    method: Reconstruct, seen: Seen, relu: bool, free: bool
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    """Layers of one shape; the pattern's arrays have one entry for each."""
+
+    pattern: Pattern
+    seen: Observed  # [layers, b, ...]
+    share: Array  # [layers], of the loss that looks at the network's output
+    settings: Settings = dataclasses.field(metadata=STATIC)
+
+
+class _Solved(NamedTuple):
+    W: Array  # [layers, b, d_in, d_out], times the scale
+    move: Array  # [layers, b, d_out], what is to be added to the response
+    share: Array  # [layers]
+
+
+def _one_layer(
+    lane: tuple[Pattern, Observed], settings: Settings
 ) -> tuple[Array, Array]:
-    """One layer's weights and how far its biases move.
+    return reconstruct(*lane, settings)
 
-    Args:
-      method: pattern and settings.
-      seen: the layer's lanes, which share the pattern's count.
-      relu: whether a ReLU follows.
-      free: whether the bias moves.
 
-    Returns:
-      ``W`` ``[b, d_in, d_out]`` and the bias' movement ``[b, d_out]``.
+@functools.partial(jax.jit, static_argnames=("held", "layers", "downstream"))
+def _observed(
+    data: LayerData, held: int, layers: int, downstream: float
+) -> tuple[Observed, Array]:
+    """What is needed to prune to an exact budget, ``[layers, b, ...]``.
+
+    With it comes the share of the loss that does look at the network's output.
     """
-    ridge, plain = choose(method, seen, relu, free)
-    quadratic, pattern = quadratic_of(seen, free), method.pattern
-    steps = _steps(method, seen)
-    W, b = _loop(pattern, quadratic, seen, ridge, plain, relu, free, steps)
-    # where all is kept and nothing came before, every bit stays
-    still = (seen.P == seen.P0) | ~seen.valid[:, :, None]
-    whole = jnp.all(pattern.keep(jnp.ones_like(W))) & jnp.all(still)
-    return jnp.where(whole, seen.W0, W), jnp.where(whole, 0, b)
+    seen = data.to_fit(held)
+    W0 = data.W0 * seen.scale[:, None, :]
+    P0 = seen.P if seen.P0 is None else seen.P0
+    M, share = blend(data.seen, layers, downstream)
+    every = Observed(seen.X, seen.P, P0, seen.valid, data.moments(held), W0, M)
+    every = jax.tree.map(lambda a: by_layer(a, layers), every)
+    return every, jnp.broadcast_to(share, (layers,))
 
 
-def _steps(method: Reconstruct, seen: Seen) -> int:
-    """Fewer of them where each takes long: the last ones gain least."""
-    if method.steps is not None:
-        return method.steps
-    b, d_in, d_out = seen.W0.shape
-    return int(np.clip(WORK // (b * d_in**2 * d_out), FEWEST, MOST))
+def blend(
+    seen: Activation, layers: int, downstream: float
+) -> tuple[Array | None, Array]:
+    """What errors of units count for: this share of it at the network's output.
 
-
-def choose(
-    method: Reconstruct, seen: Seen, relu: bool, free: bool
-) -> tuple[Array, Array]:
-    """The ridge and the plain part of a layer.
-
-    What is not given is tried on most of the rows, with few steps and some of the
-    units, and the others judge.
+    With it comes the share itself, less where nothing is known of some layers.
     """
-    n, dtype = seen.X.shape[1], seen.X.dtype
-    ridges = RIDGES if method.ridge is None else (float(method.ridge),)
-    plains = PLAINS if method.plain is None else (float(method.plain),)
-    plains = plains if relu else (1.0,)
-    ridge, plain = (jnp.asarray(a[len(a) // 2], dtype) for a in (ridges, plains))
-    if len(ridges) == len(plains) == 1 or n < 2 * ASIDE:
-        return ridge, plain
-    steps = min(TRIAL, _steps(method, seen))
-    seen = _some_units(method.pattern, seen._replace(metric=None))
-    aside = np.arange(n) % ASIDE == ASIDE - 1
-    rows = jnp.where(seen.valid[:, aside, None], seen.X[:, aside], 0)
-    rows = jnp.concatenate([rows, seen.valid[:, aside, None].astype(dtype)], axis=2)
-    fit = _rows(seen, ~aside)._replace(
-        moments=seen.moments - matmul(rows.transpose(0, 2, 1), rows)
-    )
-    out = _rows(seen, aside)
-    run = functools.partial(_loop, method.pattern, quadratic_of(fit, free), fit)
-
-    def error(ridge: Array, plain: Array) -> Array:
-        W, b = run(ridge, plain, relu, free, steps)
-        answer = out.P0 + matmul(out.X, W - out.W0) + b[:, None, :]
-        want = out.P
-        if relu:
-            answer, want = jnp.maximum(answer, 0), jnp.maximum(want, 0)
-        return jnp.sum(jnp.where(out.valid[:, :, None], (answer - want) ** 2, 0))
-
-    def best(tried: Array, off: Array) -> Array:
-        """The last of those that are about as good as the best."""
-        off = jnp.where(jnp.isfinite(off), off, jnp.inf)
-        good = off <= (1 + CLOSE) ** 2 * jnp.min(off)
-        return tried[len(tried) - 1 - jnp.argmax(good[::-1])]
-
-    if len(ridges) > 1:  # from bold to cautious
-        tried = jnp.asarray(ridges, dtype)
-        ridge = best(tried, jax.vmap(error, (0, None))(tried, plain))
-    if len(plains) > 1:
-        tried = jnp.asarray(plains, dtype)
-        plain = best(tried, jax.vmap(error, (None, 0))(ridge, tried))
-    return ridge, plain
+    M = seen.stats.get("sensitivity")
+    if M is None or not downstream:
+        return None, jnp.zeros((), seen.X.dtype)
+    scale = seen.scale.astype(seen.X.dtype)
+    M = M.astype(scale.dtype)
+    M = divide(M, scale[:, :, None] * scale[:, None, :])
+    b, d_out = scale.shape
+    # the lanes of a layer share the pattern's count, so they are measured together
+    size = jnp.trace(M, axis1=1, axis2=2).reshape(layers, -1).mean(1) / d_out
+    size = jnp.repeat(size, b // layers)
+    eye = jnp.eye(d_out, dtype=M.dtype)[None]
+    # where nothing is known of what follows, all errors are alike
+    known = together(jnp.isfinite(M).all((1, 2)), layers)
+    known &= jnp.isfinite(size) & (size > 0)
+    size = jnp.where(known, size, 1)[:, None, None]
+    M = jnp.where(known[:, None, None], M / size, eye)
+    # eigenvectors of equal eigenvalues, those of dead units, have no derivative
+    M = jax.lax.stop_gradient(downstream * M + (1 - downstream) * eye)
+    return M, downstream * jnp.mean(known, dtype=M.dtype)
 
 
-class _State(NamedTuple):
-    Z: Array  # [b, d_in, d_out], within the pattern
-    U: Array  # [b, d_in, d_out], scaled dual
-    G: Array  # [b, d_in, d_out], the linear term
-    b: Array  # [b, d_out]
-    rho: Array  # []
-
-
-def _loop(
-    pattern: Pattern,
-    quadratic: Quadratic,
-    seen: Seen,
-    ridge: Array,
-    plain: Array,
-    relu: bool,
-    free: bool,
-    steps: int,
-) -> tuple[Array, Array]:
-    """Weights within the pattern and how far biases move, after so many steps."""
-    X, A, e, Q, size, _, share, least, metric = quadratic
-    plain = jnp.maximum(plain, least)[:, None, None]
-    B = seen.W0 * size[:, :, None]
-
-    def weighed(G: Array) -> Array:
-        return G if metric is None else matmul(G, metric.M)
-
-    start = weighed(matmul(A, B)) + ridge * B
-    valid = seen.valid[:, :, None]
-    on = seen.P > 0 if relu else jnp.ones_like(seen.P, bool)
-    rows = jnp.maximum(jnp.sum(valid, axis=1), 1).astype(X.dtype)
-
-    def aim(W: Array, b: Array) -> tuple[Array, Array]:
-        """The linear term, and the bias, that the present response asks for."""
-        want = seen.P
-        if relu:
-            R = seen.P0 + matmul(X, W - B) + b[:, None, :]
-            off = plain * seen.P + (1 - plain) * jnp.minimum(R, 0)
-            want = jnp.where(on, want, off)
-        move = jnp.where(valid, want - seen.P0, 0)
-        G = share[:, None, None] * matmul(X.transpose(0, 2, 1), move)
-        G = start + weighed(G)
-        return G, jnp.sum(move, axis=1) / rows if free else b
-
-    def solve(right: Array, rho: Array) -> Array:
-        right = matmul(Q.transpose(0, 2, 1), right)
-        if metric is None:
-            return matmul(Q, right / (e + ridge + rho)[:, :, None])
-        curve = e[:, :, None] * metric.e[:, None, :] + ridge + rho
-        turned = matmul(right, metric.Q) / curve
-        return matmul(matmul(Q, turned), metric.Q.transpose(0, 2, 1))
-
-    growth = (LAST / FIRST) ** (EVERY / max(steps, EVERY))
-
-    def step(i: Array, state: _State) -> _State:
-        Z, U, G, b, rho = state
-        W = solve(G + rho * (Z - U), rho)
-        V = W + U
-        Z = jnp.where(pattern.keep(V**2), V, 0)
-        state = _State(Z, V - Z, G, b, rho)
-
-        def next_size() -> _State:
-            G, b = aim(W, state.b) if relu else (state.G, state.b)
-            return _State(Z, state.U / growth, G, b, growth * rho)
-
-        return jax.lax.cond((i + 1) % EVERY == 0, next_size, lambda: state)
-
-    G, b = aim(B, jnp.zeros_like(B[:, 0]))
-    state = _State(B, jnp.zeros_like(B), G, b, FIRST * (1 + ridge))
-    state = jax.lax.fori_loop(0, steps, step, state)
-    W = state.Z / size[:, :, None]
-    return W, state.b - jnp.einsum(
-        "bi,bio->bo", quadratic.mean, W - seen.W0, precision=HIGHEST
-    )
-
-
-def _rows(seen: Seen, pick: np.ndarray) -> Seen:
-    names = ("X", "P", "P0", "valid")
-    return seen._replace(**{name: getattr(seen, name)[:, pick] for name in names})
-
-
-def _some_units(pattern: Pattern, seen: Seen) -> Seen:
-    """Evenly spaced units, where a pattern asks the same of any number of them."""
-    d_out = seen.W0.shape[2]
-    if d_out <= UNITS or not isinstance(pattern, Sparsity | NM):
-        return seen
-    pick = np.arange(UNITS) * d_out // UNITS
-    names = ("P", "P0", "W0")
-    return seen._replace(**{name: getattr(seen, name)[:, :, pick] for name in names})
+@functools.partial(jax.jit, static_argnames=("layers", "held"))
+def _conclude(data: LayerData, solved: _Solved, layers: int, held: int) -> Answer:
+    """The weights of an exact budget; what stays keeps every bit."""
+    seen, W0 = data.seen, data.W0
+    scale = seen.scale[:, None, :]
+    W, move = solved.W.reshape(W0.shape), solved.move.reshape(-1, W0.shape[2])
+    good = jnp.isfinite(move).all(1) & data.finite()
+    for a in (W, seen.stats["moments"]):
+        good &= jnp.isfinite(a).all((1, 2))
+    good = together(good, layers)
+    # without a row that counted nothing is known of the weights: they stay
+    live = jnp.any(data.to_fit(held).valid, axis=1)
+    same = W == W0 * scale
+    # all of it, or what is not zero: a scale of zero hides weights
+    same &= (W != 0) | jnp.all(same)
+    new = jnp.where(same, W0, divide(W, scale))
+    bias = None if data.bias0 is None else data.bias0 + divide(move, seen.gain)
+    result = jnp.where(good, results.DIRECT, results.NAN).astype(jnp.int32)
+    return Answer(new, bias, result, {"downstream": solved.share}, live)

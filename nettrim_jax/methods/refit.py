@@ -1,22 +1,38 @@
-"""A mask that is given: checked, and read as what each layer may keep.
+"""The best values on a mask that is given: the method, and the mask read for it.
 
-Knows trees of arrays and the graph's sites; knows no solver.
+Knows what a method is, trees of arrays and the network's sites.
 """
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
-from nettrim_jax.convex.programs import known
+from nettrim_jax import results
+from nettrim_jax._numerics import divide
+from nettrim_jax._trees import is_array, known
+from nettrim_jax.calibration.statistics import Statistic
+from nettrim_jax.convex import least_squares
+from nettrim_jax.convex.programs import Program
+from nettrim_jax.methods.base import (
+    Answer,
+    Cost,
+    Lanes,
+    LayerData,
+    LayerKind,
+    squared_errors,
+)
+from nettrim_jax.methods.nettrim import NetTrim, program_cost, programs_of
 from nettrim_jax.results import MethodError, ParamsError
-from nettrim_jax.tracing.sites import Graph, is_array
-from nettrim_jax.typing import Array, Params, Path
+from nettrim_jax.tracing import entries
+from nettrim_jax.tracing.sites import Network
+from nettrim_jax.typing import Array, LeafPath, Params
 
 BIASES = ("free", "fixed")
 
@@ -34,13 +50,96 @@ class Refit:
     support: Array
     bias: str = dataclasses.field(default="free", metadata={"static": True})
 
-    moments: ClassVar[bool] = False  # whether it needs those of all rows
+    statistics: ClassVar[tuple[Statistic, ...]] = ()
+    shared: ClassVar[None] = None
+
+    def check(self) -> None:
+        """Nothing is left to check once it is made."""
+
+    def bind(self, kind: LayerKind, cascade: bool) -> "Refit":
+        """Fits every layer."""
+        return self
+
+    def prepare(self, data: LayerData, kind: LayerKind) -> "_Problem":
+        """A program without slack, of which only the response counts."""
+        return _prepare(self.support, data, self.bias, kind._replace(fed=False))
+
+    def solve(self, problem: "_Problem", lanes: Lanes, start: None = None) -> Any:
+        """Weights times the scale, and how far biases move the response."""
+        return lanes.each(_fit, tuple(problem))
+
+    def conclude(self, data: LayerData, solved: Any, kind: LayerKind) -> Answer:
+        """The fitted values, where they serve a unit better."""
+        return _conclude(data, self.support, solved, kind)
+
+    def cost(self, problem: "_Problem") -> Cost:
+        """Of one lane."""
+        return program_cost(problem.program)
 
 
-def check_bias(bias: Any) -> None:
-    """Raises MethodError if this is no way to treat a bias."""
+class _Problem(NamedTuple):
+    program: Program  # with a leading lane axis
+    start: Array  # [b, d_in, d_out], the trained weights on the support
+    still: Array  # [b, d_out], zeros
+    support: Array  # [b, d_in, d_out] bool
+
+
+def _fit(lane: tuple[Program, Array, Array, Array]) -> tuple[Array, Array]:
+    return least_squares.refit(*lane)
+
+
+@functools.partial(jax.jit, static_argnames=("bias", "kind"))
+def _prepare(support: Array, data: LayerData, bias: str, kind: LayerKind) -> _Problem:
+    bias = bias if kind.biased else "fixed"
+    # a fed layer's target is the trained answer, not the limit of its cascade program
+    method = NetTrim(epsilon=0.0, bias=bias)
+    program, _ = programs_of(method, data.to_fit(kind.held), bias, kind)
+    # weights as a program has them: times the scale
+    start = jnp.where(support, data.W0 * data.seen.scale[:, None, :], 0)
+    return _Problem(program, start, jnp.zeros_like(start[:, 0]), support)
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _conclude(
+    data: LayerData, support: Array, solved: tuple[Array, Array], kind: LayerKind
+) -> Answer:
+    """Fitted values where they serve a unit better, as stored.
+
+    Other units keep the trained values on the support. Whole layers stay as trained; so
+    do whole units that no pruned layer feeds.
+    """
+    W, move = solved
+    rows = data.to_fit(kind.held)
+    old = entries.read(data.weights)
+    before = jnp.where(support, old, 0)
+    scale = rows.scale[:, None, :]
+    # weights that a scale of zero hides are as good as any
+    after = jnp.where(scale != 0, divide(W, scale).astype(old.dtype), before)
+    bias = None if data.bias is None else entries.read(data.bias)
+    if bias is not None:
+        moved = bias.astype(move.dtype) + divide(move, rows.gain)
+        moved = jnp.where(rows.gain != 0, moved.astype(bias.dtype), bias)
+        move = (moved.astype(move.dtype) - bias.astype(move.dtype)) * rows.gain
+    worst = jnp.sum(squared_errors(rows, before, None, kind.relu), axis=1)
+    off = jnp.sum(squared_errors(rows, after, move, kind.relu), axis=1)
+    good = jnp.isfinite(W).all((1, 2)) & jnp.isfinite(worst).all(1)
+    good &= jnp.isfinite(jnp.where(rows.valid[:, :, None], rows.P, 0)).all((1, 2))
+    whole = jnp.all(support, axis=(1, 2) if kind.fed else 1, keepdims=True)[:, 0]
+    use = good[:, None] & (off <= worst) & ~whole & jnp.any(rows.valid, 1)[:, None]
+    wide = rows.X.dtype
+    before = before.astype(wide)
+    new = jnp.where(use[:, None, :], after.astype(wide), before)
+    result = jnp.where(good, results.DIRECT, results.NAN).astype(jnp.int32)
+    if bias is not None:
+        bias = jnp.where(use, moved, bias).astype(wide)
+    return Answer(new, bias, result, {}, fallback=before)
+
+
+def check_bias(bias: Any) -> str:
+    """The way to treat a bias; raises MethodError if it is none."""
     if bias not in BIASES:
         raise MethodError(f"refit(bias={bias!r}): expected one of {BIASES}")
+    return bias
 
 
 def read(params: Params, mask: Params) -> list[Array | np.ndarray]:
@@ -89,17 +188,17 @@ def warn_if_pruned(leaves: list[Array], keeps: list[Array | np.ndarray]) -> None
 
 
 def by_site(
-    graph: Graph,
+    network: Network,
     chosen: Iterable[int],
-    skipped: Iterable[tuple[Path, str]],
+    skipped: Iterable[tuple[LeafPath, str]],
     keeps: list[Array | np.ndarray],
     bias: str,
 ) -> Mapping[int, Refit]:
     """What each of the chosen sites may keep.
 
     Args:
-      graph: the network's layers.
-      chosen: positions in ``graph.sites``.
+      network: the network's layers.
+      chosen: positions in ``network.sites``.
       skipped: all that is left alone, with reasons.
       keeps: a mask per leaf, see :func:`read`.
       bias: as in :class:`Refit`.
@@ -110,11 +209,11 @@ def by_site(
     inside = [np.zeros(keep.size, bool) for keep in keeps]
     out = {}
     for k in chosen:
-        site = graph.sites[k]
+        site = network.sites[k]
         inside[site.leaf][site.index.ravel()] = True
         out[k] = Refit(jnp.asarray(keeps[site.leaf]).ravel()[site.index], bias)
     reasons = dict(skipped)
-    for path, keep, mine in zip(graph.paths, keeps, inside, strict=True):
+    for path, keep, mine in zip(network.paths, keeps, inside, strict=True):
         if not isinstance(keep, np.ndarray):
             continue  # traced: nothing raises on values
         count = int(np.sum(~keep.ravel() & ~mine))

@@ -1,26 +1,38 @@
-"""Pruning methods of the literature: a rule for one layer, given its inputs' moments.
+"""Pruning methods of the literature that are rules: closed forms for one layer.
 
-A rule is hashable configuration with a pattern. ``answer(W, gram)`` takes a layer's
-weights ``[b, d_in, d_out]`` and the sums ``X^T X`` ``[b, d_in, d_in]`` over its rows
-(``None`` unless ``moments``), and gives new weights with zeros as the pattern says.
-None moves a bias, knows of the ReLU behind the layer, or has a certificate.
+A rule is hashable configuration with a pattern. ``answer(W, evidence)`` takes a layer's
+weights ``[b, d_in, d_out]`` and what its statistic sums, and gives new weights with
+zeros as the pattern says. None moves a bias, knows of the ReLU behind the layer, or has
+a certificate.
 
-Knows arrays and patterns only.
+Knows arrays, patterns and what a method is.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable
-from typing import ClassVar
+import functools
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
-from nettrim_jax.methods.patterns import NM, STATIC, Pattern, Sparsity
+from nettrim_jax import results
+from nettrim_jax._trees import STATIC
+from nettrim_jax.calibration.statistics import Moments, Statistic
+from nettrim_jax.methods.base import (
+    Answer,
+    Cost,
+    Lanes,
+    LayerData,
+    LayerKind,
+    by_layer,
+    together,
+)
+from nettrim_jax.methods.budget import Share
+from nettrim_jax.methods.patterns import Count, Pattern, share_of
 from nettrim_jax.results import MethodError
-from nettrim_jax.typing import HIGHEST, Array
+from nettrim_jax.typing import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +45,8 @@ class Rule:
 
     pattern: Pattern
 
-    moments: ClassVar[bool] = True  # whether it needs the inputs
     bias: ClassVar[str] = "fixed"
+    statistics: ClassVar[tuple[Statistic, ...]] = ()
 
     def __post_init__(self):
         if not isinstance(self.pattern, Pattern):
@@ -43,16 +55,78 @@ class Rule:
                 f"{type(self).__name__}(nettrim_jax.Sparsity(0.9))"
             )
 
+    @property
+    def shared(self) -> Share | None:
+        """One number of weights for all layers, if the pattern says so."""
+        return share_of(self.pattern)
+
+    def counted(self, left: Array, shape: tuple[int, ...]) -> Self:
+        """The same rule for one layer that keeps so many weights."""
+        return dataclasses.replace(self, pattern=Count(left=left, shape=shape))
+
     def check(self) -> None:
         """Nothing is left to check once it is made."""
 
-    def answer(self, W: Array, gram: Array | None) -> Array:
+    def bind(self, kind: LayerKind, cascade: bool) -> Self:
+        """The same rule; raises MethodError if the pattern does not fit the layer."""
+        self.pattern.check(kind.shape)
+        return self
+
+    def evidence(self, data: LayerData, held: int) -> Array | None:
+        """What ``answer`` looks at beside the weights, ``[b, ...]``."""
+        return None
+
+    def answer(self, W: Array, evidence: Array | None) -> Array:
         """New weights, ``[b, d_in, d_out]``."""
         raise NotImplementedError
 
-    def fits(self, shape: tuple[int, ...]) -> None:
-        """Raises MethodError if the pattern does not fit a layer ``b, d_in, d_out``."""
-        self.pattern.check(shape)
+    def prepare(self, data: LayerData, kind: LayerKind) -> None:
+        """There is nothing to solve."""
+
+    def solve(self, problem: None, lanes: Lanes, start: None = None) -> None:
+        """Is not called, as there is no problem."""
+
+    def cost(self, problem: None) -> Cost:
+        """Nothing."""
+        return Cost(0, 0)
+
+    def conclude(self, data: LayerData, solved: None, kind: LayerKind) -> Answer:
+        """What the rule leaves of the trained weights."""
+        return _conclude(self, data, kind.layers, kind.held)
+
+
+@functools.partial(jax.jit, static_argnames=("layers", "held"))
+def _conclude(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
+    """The rule's answer; its arrays have one entry for each of the ``layers``."""
+    W, evidence = data.W0, rule.evidence(data, held)
+
+    def apart(a: Array) -> Array:
+        return by_layer(a, layers)
+
+    def answer(rule: Rule, W: Array, evidence: Array | None) -> Array:
+        return rule.answer(W, evidence)
+
+    new = jax.vmap(answer)(rule, *jax.tree.map(apart, (W, evidence))).reshape(W.shape)
+    good = jnp.isfinite(new).all((1, 2)) & data.finite()
+    live = None
+    if evidence is not None:
+        good &= jnp.isfinite(evidence).all((1, 2))
+        # without a row that counted nothing is known of the weights: they stay
+        live = jnp.any(data.to_fit(held).valid, axis=1)
+    good = together(good, layers)
+    result = jnp.where(good, results.DIRECT, results.NAN).astype(jnp.int32)
+    return Answer(new, None, result, {}, live)
+
+
+@dataclasses.dataclass(frozen=True)
+class MomentRule(Rule):
+    """A rule that looks at the second moments of the inputs, ``[b, d_in, d_in]``."""
+
+    statistics: ClassVar[tuple[Statistic, ...]] = (Moments(),)
+
+    def evidence(self, data: LayerData, held: int) -> Array:
+        """The sums ``X^T X`` over all rows but those held out."""
+        return data.moments(held)[:, :-1, :-1]
 
 
 @register_dataclass
@@ -70,9 +144,13 @@ class Magnitude(Rule):
       [[0.0], [-4.0]]
     """
 
-    moments: ClassVar[bool] = False
+    @property
+    def shared(self) -> Share | None:
+        """All layers' weights are compared by their size."""
+        share = share_of(self.pattern)
+        return share and dataclasses.replace(share, measured=False)
 
-    def answer(self, W: Array, gram: Array | None) -> Array:
+    def answer(self, W: Array, evidence: Array | None = None) -> Array:
         """New weights, ``[b, d_in, d_out]``."""
         return jnp.where(self.pattern.keep(W**2), W, 0)
 
@@ -101,8 +179,6 @@ class Random(Rule):
       [[0.0], [-4.0]]
     """
 
-    moments: ClassVar[bool] = False
-
     seed: int = dataclasses.field(default=0, metadata=STATIC)
 
     def __post_init__(self):
@@ -115,7 +191,7 @@ class Random(Rule):
                 "2**32"
             )
 
-    def answer(self, W: Array, gram: Array | None) -> Array:
+    def answer(self, W: Array, evidence: Array | None = None) -> Array:
         """New weights, ``[b, d_in, d_out]``."""
         narrow = jax.lax.stop_gradient(W).astype(jnp.float32)
         bits = jax.lax.bitcast_convert_type(narrow, jnp.uint32)
@@ -127,7 +203,7 @@ class Random(Rule):
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Wanda(Rule):
+class Wanda(MomentRule):
     r"""Removes what is smallest by :math:`|W_{ij}| \, \|X_{\cdot i}\|`; the rest stays.
 
     The paper compares the weights of one unit with each other:
@@ -142,150 +218,8 @@ class Wanda(Rule):
       [[3.0], [0.0]]
     """
 
-    def answer(self, W: Array, gram: Array | None) -> Array:
-        """New weights, ``[b, d_in, d_out]``."""
-        assert gram is not None
-        sizes = jnp.diagonal(gram, axis1=1, axis2=2)[:, :, None]
+    def answer(self, W: Array, evidence: Array | None) -> Array:
+        """New weights, ``[b, d_in, d_out]``, by the sums ``X^T X``."""
+        assert evidence is not None
+        sizes = jnp.diagonal(evidence, axis1=1, axis2=2)[:, :, None]
         return jnp.where(self.pattern.keep(W**2 * sizes), W, 0)
-
-
-@register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SparseGPT(Rule):
-    r"""Removes weights input by input and lets the inputs after it make up for each.
-
-    With :math:`H = X^\top X + \lambda I` and :math:`U` the upper Cholesky factor of
-    :math:`H^{-1}`, weights are chosen within blocks of inputs by least
-    :math:`W_{ij}^2 / U_{ii}^2`, and removing :math:`W_{ij}` moves those behind it by
-    :math:`-W_{ij} U_{ik} / U_{ii}`. Inputs that are zero on every row lose their
-    weights, even beyond the pattern. (Frantar and Alistarh, 2023.)
-
-    Attributes:
-      pattern: ``Sparsity`` or ``NM``.
-      damping: :math:`\lambda` relative to the mean of the diagonal of :math:`X^\top X`.
-      block: inputs among which weights are chosen at once.
-
-    Raises:
-      MethodError: the pattern is of another kind, or a number out of its range.
-
-    Example:
-      >>> import jax
-      >>> import nettrim_jax as nt
-      >>> W = jax.random.normal(jax.random.key(0), (1, 8, 3))
-      >>> X = jax.random.normal(jax.random.key(1), (1, 50, 8))
-      >>> new = nt.SparseGPT(nt.NM(2, 4)).answer(W, X.transpose(0, 2, 1) @ X)
-      >>> int((new != 0).sum())
-      12
-    """
-
-    damping: float = dataclasses.field(default=0.01, metadata=STATIC)
-    block: int = dataclasses.field(default=128, metadata=STATIC)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not isinstance(self.pattern, Sparsity | NM):
-            raise MethodError(
-                f"SparseGPT({self.pattern!r}): expected Sparsity or NM; it removes "
-                "weights one by one, not in groups"
-            )
-        damping, block = self.damping, self.block
-        number = isinstance(damping, int | float) and 0 <= damping < math.inf
-        whole = isinstance(block, int) and not isinstance(block, bool)
-        if not number or not whole or block < 1:
-            raise MethodError(
-                f"SparseGPT(damping={damping!r}, block={block!r}): expected a finite "
-                "number of at least 0 and an integer of at least 1"
-            )
-
-    def answer(self, W: Array, gram: Array | None) -> Array:
-        """New weights, ``[b, d_in, d_out]``."""
-        assert gram is not None
-        b, d_in, d_out = W.shape
-        diagonal = jnp.diagonal(gram, axis1=1, axis2=2)
-        dead = diagonal == 0
-        W = jnp.where(dead[:, :, None], 0, W)
-        damp = self.damping * jnp.mean(diagonal, axis=1)
-        lift = damp[:, None] + dead.astype(W.dtype)
-        H = gram + lift[:, :, None] * jnp.eye(d_in, dtype=W.dtype)[None]
-        U = jax.vmap(_factor)(H)
-        pattern = self.pattern
-        # groups of m must not be torn apart
-        m = pattern.m if isinstance(pattern, NM) else 1
-        size = max(self.block // m, 1) * m
-        kept = 0
-        for start in range(0, d_in, size):
-            stop = min(start + size, d_in)
-            part, u = W[:, start:stop], U[:, start:stop, start:stop]
-            if isinstance(pattern, NM):
-                part, errors = _remove_groups(part, u, pattern)
-            else:
-                assert isinstance(pattern, Sparsity)
-                upto = pattern.nonzeros((b, stop, d_out))
-                keep = pattern.largest(_costs(part, u), upto - kept)
-                kept = upto
-                part, errors = _remove(part, u, keep, lambda i, W, keep: keep)
-            rest = jnp.einsum(
-                "bij,bik->bjk", U[:, start:stop, stop:], errors, precision=HIGHEST
-            )
-            W = W.at[:, start:stop].set(part).at[:, stop:].add(-rest)
-        return W
-
-
-def _factor(H: Array) -> Array:
-    """The upper Cholesky factor of the inverse."""
-    eye = jnp.eye(H.shape[0], dtype=H.dtype)
-    inverse = jax.scipy.linalg.cho_solve(
-        jax.scipy.linalg.cho_factor(H, lower=True), eye
-    )
-    return jnp.linalg.cholesky((inverse + inverse.T) / 2).T
-
-
-def _costs(W: Array, U: Array) -> Array:
-    """The squared error that removing each weight makes, all behind it adapting."""
-    return (W / jnp.diagonal(U, axis1=1, axis2=2)[:, :, None]) ** 2
-
-
-def _remove_groups(W: Array, U: Array, pattern: NM) -> tuple[Array, Array]:
-    """A block of which every group is chosen when its turn comes."""
-    b, d_in, d_out = W.shape
-    missing = -d_in % pattern.m
-    W = jnp.pad(W, ((0, 0), (0, missing), (0, 0)))
-    U = jnp.pad(U, ((0, 0), (0, missing), (0, missing)))
-    U = U + jnp.diag((jnp.arange(d_in + missing) >= d_in).astype(U.dtype))[None]
-
-    def anew(i: Array, W: Array, keep: Array) -> Array:
-        costs = jax.lax.dynamic_slice_in_dim(_costs(W, U), i, pattern.m, axis=1)
-        return jax.lax.dynamic_update_slice_in_dim(keep, pattern.keep(costs), i, axis=1)
-
-    def choose(i: Array, W: Array, keep: Array) -> Array:
-        return jax.lax.cond(
-            i % pattern.m == 0, anew, lambda i, W, keep: keep, i, W, keep
-        )
-
-    W, errors = _remove(W, U, jnp.ones(W.shape, bool), choose)
-    return W[:, :d_in], errors[:, :d_in]
-
-
-def _remove(
-    W: Array,
-    U: Array,
-    keep: Array,
-    choose: Callable[[Array, Array, Array], Array],
-) -> tuple[Array, Array]:
-    """Removes what is not kept, input by input; also the errors that this makes.
-
-    ``choose`` may change what is kept of this input and those behind it.
-    """
-
-    def step(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        W, errors, keep = carry
-        keep = choose(i, W, keep)
-        row = U[:, i]  # zero before i
-        error = jnp.where(keep[:, i], 0, W[:, i]) / row[:, i, None]
-        W = W - row[:, :, None] * error[:, None, :]
-        return W, errors.at[:, i].set(error), keep
-
-    start = W, jnp.zeros_like(W), keep
-    W, errors, keep = jax.lax.fori_loop(0, W.shape[1], step, start)
-    # exact zeros: the step only rounds to them
-    return jnp.where(keep, W, 0), errors

@@ -1,14 +1,16 @@
-"""Between a leaf and the matrices within it: read, write, and the mask tree.
+"""Between leaves and the matrices within them: read, write, and the mask tree.
 
-Knows arrays and index maps only.
+Knows arrays, index maps and sites; knows no solver.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax.tracing.sites import Network, Site
 from nettrim_jax.typing import Array
 
 
@@ -37,3 +39,48 @@ def kept(leaf: Array, indices: Sequence[np.ndarray]) -> Array:
     for index in indices:
         touched[index.ravel()] = True
     return (leaf != 0) | jnp.asarray(~touched.reshape(leaf.shape))
+
+
+def kept_leaves(
+    network: Network, chosen: Iterable[int], leaves: Sequence[Array]
+) -> list[Array]:
+    """True where an entry is kept; all of a leaf that was not pruned."""
+    indices: dict[int, list[np.ndarray]] = {}
+    for k in chosen:
+        site = network.sites[k]
+        indices.setdefault(site.leaf, []).append(site.index)
+    return [
+        kept(leaf, indices[i]) if i in indices else jnp.ones(leaf.shape, bool)
+        for i, leaf in enumerate(leaves)
+    ]
+
+
+class Values(NamedTuple):
+    """The weights of one site, and its bias if that moves, out of their leaves."""
+
+    weights: Array  # [b, d_in, d_out]
+    bias: Array | None  # [b, d_out]
+
+
+def take(site: Site, leaves: Sequence[Array], moves: bool) -> Values:
+    """The site's weights, and its bias if that moves."""
+    weights = _read(Entries(leaves[site.leaf], jnp.asarray(site.index)))
+    if site.bias is None or not moves:
+        return Values(weights, None)
+    leaf, index = site.bias
+    return Values(weights, _read(Entries(leaves[leaf], jnp.asarray(index))))
+
+
+def put(site: Site, leaves: Sequence[Array], values: Values) -> list[Array]:
+    """The leaves with these values of a site."""
+    new = list(leaves)
+    entries = Entries(new[site.leaf], jnp.asarray(site.index))
+    new[site.leaf] = _write(entries, values.weights)
+    if site.bias is not None and values.bias is not None:
+        leaf, index = site.bias
+        new[leaf] = _write(Entries(new[leaf], jnp.asarray(index)), values.bias)
+    return new
+
+
+_read = jax.jit(read)
+_write = jax.jit(write)

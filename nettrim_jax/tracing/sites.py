@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax._trees import is_array, paths_of
 from nettrim_jax.results import ApplyFnError, LayersError, ParamsError
 from nettrim_jax.tracing import epilogue, jaxprs
 from nettrim_jax.tracing.epilogue import Bias, whole
 from nettrim_jax.tracing.jaxprs import Flat
 from nettrim_jax.tracing.uses import Seen, Use, Walk
-from nettrim_jax.typing import ApplyFn, Batch, Params, Path
+from nettrim_jax.typing import ApplyFn, Batch, LeafPath, Params
 
 ORDER = "the order is prune(params, apply_fn, batch)"
 
@@ -41,7 +42,7 @@ class Site:
     """
 
     leaf: int
-    path: Path
+    path: LeafPath
     kind: str
     response: str
     index: np.ndarray
@@ -66,14 +67,14 @@ class Site:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Graph:
+class Network:
     """What :func:`trace` found. Equal graphs compute the same and compile once."""
 
     flat: Flat
     consts: tuple[Any, ...]
     sites: tuple[Site, ...]
-    skipped: tuple[tuple[Path, str], ...]
-    paths: tuple[Path, ...]
+    skipped: tuple[tuple[LeafPath, str], ...]
+    paths: tuple[LeafPath, ...]
     upstream: dict[int, int]  # per slot, bits of the linear operations before it
     data: frozenset[int]  # slots that depend on the batch
 
@@ -82,28 +83,13 @@ class Graph:
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, Graph)
+            isinstance(other, Network)
             and self.flat.signature == other.flat.signature
             and self.paths == other.paths
         )
 
 
-def is_array(leaf: Any) -> bool:
-    """Whether a leaf of the params is an array rather than, say, a function."""
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-
-
-def paths_of(params: Params) -> tuple[Path, ...]:
-    """The path of every array leaf, ``"params/Dense_0/kernel"``."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return tuple(
-        jax.tree_util.keystr(path, simple=True, separator="/") or "params"
-        for path, leaf in leaves
-        if is_array(leaf)
-    )
-
-
-def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Graph:
+def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Network:
     """Finds the layers of ``apply_fn``.
 
     Args:
@@ -142,7 +128,7 @@ def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Graph:
     walk = Walk(flat, paths_of(params))
     sites = _Sites(walk, arrays)
     found = sites.find()
-    return Graph(
+    return Network(
         flat=flat,
         consts=tuple(consts),
         sites=found,
@@ -153,10 +139,10 @@ def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Graph:
     )
 
 
-def require_sites(graph: Graph) -> None:
+def require_sites(network: Network) -> None:
     """Raises LayersError with every reason if nothing can be pruned."""
-    if not graph.sites:
-        reasons = "; ".join(f"{path}: {why}" for path, why in graph.skipped)
+    if not network.sites:
+        reasons = "; ".join(f"{path}: {why}" for path, why in network.skipped)
         raise LayersError(
             "apply_fn: found no linear layer that can be pruned; expected a matrix "
             "product or a convolution of a leaf of params with activations. "
@@ -315,7 +301,7 @@ class _Sites:
             return None, [None] * len(uses)
         return entries[0], biases
 
-    def skipped(self, sites: tuple[Site, ...]) -> tuple[tuple[Path, str], ...]:
+    def skipped(self, sites: tuple[Site, ...]) -> tuple[tuple[LeafPath, str], ...]:
         """A reason for every leaf of two or more dimensions that has no site."""
         taken = {site.leaf for site in sites}
         out = []

@@ -17,7 +17,7 @@ from nettrim_jax.tracing.dataflow import Fact, Origin
 from nettrim_jax.tracing.epilogue import Chain
 from nettrim_jax.tracing.folding import LINEAR, Folding, fold
 from nettrim_jax.tracing.jaxprs import Block, Flat, Op, Ref, scan_counts
-from nettrim_jax.typing import Path
+from nettrim_jax.typing import LeafPath
 
 REASONS = {
     "gather": "looked up by index, as an embedding",
@@ -89,7 +89,7 @@ class Walk:
       paths: the leaves' paths.
     """
 
-    def __init__(self, flat: Flat, paths: tuple[Path, ...]):
+    def __init__(self, flat: Flat, paths: tuple[LeafPath, ...]):
         self.flat, self.paths = flat, paths
         self.facts: dict[int, Fact] = {}
         self.seen: list[Seen] = []

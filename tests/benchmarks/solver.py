@@ -165,7 +165,7 @@ def steps_lenet(rows, max_steps):
 def step_cost(rows, repeats, length=20):
     """A step beside its three matrix products alone, one after the other in turn."""
     one = program(next(lenet(rows, EPSILONS[0])), jnp.float32)
-    graph = jax.jit(projection.graph, static_argnums=1)(one.X, True)
+    graph = jax.jit(projection.factorise, static_argnums=1)(one.X, True)
     one = dataclasses.replace(one, X=graph.X)
     state = jax.jit(cold)(one, graph, one.response.scale())
     R = jax.random.normal(jax.random.key(0), one.response.Y.shape, jnp.float32)

@@ -1,0 +1,26 @@
+"""Products, norms and quotients as everything here computes them.
+
+Knows arrays only.
+"""
+
+import jax.numpy as jnp
+
+from nettrim_jax.typing import HIGHEST, Array
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """``a @ b`` at full precision: bf16 products, TPU's default, make ADMM stall."""
+    return jnp.matmul(a, b, precision=HIGHEST)
+
+
+def norm(
+    A: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
+) -> Array:
+    """Frobenius norm, with a gradient of zero at zero rather than NaN."""
+    square = jnp.sum(A**2, axis=axis, keepdims=keepdims)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
+def divide(a: Array, b: Array) -> Array:
+    """``a / b``, and zero where ``b`` is zero."""
+    return jnp.where(b != 0, a / jnp.where(b != 0, b, 1), 0)

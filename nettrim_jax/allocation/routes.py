@@ -1,0 +1,155 @@
+"""Which way a pruning goes: layer by layer, by a split number, or within a budget.
+
+Knows the searches and the orders; knows what methods share, not which there are.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from nettrim_jax.allocation import deviation, levels
+from nettrim_jax.allocation.evaluation import Meter
+from nettrim_jax.calibration.batches import Part, Source
+from nettrim_jax.calibration.batches import parts as parts_of
+from nettrim_jax.calibration.splits import Dealt, concrete, deal
+from nettrim_jax.execution import orders
+from nettrim_jax.execution.options import Options
+from nettrim_jax.execution.orders import Methods
+from nettrim_jax.methods.base import Method
+from nettrim_jax.methods.budget import Budget, Share
+from nettrim_jax.report import SiteReport, Split
+from nettrim_jax.results import MethodError
+from nettrim_jax.typing import Array, Batch
+
+Wish = tuple[Any, Budget | Share]  # a method as it was given, and what it shares
+
+
+class Route(NamedTuple):
+    """What is asked of the network as a whole, and the data that this takes."""
+
+    source: Source  # to solve on
+    budget: Budget | None
+    dealt: Dealt | None  # the rows to steer by and to check on, for a budget
+
+
+class Came(NamedTuple):
+    """What a pruning came to."""
+
+    leaves: list[Array]
+    reports: dict[int, SiteReport]
+    deviation: Array
+    extra: dict[str, Any]  # more of the report's fields
+
+
+def plan(wishes: Sequence[Wish], source: Source) -> Route:
+    """The route for what the methods share, with its rows dealt out.
+
+    Args:
+      wishes: what the methods share, with the methods as the user gave them.
+      source: the network and the data.
+
+    Raises:
+      MethodError: they ask for more than one search, or something is being traced.
+    """
+    budget, measured = _budget(wishes), _measured(wishes)
+    given = source.model.params, source.key, source.weights, source.batch
+    if measured:
+        concrete(given, "Sparsity(scope='network')", "take scope='layer'")
+        source = source.stored()
+    if budget is None:
+        return Route(source, None, None)
+    concrete(given, "NetTrim(deviation=..., drop=...)", "give an epsilon")
+    dealt = deal(source.batch, source.weights, source.key)
+    return Route(source.of(dealt.solve, dealt.weights), budget, dealt)
+
+
+def _budget(wishes: Sequence[Wish]) -> Budget | None:
+    """The one budget that the methods share; None if none has any."""
+    found = list(dict.fromkeys(s for _, s in wishes if isinstance(s, Budget)))
+    if len(found) > 1:
+        raise MethodError(
+            "method: expected one budget for the whole network, got "
+            + " and ".join(f"{b.measure}={b.most:g}" for b in found)
+            + "; give every entry the same deviation, or the same drop and metric"
+        )
+    return found[0] if found else None
+
+
+def _measured(wishes: Sequence[Wish]) -> bool:
+    """Whether any of the methods wants the network measured for its number."""
+    mine = [m for m, s in wishes if _is_measured(s)]
+    if mine and any(isinstance(s, Budget) for _, s in wishes):
+        raise MethodError(
+            f"method: {mine[0]!r} and a NetTrim with deviation or drop each search "
+            "for the network that suits them; expected one search. Give NetTrim an "
+            "epsilon, or the pattern scope='layer'"
+        )
+    return bool(mine)
+
+
+def _is_measured(shared: Budget | Share | None) -> bool:
+    return isinstance(shared, Share) and shared.measured
+
+
+def follow(
+    route: Route, parts: Iterable[Part], asked: Methods, options: Options
+) -> Came:
+    """Prunes the network on its route; ``parts`` are those of ``route.source``."""
+    parts = iter(parts)
+    first = next(parts)
+    every = itertools.chain([first], parts)
+    old, extra = first.model.leaves, {}
+    asked = levels.by_size(first.network, asked, old)
+    if any(_is_measured(method.shared) for method in asked.values()):
+        asked, extra["split"] = _split(route.source, asked, options)
+    if route.dealt is not None:
+        return _within(route, route.dealt, list(every), asked, options)
+    leaves, outcomes, deviation = orders.run(every, asked, options)
+    reports = {k: outcome.report for k, outcome in outcomes.items()}
+    return Came(leaves, reports, deviation, extra)
+
+
+def _split(
+    source: Source, asked: Methods, options: Options
+) -> tuple[dict[int, Method], Split]:
+    """The methods with a number of weights per layer, by what half of the rows say."""
+    half = deal(source.batch, source.weights, source.key, folds=1)
+    seen = orders.observe(parts_of(source.of(half.solve, half.weights)), asked, options)
+    meters = (_meter(source, None, rows, 1.0) for rows in (half.steer, half.check))
+    return levels.search(seen, asked, options, *meters)
+
+
+def _within(
+    route: Route, dealt: Dealt, parts: list[Part], asked: Methods, options: Options
+) -> Came:
+    """As far as a budget of the whole network allows, and what was tried."""
+    source, budget = route.source, route.budget
+    assert budget is not None
+    meter = _meter(source, budget, dealt.steer, dealt.share)
+    seen = orders.observe(parts, asked, options)
+    found = deviation.search_parallel(seen, asked, options, meter)
+    if options.cascade:
+        quiet = options.silent()._replace(keep=True)
+
+        def run(methods: Methods) -> orders.Pruning:
+            return orders.in_cascade(parts, methods, quiet)
+
+        found = deviation.search_cascade(found, seen, asked, run, meter)
+    checked = _meter(source, budget, dealt.check, 1.0).read(found.leaves).value
+    extra = {
+        "budget": jnp.asarray(budget.most, jnp.float32),
+        "checked": jnp.asarray(checked, jnp.float32),
+        "measure": budget.measure,
+        "search": found.steps,
+    }
+    moved = orders.moved(seen.first, found.leaves)
+    return Came(found.leaves, found.reports, moved, extra)
+
+
+def _meter(
+    source: Source, budget: Budget | None, batches: list[Batch], share: float
+) -> Meter:
+    rows = list(parts_of(source.of(iter(batches))))
+    return Meter(budget, rows, batches, share)

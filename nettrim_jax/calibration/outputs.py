@@ -1,0 +1,33 @@
+"""How far a network's outputs moved.
+
+Knows arrays only.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from nettrim_jax.typing import Array, wide
+
+
+@jax.jit
+def deviation_of(before: Sequence[Array], after: Sequence[Array]) -> Array:
+    """Relative change of all floating outputs together, Frobenius."""
+    off, size = moved(before, after, before)
+    return jnp.sqrt(jnp.where(off == 0, 0, off / size))
+
+
+@jax.jit
+def moved(
+    before: Sequence[Array], after: Sequence[Array], trained: Sequence[Array]
+) -> tuple[Array, Array]:
+    """Squared change of all floating outputs, and their squared size as trained."""
+    off, size = jnp.zeros(()), jnp.zeros(())
+    for new, old, whole in zip(after, before, trained, strict=True):
+        if jnp.issubdtype(jnp.result_type(old), jnp.floating):
+            dtype = wide(jnp.result_type(old))
+            new, old, whole = (jnp.asarray(a, dtype) for a in (new, old, whole))
+            off = off + jnp.sum((new - old) ** 2).astype(off.dtype)
+            size = size + jnp.sum(whole**2).astype(size.dtype)
+    return off, size

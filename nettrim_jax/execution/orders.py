@@ -1,0 +1,106 @@
+"""All layers at once, or in order of execution.
+
+Knows the network's parts and the engine.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from nettrim_jax.calibration import cascade, statistics
+from nettrim_jax.calibration.batches import Part
+from nettrim_jax.calibration.capture import Activation, Draw, capture, gather
+from nettrim_jax.calibration.outputs import deviation_of
+from nettrim_jax.execution.engine import Outcome, jobs_of, solve_sites
+from nettrim_jax.execution.options import Options
+from nettrim_jax.methods.base import Method
+from nettrim_jax.typing import Array
+
+Methods = Mapping[int, Method]  # by the position of a site
+
+
+class Pruning(NamedTuple):
+    """What became of a network."""
+
+    leaves: list[Array]
+    outcomes: dict[int, Outcome]
+    deviation: Array  # of the output, on the first part
+
+
+class Seen(NamedTuple):
+    """What the trained network's layers see in all parts."""
+
+    first: Part
+    activations: tuple[Activation, ...]  # in the order of the methods
+
+
+def run(parts: Iterable[Part], asked: Methods, options: Options) -> Pruning:
+    """Every layer by its method, in the order that the options ask for."""
+    return (in_cascade if options.cascade else in_parallel)(parts, asked, options)
+
+
+def in_parallel(parts: Iterable[Part], asked: Methods, options: Options) -> Pruning:
+    """Every layer from the trained network's own activations, all solved together."""
+    seen = observe(parts, asked, options)
+    first, old = seen.first, seen.first.model.leaves
+    jobs = jobs_of(first.network, asked, seen.activations)
+    new, outcomes = solve_sites(jobs, old, old, options)
+    return Pruning(new, outcomes, moved(first, new))
+
+
+def observe(parts: Iterable[Part], asked: Methods, options: Options) -> Seen:
+    """What the trained network's layers see in all parts."""
+    options.show(0, "activations")
+    wanted = {k: method.statistics for k, method in asked.items()}
+    draw = Draw(tuple(asked), options.rows, statistics.along(wanted))
+    first: list[Part] = []
+
+    def captured(part: Part) -> tuple[Activation, ...]:
+        if not first:
+            first.append(part)
+        leaves, network = part.model.leaves, part.network
+        inputs = [*leaves, *part.batch]
+        seen, _ = capture(network, draw, network.consts, inputs, part.key, part.weights)
+        sums = statistics.apart(wanted, [part], leaves)
+        return _with(seen, draw.chosen, sums)
+
+    seen = gather(map(captured, parts), options.rows)
+    return Seen(first[0], seen)
+
+
+def in_cascade(parts: Iterable[Part], asked: Methods, options: Options) -> Pruning:
+    """In order of execution, inputs from the network as it is pruned by then."""
+    parts = list(parts)
+    network, old = parts[0].network, parts[0].model.leaves
+    new, outcomes = list(old), {}
+    wanted = {k: method.statistics for k, method in asked.items()}
+    sums = statistics.apart(wanted, parts, old)
+    runs = [cascade.Run(part, tuple(asked), old) for part in parts]
+    for at, level in enumerate(runs[0].plan.levels):
+        options.show(len(outcomes), "activations")
+        along = statistics.along({k: wanted[k] for k in level})
+        draw = Draw(level, options.rows, along)
+        each = (run.capture(at, old, new, draw) for run in runs)
+        seen = _with(gather(each, options.rows), level, sums)
+        jobs = jobs_of(network, {k: asked[k] for k in level}, seen, fed=at > 0)
+        new, found = solve_sites(jobs, old, new, options)
+        outcomes |= found
+        for run in runs:
+            run.advance(at + 1, old, new)
+    options.show(len(asked), "done")
+    return Pruning(new, outcomes, deviation_of(*runs[0].outputs(old, new)))
+
+
+def moved(part: Part, leaves: list[Array]) -> Array:
+    """How far the output moved, both by one program: another rounds in another way."""
+    return deviation_of(part.outputs(part.model.leaves), part.outputs(leaves))
+
+
+def _with(
+    seen: tuple[Activation, ...],
+    chosen: tuple[int, ...],
+    sums: Mapping[int, Mapping[str, Array]],
+) -> tuple[Activation, ...]:
+    return tuple(
+        one._replace(stats={**one.stats, **sums[k]})
+        for k, one in zip(chosen, seen, strict=True)
+    )

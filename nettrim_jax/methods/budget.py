@@ -1,0 +1,61 @@
+"""What methods ask of the whole network: a budget, or a share of one number.
+
+Knows numbers only.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.core
+import numpy as np
+
+from nettrim_jax.results import MethodError
+
+Metric = Callable[[Any, Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What the network may lose.
+
+    Attributes:
+      measure: ``"deviation"`` or ``"drop"``.
+      most: how much.
+      metric: for a drop, the function of params and batch that may fall so far.
+    """
+
+    measure: str
+    most: float
+    metric: Metric | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One number of weights for all layers that are given the same method.
+
+    Attributes:
+      level: the share of zeros among all their weights.
+      measured: whether the network is measured to split the number; otherwise the
+        weights of all layers are compared by their size.
+    """
+
+    level: float
+    measured: bool
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises MethodError if this is no amount that a network could lose."""
+    number = isinstance(value, int | float | np.number) or (
+        getattr(value, "dtype", None) is not None and np.shape(value) == ()
+    )
+    if not number or isinstance(value, bool):
+        raise MethodError(f"NetTrim({name}={value!r}): expected a number such as 0.02")
+    if isinstance(value, jax.core.Tracer):
+        raise MethodError(
+            f"NetTrim({name}): its value is being traced; a search chooses among "
+            "networks, so it needs concrete values and does not work within jax.jit, "
+            "jax.vmap or jax.grad"
+        )
+    if not (np.isfinite(value) and value > 0):
+        raise MethodError(f"NetTrim({name}={value}): expected a finite number above 0")

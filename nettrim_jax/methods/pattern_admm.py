@@ -1,0 +1,221 @@
+"""The loop of exact budgets: ADMM between a pattern and a quadratic.
+
+Its step size grows until the choice of the pattern settles. The quadratic is that of
+the Gram matrix, so the cost does not depend on the number of rows. Where a ReLU
+follows, its linear term is moved now and then to what the ReLU asks for at the present
+response; there the quadratic touches the loss, and it stays above it where errors of
+all units count alike.
+
+Knows arrays and patterns only.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nettrim_jax._numerics import matmul
+from nettrim_jax.methods.patterns import NM, Pattern, Sparsity
+from nettrim_jax.methods.quadratic import Observed, Quadratic, quadratic_of
+from nettrim_jax.typing import HIGHEST, Array
+
+# the step size, beside a Gram matrix of unit diagonal and ridge, at start and end
+FIRST, LAST = 0.03, 8.0
+EVERY = 3  # steps of one size, after which the ReLU is asked again
+RIDGES = (1e-3, 1e-2, 0.1, 0.3, 1.0)
+PLAINS = (0.0, 0.3, 1.0)
+WORK = 3 * 10**10  # terms that the products of all steps may have
+FEWEST, MOST = 36, 150  # steps
+TRIAL = 21  # steps to compare ridges and plain parts
+UNITS = 64  # units on which they are compared, at most
+ASIDE = 4  # one row of so many is kept aside for it
+CLOSE = 0.005  # of two that differ by less the more cautious is taken
+
+
+class Settings(NamedTuple):
+    """What is static of the loop; hashable, see :class:`nettrim_jax.Reconstruct`."""
+
+    relu: bool  # whether a ReLU follows
+    free: bool  # whether the bias moves
+    ridge: float | None = None
+    plain: float | None = None
+    steps: int | None = None
+
+
+def reconstruct(
+    pattern: Pattern, seen: Observed, settings: Settings
+) -> tuple[Array, Array]:
+    """One layer's weights and how far its biases move.
+
+    Args:
+      pattern: what may be left.
+      seen: the layer's lanes, which share the pattern's count.
+      settings: of the loop.
+
+    Returns:
+      ``W`` ``[b, d_in, d_out]`` and the bias' movement ``[b, d_out]``.
+    """
+    parts = choose(pattern, seen, settings)
+    quadratic = quadratic_of(seen, settings.free)
+    settings = settings._replace(steps=_steps(settings, seen))
+    W, b = _loop(pattern, quadratic, seen, parts, settings)
+    # where all is kept and nothing came before, every bit stays
+    still = (seen.P == seen.P0) | ~seen.valid[:, :, None]
+    whole = jnp.all(pattern.keep(jnp.ones_like(W))) & jnp.all(still)
+    return jnp.where(whole, seen.W0, W), jnp.where(whole, 0, b)
+
+
+def _steps(settings: Settings, seen: Observed) -> int:
+    """Fewer of them where each takes long: the last ones gain least."""
+    if settings.steps is not None:
+        return settings.steps
+    b, d_in, d_out = seen.W0.shape
+    return int(np.clip(WORK // (b * d_in**2 * d_out), FEWEST, MOST))
+
+
+class Parts(NamedTuple):
+    """What keeps a layer from learning its rows by heart."""
+
+    ridge: Array  # []
+    plain: Array  # []
+
+
+def choose(pattern: Pattern, seen: Observed, settings: Settings) -> Parts:
+    """The ridge and the plain part of a layer.
+
+    What is not given is tried on most of the rows, with few steps and some of the
+    units, and the others judge.
+    """
+    n, dtype, relu = seen.X.shape[1], seen.X.dtype, settings.relu
+    ridges = RIDGES if settings.ridge is None else (float(settings.ridge),)
+    plains = PLAINS if settings.plain is None else (float(settings.plain),)
+    plains = plains if relu else (1.0,)
+    ridge, plain = (jnp.asarray(a[len(a) // 2], dtype) for a in (ridges, plains))
+    if len(ridges) == len(plains) == 1 or n < 2 * ASIDE:
+        return Parts(ridge, plain)
+    settings = settings._replace(steps=min(TRIAL, _steps(settings, seen)))
+    seen = _some_units(pattern, seen._replace(coupling=None))
+    aside = np.arange(n) % ASIDE == ASIDE - 1
+    rows = jnp.where(seen.valid[:, aside, None], seen.X[:, aside], 0)
+    rows = jnp.concatenate([rows, seen.valid[:, aside, None].astype(dtype)], axis=2)
+    fit = _rows(seen, ~aside)._replace(
+        moments=seen.moments - matmul(rows.transpose(0, 2, 1), rows)
+    )
+    out = _rows(seen, aside)
+    run = functools.partial(_loop, pattern, quadratic_of(fit, settings.free), fit)
+
+    def error(ridge: Array, plain: Array) -> Array:
+        W, b = run(Parts(ridge, plain), settings)
+        answer = out.P0 + matmul(out.X, W - out.W0) + b[:, None, :]
+        want = out.P
+        if relu:
+            answer, want = jnp.maximum(answer, 0), jnp.maximum(want, 0)
+        return jnp.sum(jnp.where(out.valid[:, :, None], (answer - want) ** 2, 0))
+
+    def best(tried: Array, off: Array) -> Array:
+        """The last of those that are about as good as the best."""
+        off = jnp.where(jnp.isfinite(off), off, jnp.inf)
+        good = off <= (1 + CLOSE) ** 2 * jnp.min(off)
+        return tried[len(tried) - 1 - jnp.argmax(good[::-1])]
+
+    if len(ridges) > 1:  # from bold to cautious
+        tried = jnp.asarray(ridges, dtype)
+        ridge = best(tried, jax.vmap(error, (0, None))(tried, plain))
+    if len(plains) > 1:
+        tried = jnp.asarray(plains, dtype)
+        plain = best(tried, jax.vmap(error, (None, 0))(ridge, tried))
+    return Parts(ridge, plain)
+
+
+class _State(NamedTuple):
+    Z: Array  # [b, d_in, d_out], within the pattern
+    U: Array  # [b, d_in, d_out], scaled dual
+    G: Array  # [b, d_in, d_out], the linear term
+    b: Array  # [b, d_out]
+    rho: Array  # []
+
+
+def _loop(
+    pattern: Pattern,
+    quadratic: Quadratic,
+    seen: Observed,
+    parts: Parts,
+    settings: Settings,
+) -> tuple[Array, Array]:
+    """Weights within the pattern and how far biases move, after so many steps."""
+    X, size, coupling = quadratic.X, quadratic.size, quadratic.coupling
+    relu, free, steps = settings.relu, settings.free, settings.steps
+    assert steps is not None
+    ridge = parts.ridge
+    plain = jnp.maximum(parts.plain, quadratic.least)[:, None, None]
+    B = seen.W0 * size[:, :, None]
+
+    def weighed(G: Array) -> Array:
+        return G if coupling is None else matmul(G, coupling.M)
+
+    start = weighed(matmul(quadratic.A, B)) + ridge * B
+    valid = seen.valid[:, :, None]
+    on = seen.P > 0 if relu else jnp.ones_like(seen.P, bool)
+    rows = jnp.maximum(jnp.sum(valid, axis=1), 1).astype(X.dtype)
+
+    def aim(W: Array, b: Array) -> tuple[Array, Array]:
+        """The linear term, and the bias, that the present response asks for."""
+        want = seen.P
+        if relu:
+            R = seen.P0 + matmul(X, W - B) + b[:, None, :]
+            off = plain * seen.P + (1 - plain) * jnp.minimum(R, 0)
+            want = jnp.where(on, want, off)
+        move = jnp.where(valid, want - seen.P0, 0)
+        G = quadratic.share[:, None, None] * matmul(X.transpose(0, 2, 1), move)
+        G = start + weighed(G)
+        return G, jnp.sum(move, axis=1) / rows if free else b
+
+    e, Q = quadratic.e, quadratic.Q
+
+    def solve(right: Array, rho: Array) -> Array:
+        right = matmul(Q.transpose(0, 2, 1), right)
+        if coupling is None:
+            return matmul(Q, right / (e + ridge + rho)[:, :, None])
+        curve = e[:, :, None] * coupling.e[:, None, :] + ridge + rho
+        turned = matmul(right, coupling.Q) / curve
+        return matmul(matmul(Q, turned), coupling.Q.transpose(0, 2, 1))
+
+    growth = (LAST / FIRST) ** (EVERY / max(steps, EVERY))
+
+    def step(i: Array, state: _State) -> _State:
+        Z, U, G, b, rho = state
+        W = solve(G + rho * (Z - U), rho)
+        V = W + U
+        Z = jnp.where(pattern.keep(V**2), V, 0)
+        state = _State(Z, V - Z, G, b, rho)
+
+        def next_size() -> _State:
+            G, b = aim(W, state.b) if relu else (state.G, state.b)
+            return _State(Z, state.U / growth, G, b, growth * rho)
+
+        return jax.lax.cond((i + 1) % EVERY == 0, next_size, lambda: state)
+
+    G, b = aim(B, jnp.zeros_like(B[:, 0]))
+    state = _State(B, jnp.zeros_like(B), G, b, FIRST * (1 + ridge))
+    state = jax.lax.fori_loop(0, steps, step, state)
+    W = state.Z / size[:, :, None]
+    return W, state.b - jnp.einsum(
+        "bi,bio->bo", quadratic.mean, W - seen.W0, precision=HIGHEST
+    )
+
+
+def _rows(seen: Observed, pick: np.ndarray) -> Observed:
+    names = ("X", "P", "P0", "valid")
+    return seen._replace(**{name: getattr(seen, name)[:, pick] for name in names})
+
+
+def _some_units(pattern: Pattern, seen: Observed) -> Observed:
+    """Evenly spaced units, where a pattern asks the same of any number of them."""
+    d_out = seen.W0.shape[2]
+    if d_out <= UNITS or not isinstance(pattern, Sparsity | NM):
+        return seen
+    pick = np.arange(UNITS) * d_out // UNITS
+    names = ("P", "P0", "W0")
+    return seen._replace(**{name: getattr(seen, name)[:, :, pick] for name in names})
