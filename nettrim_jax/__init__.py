@@ -1,7 +1,8 @@
 """Prunes trained neural networks by convex optimisation (Net-Trim), in JAX."""
 
-from nettrim_jax import plots, results
+from nettrim_jax import methods, plots, results, training
 from nettrim_jax.bounds.normal_form import Normalized, link_normalize
+from nettrim_jax.convex import penalties
 from nettrim_jax.convex.admm import history, solve
 from nettrim_jax.convex.config import ADMM
 from nettrim_jax.convex.cvxpy import to_cvxpy
@@ -17,11 +18,13 @@ from nettrim_jax.convex.groups import GroupL1, SparseGroup
 from nettrim_jax.convex.path import Path, path
 from nettrim_jax.convex.programs import Program, linear_program, relu_program
 from nettrim_jax.convex.solution import Certificate, History, Solution, Stats
+from nettrim_jax.methods import patterns
 from nettrim_jax.methods.nettrim import NetTrim
 from nettrim_jax.methods.patterns import NM, Blocks, Inputs, Neurons, Sparsity
 from nettrim_jax.methods.reconstruct import Reconstruct
 from nettrim_jax.methods.rules import Magnitude, Random, Wanda
 from nettrim_jax.methods.sparsegpt import SparseGPT
+from nettrim_jax.methods.taylor import Taylor
 from nettrim_jax.pruning import Pruned, prune
 from nettrim_jax.refitting import refit
 from nettrim_jax.report import Listing, Report, SearchStep, SiteInfo, SiteReport, Split
@@ -64,12 +67,16 @@ __all__ = [
     "Sparsity",
     "Split",
     "Stats",
+    "Taylor",
     "Wanda",
     "history",
     "keep_sparse",
     "linear_program",
     "link_normalize",
+    "methods",
     "path",
+    "patterns",
+    "penalties",
     "plots",
     "prune",
     "refit",
@@ -78,4 +85,5 @@ __all__ = [
     "sites",
     "solve",
     "to_cvxpy",
+    "training",
 ]

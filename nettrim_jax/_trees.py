@@ -1,6 +1,6 @@
-"""Trees of arrays: which leaves are arrays, where they stand, what is known of them.
+"""Trees of arrays: which leaves are arrays, their paths, and checks of their values.
 
-Knows pytrees only.
+Knows pytrees; knows no network.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from nettrim_jax.typing import Array, ArrayLike, LeafPath, Params
 
-STATIC: Any = {"static": True}  # of a record's field: configuration, not an array
+STATIC: Any = {"static": True}  # marks fields that are configuration, not arrays
 
 
 def is_array(leaf: Any) -> bool:
@@ -21,12 +21,12 @@ def is_array(leaf: Any) -> bool:
 
 
 def known(array: ArrayLike) -> bool:
-    """Whether the values can be looked at, that is, are not being traced."""
+    """Whether the values are known, that is, are not being traced."""
     return not isinstance(array, jax.core.Tracer)
 
 
 def path_of(keys: Any) -> LeafPath:
-    """The path of a leaf in words, ``"params/Dense_0/kernel"``; empty of a bare one."""
+    """The path of a leaf, ``"params/Dense_0/kernel"``; empty if params are the leaf."""
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
@@ -36,15 +36,44 @@ def paths_of(params: Params) -> tuple[LeafPath, ...]:
     return tuple(path_of(keys) or "params" for keys, leaf in leaves if is_array(leaf))
 
 
-def filled(tree: Any, everything: Sequence[Any], arrays: Sequence[Array]) -> Any:
-    """The pytree with its array leaves replaced and the others as they are."""
-    given = iter(arrays)
-    leaves = [next(given) if is_array(leaf) else leaf for leaf in everything]
-    return jax.tree.unflatten(tree, leaves)
+class Filler:
+    """Makes a pytree like a given one with other arrays; other leaves stay.
+
+    Fillers whose trees differ in arrays only are equal static arguments of ``jax.jit``.
+
+    Args:
+      params: a pytree.
+    """
+
+    def __init__(self, params: Params):
+        leaves, self.tree = jax.tree.flatten(params)
+        self.rest = tuple(None if is_array(leaf) else (leaf,) for leaf in leaves)
+
+    def __call__(self, arrays: Sequence[Array]) -> Params:
+        """The pytree with these arrays."""
+        given = iter(arrays)
+        leaves = [next(given) if one is None else one[0] for one in self.rest]
+        return jax.tree.unflatten(self.tree, leaves)
+
+    def __hash__(self) -> int:
+        return hash(self.tree)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Filler)
+            and self.tree == other.tree
+            and all(map(_same, self.rest, other.rest))
+        )
+
+
+def _same(one: tuple | None, other: tuple | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one[0] is other[0]
 
 
 def require_finite(name: str, tree: Any, error: type[Exception]) -> None:
-    """Raises ``error`` with the place of the first NaN or infinity, where known."""
+    """Raises ``error`` with the path of the first NaN or infinity, if it is known."""
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if not is_array(leaf) or not known(leaf):
             continue

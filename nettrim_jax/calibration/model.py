@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax._trees import filled, is_array, require_finite
+from nettrim_jax._trees import Filler, is_array, require_finite
 from nettrim_jax.results import ParamsError
 from nettrim_jax.typing import ApplyFn, Array, Params
 
@@ -18,23 +18,24 @@ class Model:
     """Params and the function that runs them.
 
     Args:
-      params: a pytree; what is no array in it stays as it is.
+      params: a pytree; leaves that are no arrays stay as they are.
       apply_fn: the network.
 
     Raises:
-      ParamsError: a number of the params is not finite.
+      ParamsError: a value in the params is not finite.
     """
 
     def __init__(self, params: Params, apply_fn: ApplyFn):
         require_finite("params", params, ParamsError)
         self.params, self.apply_fn = params, apply_fn
-        self._everything, self._tree = jax.tree.flatten(params)
+        self.filler = Filler(params)
 
     @functools.cached_property
     def leaves(self) -> list[Array]:
         """The arrays among the params' leaves."""
-        return [jnp.asarray(leaf) for leaf in self._everything if is_array(leaf)]
+        leaves = jax.tree.leaves(self.params)
+        return [jnp.asarray(leaf) for leaf in leaves if is_array(leaf)]
 
     def fill(self, leaves: Sequence[Array]) -> Params:
         """The params with other arrays."""
-        return filled(self._tree, self._everything, leaves)
+        return self.filler(leaves)

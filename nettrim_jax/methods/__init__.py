@@ -1,1 +1,32 @@
-"""What the user chooses; one layer each."""
+"""Prunes one layer by a chosen method; only ``refit`` knows the whole network.
+
+- ``base``: the protocol of a method, and the records between it and the engine.
+- ``budget``: the budget or share that a method may ask of the whole network.
+- ``patterns``: the weights of a layer that may be left, by exact choice.
+- ``ranking``: a search for the highest of some scores.
+- ``nettrim``: ``NetTrim``, the convex program as a method.
+- ``layer_program``: the convex programs of one site, from its activations.
+- ``rules``: ``Magnitude``, ``Random`` and ``Wanda``, which are closed forms.
+- ``sparsegpt``: ``SparseGPT``, a rule that removes weights input by input.
+- ``taylor``: ``Taylor``, a rule that uses the gradient of a loss.
+- ``reconstruct``: ``Reconstruct``, which chooses and fits the weights of a pattern.
+- ``pattern_admm``: the loop of ``Reconstruct``.
+- ``quadratic``: the quadratic loss of ``Reconstruct``.
+- ``refit``: the best values of the weights that a given mask keeps.
+"""
+
+from nettrim_jax.methods.nettrim import NetTrim
+from nettrim_jax.methods.reconstruct import Reconstruct
+from nettrim_jax.methods.rules import Magnitude, Random, Wanda
+from nettrim_jax.methods.sparsegpt import SparseGPT
+from nettrim_jax.methods.taylor import Taylor
+
+__all__ = [
+    "Magnitude",
+    "NetTrim",
+    "Random",
+    "Reconstruct",
+    "SparseGPT",
+    "Taylor",
+    "Wanda",
+]

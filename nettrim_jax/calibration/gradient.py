@@ -1,0 +1,77 @@
+"""The derivatives of the user's loss by each weight of the trained network.
+
+Knows the network's parts; knows no solver and no method.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+
+from nettrim_jax._trees import Filler
+from nettrim_jax.calibration.batches import Part
+from nettrim_jax.results import MethodError
+from nettrim_jax.typing import Array, ArrayLike, Batch, Params, wide
+
+Loss = Callable[[Params, Batch], ArrayLike]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossGradient:
+    r"""Squared derivatives of the loss by a layer's weights, ``[b, d_in, d_out]``.
+
+    .. math::
+        \sum_{\text{batches}} \Big(\frac{\partial L}{\partial W_{ij}}\Big)^2
+
+    Attributes:
+      loss: ``loss(params, batch)``, one number.
+    """
+
+    loss: Loss
+
+    name: ClassVar[str] = "loss gradient"
+
+    def of(
+        self, part: Part, chosen: tuple[int, ...], leaves: Sequence[Array]
+    ) -> Mapping[int, Array]:
+        """The squares on one batch, by one backward pass through network and loss."""
+        sites = {k: part.network.sites[k] for k in chosen}
+        moved = {site.leaf: leaves[site.leaf] for site in sites.values()}
+        tree = jax.tree.structure(part.given)
+        try:
+            slopes = _slopes(
+                self.loss, part.model.filler, tree, moved, list(leaves), part.batch
+            )
+        except Exception as error:
+            first = str(error).strip().split("\n")[0].rstrip(".")
+            raise MethodError(
+                "loss: expected loss(params, batch) to give one floating number that "
+                "jax.grad can differentiate by params, with params and batch as "
+                f"apply_fn takes them; it failed: {type(error).__name__}: {first}"
+            ) from error
+        return {k: _square(slopes[site.leaf], site.index) for k, site in sites.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "filler", "tree"))
+def _slopes(
+    loss: Loss,
+    filler: Filler,
+    tree: Any,
+    moved: dict[int, Array],
+    leaves: list[Array],
+    batch: list[Array],
+) -> dict[int, Array]:
+    """The gradient of the loss by some of the leaves."""
+
+    def value(moved: dict[int, Array]) -> ArrayLike:
+        filled = [moved.get(i, leaf) for i, leaf in enumerate(leaves)]
+        return loss(filler(filled), jax.tree.unflatten(tree, batch))
+
+    return jax.grad(value)(moved)
+
+
+@jax.jit
+def _square(slope: Array, index: Array) -> Array:
+    return slope.astype(wide(slope.dtype)).ravel()[index] ** 2
