@@ -1,6 +1,6 @@
-"""What is checked before a pruning starts and after it ends.
+"""Checks of the arguments before a pruning and of its report after it.
 
-Knows values and messages only.
+Knows values and reports; knows no network.
 """
 
 import math
@@ -32,7 +32,7 @@ def arguments(
     bound: bool = False,
     caller: str = "prune",
 ) -> ADMM:
-    """The solver's settings; raises MethodError if anything is out of its range."""
+    """The solver's settings; raises MethodError if an argument is out of its range."""
     solver = ADMM() if solver is None else solver
     for name, value, good, wanted in (
         ("mode", mode, mode in MODES, f"one of {MODES}"),
@@ -67,7 +67,7 @@ def _number(value: Any) -> bool:
 
 
 def random_key(key: Any, caller: str = "prune") -> Array:
-    """The PRNG key that ``key`` is, or is the seed of; otherwise MethodError."""
+    """The PRNG key that ``key`` is or seeds; raises MethodError if it is neither."""
     if _whole(key):
         return jax.random.key(key)
     dtype = getattr(key, "dtype", None)
@@ -150,4 +150,4 @@ def _failed(report: Report) -> list[SiteReport]:
 def _tell(text: str, on_failure: str) -> None:
     if on_failure == "raise":
         raise SolveError(text)
-    warnings.warn(text, stacklevel=4)  # where the user called
+    warnings.warn(text, stacklevel=4)  # points to the user's call

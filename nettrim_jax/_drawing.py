@@ -1,7 +1,7 @@
-"""Where a picture is drawn, in which colours, and what may be drawn at all.
+"""The axes, the colours and the checks of arguments of all plots.
 
-The one room that imports matplotlib, where a picture is drawn and not before. Knows
-reports and arrays.
+matplotlib is imported only where a plot is drawn.
+Knows reports, paths and arrays; knows no plot.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,13 @@ from nettrim_jax.typing import ArrayLike
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito (2008); in grey they are as light as they are listed, dark first
+# Okabe and Ito (2008), listed from dark to light as they are in grey
 BLACK, BLUE, VERMILION, GREY = "#000000", "#0072B2", "#D55E00", "#999999"
-PALE = "#B5DAF3"  # a tint of sky blue, for areas behind what is drawn on them
+PALE = "#B5DAF3"  # a tint of sky blue, for areas behind other marks
 
 
 def axes(function: str, ax: "Axes | None", size: tuple[float, float]) -> "Axes":
-    """The axes that were given, or new ones."""
+    """The given axes, or new ones."""
     try:
         import matplotlib.pyplot as plt
         from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def axes(function: str, ax: "Axes | None", size: tuple[float, float]) -> "Axes":
 
 
 def check_known(function: str, what: Any) -> None:
-    """Raises if values are traced."""
+    """Raises PlotError if values are traced."""
     if not all(known(leaf) for leaf in jax.tree.leaves(what)):
         raise PlotError(
             f"plots.{function}: the values are being traced; draw outside of jax.jit, "
@@ -53,7 +53,7 @@ def check_known(function: str, what: Any) -> None:
 
 
 def check_report(function: str, report: Any) -> None:
-    """Raises unless it is one network's report."""
+    """Raises PlotError unless it is the report of one network."""
     if not isinstance(report, Report):
         raise PlotError(
             f"plots.{function}: expected a report, got {type(report).__name__}; give "
@@ -69,7 +69,7 @@ def check_report(function: str, report: Any) -> None:
 
 
 def check_path(function: str, found: Any) -> None:
-    """Raises unless it is one program's path."""
+    """Raises PlotError unless it is the path of one program."""
     if not isinstance(found, Path):
         raise PlotError(
             f"plots.{function}: expected a path, got {type(found).__name__}; make one "
@@ -117,7 +117,7 @@ def _drawable(dtype: Any) -> bool:
 
 
 def matrices(function: str, *given: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """The same, of two dimensions."""
+    """The same for weights of two dimensions."""
     old, new = pair(function, *given)
     if old.ndim != 2:
         raise PlotError(
@@ -128,6 +128,6 @@ def matrices(function: str, *given: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def above(values: np.ndarray) -> float:
-    """A limit of an axis from zero that leaves room above the largest value."""
+    """The upper limit of an axis from zero, with space above the largest value."""
     finite = values[np.isfinite(values)]
     return 1.08 * float(finite.max(initial=0)) or 1.0

@@ -1,6 +1,6 @@
-"""Products, norms and quotients as everything here computes them.
+"""Products, norms and quotients, as all other files compute them.
 
-Knows arrays only.
+Knows arrays; knows no network.
 """
 
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""A bar on a terminal, or the user's own callback. Knows nothing of pruning."""
+"""Progress as a bar on a terminal, or through the user's own callback.
+
+Knows text; knows no pruning.
+"""
 
 import sys
 from collections.abc import Callable
@@ -12,16 +15,16 @@ WIDTH = 30
 
 
 def start(progress: Progress, total: int, traced: bool) -> Callable[[int, str], None]:
-    """What to call as ``(done, what)`` for the progress that was asked for.
+    """A function that is called as ``(done, what)`` and shows the progress.
 
     Args:
       progress: ``None``: a bar if stderr is a terminal; True or False: a bar or none;
         or a callback ``(done, total, what)``.
-      total: how many steps there are.
-      traced: whether JAX is tracing, when there is no progress to show.
+      total: number of steps.
+      traced: whether JAX is tracing; then there is no progress to show.
 
     Returns:
-      A function; one that does nothing where there is nothing to show.
+      The function; it does nothing where there is nothing to show.
 
     Raises:
       MethodError: ``progress`` is none of these.

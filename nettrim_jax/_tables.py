@@ -1,4 +1,7 @@
-"""Text of at most 100 columns: tables, and what was left alone. Knows text only."""
+"""Text of at most 100 columns: tables, and lines about leaves that were left alone.
+
+Knows text; knows no report.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +12,7 @@ WIDTH = 100
 def grid(
     columns: Sequence[tuple[str, int]], rows: Sequence[tuple[str, Sequence[Any]]]
 ) -> list[str]:
-    """A heading and one line per row; long paths lose their head."""
+    """A heading and one line per row; long paths lose their beginning."""
     width = WIDTH - sum(w + 1 for _, w in columns)
     width = max(min(width, max(len(path) for path, _ in rows)), len("layer"))
 

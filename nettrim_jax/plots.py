@@ -1,11 +1,10 @@
-"""Pictures of layers, reports, paths and solves.
+"""Plots of layers, reports, paths and solves.
 
 Each function takes an ``Axes`` of matplotlib, or makes one, and returns it. The colours
-are those of Okabe and Ito (2008), told apart by the colour-blind; in grey they differ
-in lightness, marker or line.
+are those of Okabe and Ito (2008), which the colour-blind can tell apart; in grey they
+differ in lightness, marker or line. matplotlib is imported only where a plot is drawn.
 
-Needs matplotlib where a picture is drawn, and only there. Knows what ``prune``,
-``path`` and ``history`` give back; no room knows it.
+Knows the results of ``prune``, ``path`` and ``history``; knows no network.
 """
 
 from collections.abc import Sequence
@@ -28,15 +27,15 @@ if TYPE_CHECKING:
 
 
 def links(before: ArrayLike, after: ArrayLike, ax: "Axes | None" = None) -> "Axes":
-    r"""A layer's links as an adjacency picture: which are left, and which went.
+    r"""The adjacency matrix of a layer: the links that are left, removed and new.
 
     .. math::
         \text{left: } W_{ij} \ne 0 \ne W'_{ij}, \qquad
         \text{removed: } W_{ij} \ne 0 = W'_{ij}, \qquad
         \text{new: } W_{ij} = 0 \ne W'_{ij}
 
-    (After Aghasi et al., 2017, fig. 4.) Where a picture has fewer dots than the layer
-    has links, a dot has the mean of its links' colours.
+    (After Aghasi et al., 2017, fig. 4.) If there are fewer pixels than links, a pixel
+    has the mean of its links' colours.
 
     Args:
       before: the trained weights, ``[d_in, d_out]``.
@@ -47,8 +46,8 @@ def links(before: ArrayLike, after: ArrayLike, ax: "Axes | None" = None) -> "Axe
       The axes, with inputs from left to right and units from top to bottom.
 
     Raises:
-      PlotError: no two matrices of one shape with known, finite values; or matplotlib
-        is not installed.
+      PlotError: these are not two matrices of one shape with known, finite values; or
+        matplotlib is not installed.
 
     Example:
       >>> import jax.numpy as jnp
@@ -81,7 +80,7 @@ def links(before: ArrayLike, after: ArrayLike, ax: "Axes | None" = None) -> "Axe
 def weights(
     before: ArrayLike, after: ArrayLike, ax: "Axes | None" = None, bins: int = 60
 ) -> "Axes":
-    r"""Histogram of the weights that are not zero; exact zeros are counted apart.
+    r"""A histogram of the non-zero weights, with exact zeros counted separately.
 
     .. math::
         |\{i : W_i \in \text{bin},\, W_i \ne 0\}|
@@ -91,14 +90,14 @@ def weights(
       before: the trained weights, of any shape.
       after: the pruned weights, of the same shape.
       ax: where to draw; a new figure if None.
-      bins: how many bins share the range of both.
+      bins: number of bins over the range of both.
 
     Returns:
       The axes, with counts on a log axis and exact zeros as a stem at zero.
 
     Raises:
-      PlotError: no two arrays of one shape with known, finite values, or ``bins`` is
-        no number of bins; or matplotlib is not installed.
+      PlotError: these are not two arrays of one shape with known, finite values, or
+        ``bins`` is not a positive integer; or matplotlib is not installed.
 
     Example:
       >>> import jax.numpy as jnp
@@ -117,7 +116,7 @@ def weights(
     counts = [np.histogram(a[a != 0], edges)[0] for a in (old, new)]
     sums = [int(count.sum()) for count in counts]
     labels = [f"before: {sums[0]} not zero", f"after: {sums[1]} not zero"]
-    # the log axis starts at half a weight, so that one alone is seen
+    # the log axis starts at half a weight, so that a single one is visible
     ax.stairs(counts[0], edges, baseline=0.5, fill=True, color=PALE, label=labels[0])
     ax.stairs(counts[1], edges, baseline=0.5, color=BLUE, lw=1.8, label=labels[1])
     stems = (("after", new, "-o", BLACK), ("before", old, "--s", "white"))
@@ -133,22 +132,22 @@ def weights(
 
 
 def sites(report: Report, ax: "Axes | None" = None) -> "Axes":
-    r"""Sparsity and error of every layer of a report, both in per cent.
+    r"""The sparsity and the error of every layer of a report, both in per cent.
 
     .. math::
         100\,(1 - \text{nonzeros} / \text{size}), \qquad
         100\,\text{error}, \qquad 100\,\text{held_out_error}
 
     Args:
-      report: of one network, with known values.
+      report: the report of one network, with known values.
       ax: where to draw; a new figure if None.
 
     Returns:
-      The axes with the sparsity, on the lower axis; the errors are on its twin with
-      the upper one, which is ``ax.figure.axes[-1]``.
+      The axes, with the sparsity on the lower axis; the errors are on the upper axis of
+      its twin, which is ``ax.figure.axes[-1]``.
 
     Raises:
-      PlotError: ``report`` is no report with layers, is traced or has a mapped axis;
+      PlotError: ``report`` is not a report with layers, is traced or has a mapped axis;
         or matplotlib is not installed.
 
     Example:
@@ -171,7 +170,7 @@ def sites(report: Report, ax: "Axes | None" = None) -> "Axes":
         100 * np.asarray([float(getattr(site, name)) for site in report.sites])
         for name in ("sparsity", "error", "held_out_error")
     )
-    # bars in the upper half of a row, marks in the lower, since their scales differ
+    # bars are in the upper half of a row, marks in the lower: their scales differ
     bars = ax.barh(rows - 0.2, sparsity, 0.4, color=PALE, label="sparsity")
     ax.set_yticks(rows, [site.path for site in report.sites])
     ax.set(xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5))
@@ -192,24 +191,24 @@ def sites(report: Report, ax: "Axes | None" = None) -> "Axes":
 
 
 def path(found: Path, ax: "Axes | None" = None) -> "Axes":
-    r"""Sparsity and penalty against the budget, along a path.
+    r"""The sparsity and the penalty against the budget, along a path.
 
     .. math::
         \epsilon_k \mapsto 100\,|\{ij : W^k_{ij} = 0\}| / (d_\text{in} d_\text{out}),
         \qquad \epsilon_k \mapsto g(W^k)
 
     Args:
-      found: what :func:`nettrim_jax.path` returned for one program.
+      found: the path of one program, from :func:`nettrim_jax.path`.
       ax: where to draw; a new figure if None.
 
     Returns:
-      The axes with the sparsity, on the left; the penalty is on its twin with the
-      right one, which is ``ax.figure.axes[-1]``. A solve that did not converge is
+      The axes, with the sparsity on the left axis; the penalty is on the right axis of
+      its twin, which is ``ax.figure.axes[-1]``. A solve that did not converge is
       crossed out.
 
     Raises:
-      PlotError: ``found`` is no path, is traced or has a mapped axis; or matplotlib is
-        not installed.
+      PlotError: ``found`` is not a path, is traced or has a mapped axis; or matplotlib
+        is not installed.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -228,7 +227,7 @@ def path(found: Path, ax: "Axes | None" = None) -> "Axes":
         np.asarray(a, float)[order]
         for a in (found.epsilons, found.sparsity, found.solutions.stats.objective)
     )
-    # no weights, no sparsity: a NaN is not a zero
+    # weights that are NaN have no sparsity, since NaN is not zero
     lost = ~np.isfinite(np.asarray(found.solutions.W)[order]).all(axis=(1, 2))
     sparsity, value = (np.where(lost, np.nan, a) for a in (100 * sparsity, value))
     handles = ax.plot(epsilons, sparsity, "-o", color=BLUE, label="sparsity")
@@ -257,15 +256,15 @@ def path(found: Path, ax: "Axes | None" = None) -> "Axes":
 def convergence(
     program: Program, config: ADMM | None = None, ax: "Axes | None" = None
 ) -> "Axes":
-    r"""Gap and violation against the steps of a solve, with the tolerance.
+    r"""The gap and the violation against the steps of a solve, with the tolerance.
 
     .. math::
         k \mapsto |g(W_k) - D_k| / g(W_k), \qquad
         k \mapsto \mathrm{dist}(X W_k + b_k + t) / \|Y_\Omega\|_F
 
-    It solves the program by :func:`nettrim_jax.history`, in the very steps of
-    :func:`nettrim_jax.solve`. Zeros have no place on a log axis and are left out; it
-    ends at a hundredth of the tolerance.
+    It solves the program by :func:`nettrim_jax.history`, in the same steps as
+    :func:`nettrim_jax.solve`. Zeros have no place on a log axis and are left out; the
+    axis ends at a hundredth of the tolerance.
 
     Args:
       program: one program, with known values.
@@ -276,7 +275,7 @@ def convergence(
       The axes, both logarithmic.
 
     Raises:
-      PlotError: ``program`` is traced, holds NaN, or matplotlib is not installed.
+      PlotError: ``program`` is traced or holds NaN; or matplotlib is not installed.
       ProgramError: as :func:`nettrim_jax.solve`.
       MethodError: as :func:`nettrim_jax.solve`.
 
@@ -322,14 +321,14 @@ def convergence(
 
 
 def bound(reports: Sequence[Report], ax: "Axes | None" = None) -> "Axes":
-    r"""What the theorem allows against what was measured, one mark per report.
+    r"""The measured deviation against the theorem's bound, one mark per report.
 
     .. math::
         (\text{bound},\; \text{deviation}), \qquad
         \text{with the line } \text{deviation} = \text{bound}
 
     Args:
-      reports: of one network each, with known values; one alone will do.
+      reports: reports of one network each, with known values; or one report.
       ax: where to draw; a new figure if None.
 
     Returns:
@@ -337,8 +336,8 @@ def bound(reports: Sequence[Report], ax: "Axes | None" = None) -> "Axes":
       of zero, have no mark; the legend counts them.
 
     Raises:
-      PlotError: no report has a bound, one of them is none, is traced or has a mapped
-        axis; or matplotlib is not installed.
+      PlotError: no report has a bound, one of them is not a report, is traced or has a
+        mapped axis; or matplotlib is not installed.
 
     Example:
       >>> import jax.numpy as jnp

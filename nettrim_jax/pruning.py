@@ -1,7 +1,7 @@
-"""``prune``: params, apply_fn and a batch in; sparse params, mask and report out.
+"""``prune``: takes params, apply_fn and a batch; returns params, mask and report.
 
-The pipeline: options, model, data, selection, the route of the pruning, report. Knows
-every package; nobody knows it but its like.
+The pipeline is options, model, data, selection, the route of the pruning, report.
+Knows all packages; no package knows it.
 """
 
 import dataclasses
@@ -27,13 +27,14 @@ from nettrim_jax.typing import ApplyFn, Array, Batch, LeafPath, Params
 
 
 class Pruned(NamedTuple):
-    """What :func:`prune` gives back.
+    """The result of :func:`prune`.
 
     Attributes:
-      params: same tree, shapes and dtypes; removed weights are exact zeros.
-      mask: same tree, bool: False where a weight was removed, True for all else, such
-        as biases, be they zero or not.
-      report: the layers, what was left alone, and how far the output moved.
+      params: the new params, with the given tree, shapes and dtypes; removed weights
+        are exact zeros.
+      mask: a tree of bool like ``params``: False where a weight was removed, and True
+        for all other entries, such as those of biases, even if they are zero.
+      report: the pruned layers, the leaves left alone, and the change of the output.
     """
 
     params: Params
@@ -60,65 +61,68 @@ def prune(
     memory: int = 2**31,
     bound: bool = False,
 ) -> Pruned:
-    r"""Prunes every linear layer of a trained network by Net-Trim's convex program.
+    r"""Prunes the linear layers of a trained network, by default with Net-Trim.
 
     .. math::
         \min_W \|W\|_1 \quad\text{s.t.}\quad
         \|(X W + t - Y)_\Omega\|_F \le \epsilon \|Y\|_F, \quad
         (X W + t)_{ij} \le 0 \;\text{off}\; \Omega
 
-    per layer, with ``X`` what the trained network feeds it and ``Y`` what it answers
-    after its ReLU; over all entries where no ReLU follows. Needs no labels and no
-    retraining. (Aghasi et al., 2017.)
+    is the program of one layer, with its inputs ``X`` in the trained network, its
+    offset ``t``, its trained response ``Y`` after the ReLU, and :math:`\Omega` where
+    ``Y`` is positive; without a ReLU :math:`\Omega` is all entries. It needs no labels
+    and no retraining. (Aghasi et al., 2017.)
 
-    It is a pure function: it works within ``jax.jit``, under ``jax.vmap`` over a
-    stack of params and under ``jax.grad``; there nothing raises on values, and the
-    codes are in the report. Derivatives are those of the solutions: NaN where a solve
-    did not converge, and as exact as ``solver.tol`` lets the solutions be.
+    ``prune`` is a pure function. It works within ``jax.jit``, under ``jax.vmap`` over a
+    stack of params, and under ``jax.grad``; values raise no errors there, and the codes
+    are in the report. Derivatives are those of the solutions: NaN where a solve did not
+    converge, and otherwise as exact as ``solver.tol`` makes the solutions.
 
     Args:
-      params: a pytree of arrays; leaves of other kinds stay as they are.
-      apply_fn: the network, ``apply_fn(params, batch)``; what it returns is
-        compared before and after, and exact budgets ask what moves it.
-      batch: what ``apply_fn`` takes; or an iterator or loader of such batches, read
-        once. In parallel mode memory grows with ``rows`` and not with the number of
-        batches; in cascade mode all of them are kept.
-      method: ``NetTrim()`` by default, one of the other methods, a pattern (which
-        means ``Reconstruct(pattern)``), or a dict from regular expressions
-        (``re.search`` on a leaf's path, first match wins) to one of these or ``None``.
-        With ``NetTrim(deviation=...)`` or ``drop`` the batch is
-        dealt out, and half of its rows are solved on; all batches of a loader are kept.
-        So it is with ``Sparsity(scope="network")`` (but by ``Magnitude``), only to
-        choose how many weights each layer keeps; these are then solved for on all rows.
-      mode: ``"parallel"``: every layer from the trained network's own activations.
-        ``"cascade"``: in order of execution, inputs from the network as pruned by
-        then, targets from the trained one. (Experts behind ``jax.lax.ragged_dot`` are
-        pruned as in parallel mode: what comes before may now send them other rows.)
-      solver: ``ADMM()`` by default.
-      rows: at most so many rows (samples, positions) per layer, drawn without bias.
+      params: a pytree of arrays; leaves of other types stay as they are.
+      apply_fn: the network, ``apply_fn(params, batch)``. Its outputs are compared
+        before and after, and ``Reconstruct`` differentiates them.
+      batch: the second argument of ``apply_fn``; or an iterator or a loader of such
+        batches, which is read once. In parallel mode memory grows with ``rows`` and not
+        with the number of batches; in cascade mode all batches are kept.
+      method: ``NetTrim()`` by default; or another method, a pattern (which means
+        ``Reconstruct(pattern)``), or a dict from regular expressions (``re.search`` on
+        a leaf's path, the first match wins) to these or ``None``.
+        ``NetTrim(deviation=...)`` or ``drop`` splits the batch and solves on half of
+        its rows; all batches of a loader are kept. ``Sparsity(scope="network")``,
+        except with ``Magnitude``, does the same to choose how many weights each layer
+        keeps, and then solves for these on all rows.
+      mode: ``"parallel"``: every layer has inputs from the trained network.
+        ``"cascade"``: in order of execution, every layer has inputs from the network as
+        pruned so far, and targets from the trained one. (Experts behind
+        ``jax.lax.ragged_dot`` are pruned as in parallel mode, since pruned layers
+        before them may send them other rows.)
+      solver: the solver's settings, ``ADMM()`` by default.
+      rows: largest number of rows (samples, positions) per layer, drawn uniformly.
       held_out: share of those rows that no solver sees, in [0, 1).
-      weights: a prefix of the rows' axes; rows of weight zero (padding) do not count.
-        Or a function of the batch that gives them.
-      include: only layers whose path this regular expression finds, or for which this
-        function of a :class:`SiteInfo` is true. A matrix that is also looked up by
-        index, as a tied embedding is, is pruned only if this says so.
-      exclude: no layer that this regular expression or function finds.
-      key: seed of the drawing, an integer or a PRNG key.
-      on_failure: for layers whose solve did not converge, ``"raise"``, ``"warn"``, or
-        ``"keep"`` them as trained.
-      progress: ``None``: a bar on a terminal only; ``True``, ``False``, or a function
-        ``(done, total, what)``.
-      memory: bytes that one call of the solver may take; more lanes than fit are
-        solved in turns, as are lanes that fill a CPU core.
-      bound: whether to bound the output's movement on the batch (the first one of a
-        stream) by the theorems, as ``report.bound``; it takes some forward passes and a
-        compilation.
+      weights: an array over the first axes of the rows, or a function of the batch
+        that returns one; rows of weight zero (padding) do not count.
+      include: a regular expression to find in a layer's path, or a function of a
+        :class:`SiteInfo` that is true for the layers to prune. A matrix that is also
+        looked up by index, as a tied embedding is, is only pruned if selected here.
+      exclude: the same, for the layers not to prune.
+      key: seed of the random draws, an integer or a PRNG key.
+      on_failure: for layers whose solve did not converge: ``"raise"`` an error,
+        ``"warn"``, or ``"keep"`` them as trained.
+      progress: ``None``: a bar on a terminal only; ``True`` or ``False``: a bar or
+        none; or a function ``(done, total, what)``.
+      memory: number of bytes that one call of the solver may take; lanes that do not
+        fit are solved in turns, as are lanes that fill a CPU core.
+      bound: whether to bound the movement of the output on the batch (the first one of
+        a loader) by the theorems, as ``report.bound``. This takes some forward passes
+        and a compilation.
 
     Returns:
-      Sparse params that drop back into the network, the mask, and the report.
+      The sparse params, which replace the given ones, the mask, and the report.
 
     Raises:
-      NetTrimError: with what, where, expected and got, and what to do.
+      NetTrimError: an argument is not valid, or a solve failed; the message has the
+        place, the expected and the given value, and what to do.
 
     Example:
       >>> import jax
@@ -169,10 +173,10 @@ Chosen = tuple[dict[int, Method], tuple[tuple[LeafPath, str], ...]]
 
 
 class Start(NamedTuple):
-    """A network with its data, of which it is known what is to be done."""
+    """A traced network with its data, and the method of each site to prune."""
 
     first: Part
-    parts: Iterable[Part]  # all of them, the first included
+    parts: Iterable[Part]  # all parts, including the first
     asked: dict[int, Method]
     skipped: tuple[tuple[LeafPath, str], ...]
     show: Callable[[int, str], None]
@@ -184,9 +188,9 @@ def begin(
     progress: Progress,
     given: Sequence[Any] = (),
 ) -> Start:
-    """Traces the first batch and chooses what is to be done with each layer.
+    """Traces the first batch and chooses the method of each site to prune.
 
-    Progress is shown where nothing is traced: params, batch, and what else is given.
+    Progress is shown unless params, batch or ``given`` are traced by JAX.
     """
     others = parts(source)
     first = next(others)
@@ -205,7 +209,7 @@ def _bounded(
     new: list[Array],
     cascade: bool,
 ) -> Report:
-    """The report with the theorems' bounds on the batch of its deviation."""
+    """The report with the theorems' bounds, on the batch of its deviation."""
     sites = [part.network.sites[k] for k in chosen]
     changed = {site.leaf for site in sites} | {
         site.bias[0] for site in sites if site.bias

@@ -1,6 +1,6 @@
-"""``refit``: the best values for a mask that is given, by the pipeline of ``prune``.
+"""``refit``: fits the weights that a given mask keeps, by the pipeline of ``prune``.
 
-Knows masks and the steps of a pruning.
+Knows masks and the steps of a pruning; no package knows it.
 """
 
 from nettrim_jax import _checks, selection
@@ -38,51 +38,53 @@ def refit(
     memory: int = 2**31,
     bias: str = "free",
 ) -> Pruned:
-    r"""The best values for the weights that a mask keeps, whoever made it.
+    r"""Fits the weights that a given mask keeps, whichever method made the mask.
 
     .. math::
         \min_{W, b} \; \tfrac12 \|(X W + b + t - Y)_\Omega\|_F^2
         + \tfrac12 \|\max(X W + b + t, 0)_{\text{off}}\|_F^2
         \quad\text{s.t.}\quad W_{ij} = 0 \;\text{where}\; M_{ij} = 0
 
-    per layer, with ``Y`` what the trained network answers after its ReLU,
-    :math:`\Omega = \{Y > 0\}` and ``X`` what feeds it; over all entries where no ReLU
-    follows, which is least squares. Convex, by semi-smooth Newton steps that stop when
-    one gains less than a thousandth. On the rows it sees, no unit errs more than with
-    the trained values that the mask keeps. Needs no labels.
+    is the problem of one layer, with its inputs ``X``, its offset ``t``, its trained
+    response ``Y`` after the ReLU, and :math:`\Omega = \{Y > 0\}`. Without a ReLU
+    :math:`\Omega` is all entries, and the problem is least squares. The problem is
+    convex; semi-smooth Newton steps solve it and stop when one gains less than a
+    thousandth. On the rows of the fit, no unit has a larger error than with the trained
+    values that the mask keeps. It needs no labels.
 
-    A layer of which all is kept stays as trained, every bit; so does a unit, unless
-    layers that changed feed it. It works within ``jax.jit`` and under ``jax.vmap`` over
-    params or masks, where nothing raises on values.
+    A layer of which the mask keeps all weights stays as trained in every bit; so does
+    such a unit, unless changed layers feed it. ``refit`` works within ``jax.jit`` and
+    under ``jax.vmap`` over params or masks, where values raise no errors.
 
     Args:
-      params: the trained params, before anything was removed, a pytree of arrays.
-      mask: the tree of the params; zero or False where weights are to be zero, as
-        ``Pruned.mask`` has it. Only weights of the layers fitted here can be removed.
-        What is no array is passed over.
+      params: the trained params from before the pruning, a pytree of arrays.
+      mask: a tree like ``params``, with zero or False where weights are to be zero, as
+        in ``Pruned.mask``. It may only remove weights of layers that are fitted. Leaves
+        that are no arrays are ignored.
       apply_fn: the network, ``apply_fn(params, batch)``.
-      batch: what ``apply_fn`` takes, or a loader of such batches.
-      mode: ``"parallel"``: every layer from the trained network's own activations.
-        ``"cascade"``: in order of execution, inputs from the network as fitted by then,
-        targets from the trained one.
-      rows: at most so many rows (samples, positions) per layer, drawn without bias.
+      batch: the second argument of ``apply_fn``, or a loader of such batches.
+      mode: ``"parallel"``: every layer has inputs from the trained network.
+        ``"cascade"``: in order of execution, every layer has inputs from the network as
+        fitted so far, and targets from the trained one.
+      rows: largest number of rows (samples, positions) per layer, drawn uniformly.
       held_out: share of those rows that no fit sees, in [0, 1).
       weights: as for :func:`prune`.
       include: as for :func:`prune`.
       exclude: as for :func:`prune`.
-      key: seed of the drawing, an integer or a PRNG key.
-      on_failure: for layers that meet what is not a number, ``"raise"``, ``"warn"`` or
-        ``"keep"`` the trained values under the mask, which the latter two have then.
+      key: seed of the random draws, an integer or a PRNG key.
+      on_failure: for layers with values that are not finite: ``"raise"`` an error, or
+        keep the trained values under the mask, with a warning (``"warn"``) or without
+        (``"keep"``).
       progress: as for :func:`prune`.
-      memory: bytes that one call may take.
+      memory: number of bytes that one call may take.
       bias: ``"free"``: a layer's own bias moves. ``"fixed"``: it stays.
 
     Returns:
-      Params that are zero where the mask is, the mask of what is not zero, and the
-      report, with the code ``direct``: there is no budget and so no certificate.
+      Params that are zero where the mask is, the mask of weights that are not zero, and
+      the report. Its codes are ``direct``: without a budget there is no certificate.
 
     Raises:
-      NetTrimError: with what, where, expected and got, and what to do.
+      NetTrimError: as for :func:`prune`.
 
     Example:
       >>> import jax

@@ -1,7 +1,7 @@
-"""What a pruning did, measured: one entry per layer, totals, and what was left.
+"""The report of a pruning: one entry per site, totals, and the leaves left alone.
 
-Records are pytrees of arrays with static names, so a report comes out of ``jit``
-and ``vmap``. Knows numbers only.
+Records are pytrees of arrays with static names, so ``jit`` and ``vmap`` return them.
+Knows numbers; knows no network.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ from nettrim_jax.typing import Array, LeafPath
 
 @dataclasses.dataclass(frozen=True)
 class SiteInfo:
-    """One layer as it was found, before anything is solved.
+    """One site as it was found, before anything is solved.
 
     Attributes:
-      path: where its weights are, ``"params/Dense_0/kernel"``.
+      path: path of its leaf, ``"params/Dense_0/kernel"``.
       kind: ``"dense"`` or ``"conv"``.
       response: ``"relu"`` or ``"linear"``.
-      shape: of the folded problem, ``(lanes, n, d_in, d_out)``, with all rows that the
+      shape: ``(lanes, n, d_in, d_out)`` of the folded problem, with all rows that the
         batch gives.
-      size: how many weights.
+      size: number of weights.
     """
 
     path: LeafPath
@@ -42,10 +42,10 @@ class SiteInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What would be pruned and what not; ``print`` it for a table.
+    """The sites that would be pruned, and the rest; ``print`` it for a table.
 
     Attributes:
-      sites: one per layer, in order of execution.
+      sites: one entry per site, in order of execution.
       skipped: ``(path, reason)`` of every leaf of two or more dimensions left alone.
     """
 
@@ -54,7 +54,7 @@ class Listing:
 
     @property
     def size(self) -> int:
-        """How many weights the layers have."""
+        """Number of weights of all sites."""
         return sum(site.size for site in self.sites)
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,31 +84,31 @@ class Listing:
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SiteReport:
-    """One layer. Under ``vmap`` the arrays have the mapped axis in front.
+    """One site after a pruning. Under ``vmap`` the arrays have a leading mapped axis.
 
     Attributes:
-      path: where its weights are, ``"params/Dense_0/kernel"``.
+      path: path of its leaf, ``"params/Dense_0/kernel"``.
       kind: ``"dense"`` or ``"conv"``.
       response: ``"relu"`` or ``"linear"``.
-      shape: of the folded problem, ``(lanes, n, d_in, d_out)``; ``n`` without the
+      shape: ``(lanes, n, d_in, d_out)`` of the folded problem; ``n`` without the
         held-out rows but with padding, ``d_in`` without a bias.
-      size: how many weights.
-      nonzeros: how many are left.
+      size: number of weights.
+      nonzeros: number of weights left.
       epsilon: the budget, relative to the norm of the layer's trained response; like
         ``gap`` and ``violation``, NaN where a method has none.
-      error: relative Frobenius error of what follows the layer (after the ReLU
-        where there is one) on the rows that the solver saw.
-      held_out_error: the same on rows that it did not see; NaN if there are none.
-      live_inputs: how many inputs, over all lanes, are ever non-zero on those rows.
-      bare_units: how many units, over all lanes, have no weight left: they answer their
-        bias, whatever comes in.
-      bare_inputs: how many inputs, or channels of a convolution's, likewise.
+      error: relative Frobenius error of the layer's output (after the ReLU where there
+        is one) on the rows that the solver used.
+      held_out_error: the same on the held-out rows; NaN if there are none.
+      live_inputs: number of inputs, over all lanes, that are non-zero on some row.
+      bare_units: number of units, over all lanes, that have no weight left; their
+        response is their bias, whatever their inputs.
+      bare_inputs: number of inputs, or channels of a convolution, with no weight left.
       result: the worst lane's code, see :mod:`nettrim_jax.results`.
       steps: the slowest lane's steps.
       gap: the worst lane's relative duality gap.
       violation: the worst lane's relative violation.
-      downstream: of the loss that was minimised, the share that counts what an error
-        does to the network's output (:class:`nettrim_jax.Reconstruct`).
+      downstream: share of the minimised loss that weighs errors by their effect on the
+        network's output (:class:`nettrim_jax.Reconstruct`).
     """
 
     path: LeafPath = dataclasses.field(metadata=STATIC)
@@ -136,7 +136,7 @@ class SiteReport:
 
     @property
     def message(self) -> str:
-        """What the result code means."""
+        """The meaning of the result code."""
         return results.message(int(np.max(self.result)))
 
 
@@ -146,10 +146,10 @@ class SearchStep:
     """One network that the search for a budget measured, on the rows that steer.
 
     Attributes:
-      epsilons: per layer with a budget, ``[sites]``; zero where it is as trained.
-      nonzeros: weights left in these layers.
+      epsilons: the budgets of all sites that have one, ``[sites]``; zero if as trained.
+      nonzeros: number of weights left in these sites.
       value: deviation of the output, or drop of the metric.
-      bound: the value with the margin for rows not seen; what has to fit.
+      bound: the value plus a margin for unseen rows, which has to meet the budget.
     """
 
     epsilons: Array
@@ -161,16 +161,16 @@ class SearchStep:
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """How one number of weights for many layers was split, by what a network measured.
+    """How one number of weights was split among layers, by measuring networks.
 
-    The network was solved on half of the rows; the one in the report has the same
-    numbers of weights, solved on all.
+    The chosen network was solved on half of the rows; the one in the report has the
+    same numbers of weights and was solved on all.
 
     Attributes:
-      deviation: relative change of its output on rows that neither solved nor chose.
-      equal: the same with the same share in every layer. Where that is less, the layers
-        have the same share.
-      tried: how many networks were measured.
+      deviation: relative change of its output on rows that no solve and no choice used.
+      equal: the same with an equal share in every layer. If that is less, the layers
+        have equal shares.
+      tried: number of networks measured.
     """
 
     deviation: Array
@@ -181,25 +181,25 @@ class Split:
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The whole network; ``print`` it for a table.
+    """The report of a pruning; ``print`` it for a table.
 
     Attributes:
-      sites: one per layer, in order of execution.
+      sites: one entry per site, in order of execution.
       skipped: ``(path, reason)`` of every leaf of two or more dimensions left alone.
       deviation: relative change of the network's output on the batch (Frobenius).
-      bound: the most that the theorems allow it, by the layers' own errors on the batch
+      bound: upper bound on it by the theorems, from the layers' own errors on the batch
         and their norms; NaN if it was not asked for or stops on the way.
-      tight_bound: one that is no larger; it also looks at single entries, and at what
-        becomes of a layer's error in the layer behind it.
-      bound_stop: the operation of which no Lipschitz constant is known, where the bound
+      tight_bound: a bound that is no larger; it also follows single entries, and each
+        layer's error through the next layer.
+      bound_stop: the operation without a known Lipschitz constant, where the bound
         stops; empty if it does not; None if it was not asked for.
-      budget: what the network might lose; like the next three, only where a method
-        asked for one.
-      checked: what it lost on rows that no solver and no choice has seen.
-      measure: of what: ``"deviation"`` or ``"drop"``.
+      budget: the largest allowed ``measure``; like the next three, only where a method
+        asked for a budget.
+      checked: the ``measure`` on rows that no solve and no search used.
+      measure: ``"deviation"`` of the output or ``"drop"`` of the metric.
       search: the networks that were measured to find this one, which is the last.
-      split: what chose the layers' numbers of weights under ``scope="network"``; None
-        if nothing was measured for that.
+      split: how the layers' numbers of weights were chosen under ``scope="network"``;
+        None if nothing was measured for that.
     """
 
     sites: tuple[SiteReport, ...]
@@ -218,12 +218,12 @@ class Report:
 
     @property
     def size(self) -> int:
-        """How many weights the pruned layers have."""
+        """Number of weights of all pruned sites."""
         return sum(site.size for site in self.sites)
 
     @property
     def nonzeros(self) -> Array:
-        """How many of them are left."""
+        """Number of these weights that are left."""
         return functools.reduce(
             operator.add,
             (site.nonzeros for site in self.sites),
@@ -232,11 +232,11 @@ class Report:
 
     @property
     def sparsity(self) -> Array:
-        """Share of them that are zero."""
+        """Share of these weights that are zero."""
         return (self.size - self.nonzeros) / max(self.size, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``json.dumps``; what is not finite becomes ``None``."""
+        """Plain data for ``json.dumps``; NaN and infinity become ``None``."""
         totals = ("size", "nonzeros", "sparsity", "deviation")
         totals += ("bound", "tight_bound", "bound_stop")
         return {

@@ -1,8 +1,13 @@
 """Result codes with their messages, and the errors.
 
-A solve returns a code per lane, since lanes of one call cannot raise; only
-``prune`` raises. Knows numbers only.
+A solve returns a code per lane, since lanes of one call cannot raise; ``prune`` and
+``refit`` raise.
+
+Knows numbers; knows no solver.
 """
+
+import functools
+import operator
 
 import jax.numpy as jnp
 
@@ -30,7 +35,7 @@ ORDER = (CONVERGED, DIRECT, MAX_STEPS, NAN, INFEASIBLE)
 
 
 def message(code: int) -> str:
-    """What a result code means.
+    """The meaning of a result code.
 
     Example:
       >>> from nettrim_jax import results
@@ -45,10 +50,15 @@ def message(code: int) -> str:
         ) from None
 
 
+def good(codes: Array) -> Array:
+    """Which of some result codes are in ``GOOD``."""
+    return functools.reduce(operator.or_, (codes == code for code in GOOD))
+
+
 def worst(codes: Array) -> Array:
     """The worst of some result codes."""
-    rank = jnp.argsort(jnp.asarray(ORDER))
-    return jnp.asarray(ORDER, jnp.int32)[jnp.max(rank[codes])]
+    order = jnp.asarray(ORDER, jnp.int32)
+    return order[jnp.max(jnp.argsort(order)[codes])]
 
 
 class NetTrimError(ValueError):
@@ -60,7 +70,7 @@ class ParamsError(NetTrimError):
 
 
 class BatchError(NetTrimError):
-    """The batch has no rows, is not finite, or does not go with the network."""
+    """The batch has no rows, is not finite, or does not fit the network."""
 
 
 class ApplyFnError(NetTrimError):
@@ -72,7 +82,7 @@ class LayersError(NetTrimError):
 
 
 class MethodError(NetTrimError):
-    """A method, solver or another setting is not what it should be."""
+    """A method, a solver or another setting is not valid."""
 
 
 class ProgramError(NetTrimError):
@@ -84,4 +94,4 @@ class SolveError(NetTrimError):
 
 
 class PlotError(NetTrimError):
-    """What is given cannot be drawn, or matplotlib is not installed."""
+    """The arguments cannot be drawn, or matplotlib is not installed."""

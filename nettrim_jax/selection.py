@@ -1,4 +1,4 @@
-"""Which of the layers that were found are to be pruned, and by which method.
+"""Selects the layers to prune, and the method of each.
 
 Knows the network's sites and methods; knows no solver and no arrays.
 """
@@ -9,20 +9,18 @@ from typing import Any
 
 from nettrim_jax.calibration.batches import batches
 from nettrim_jax.execution.engine import kind_of
-from nettrim_jax.methods.base import Method
+from nettrim_jax.methods.base import Method, is_method
 from nettrim_jax.methods.budget import Budget, Share
 from nettrim_jax.methods.nettrim import NetTrim
-from nettrim_jax.methods.patterns import Pattern, share_of
+from nettrim_jax.methods.patterns import Pattern, is_pattern, share_of
 from nettrim_jax.methods.reconstruct import Reconstruct
-from nettrim_jax.methods.rules import Rule
 from nettrim_jax.report import Listing, SiteInfo
 from nettrim_jax.results import BatchError, MethodError
 from nettrim_jax.tracing.sites import Network, Site, trace
 from nettrim_jax.typing import ApplyFn, Batch, LeafPath, Params
 
-METHODS = (NetTrim, Reconstruct, Rule)  # what a user may give beside patterns
 Asked = Method | Pattern  # a pattern means Reconstruct(pattern)
-# a regular expression searched in the path, or a function of the layer
+# a regular expression for the path, or a function of the layer
 Selector = str | Callable[[SiteInfo], bool]
 
 
@@ -35,23 +33,23 @@ def sites(
     include: Selector | None = None,
     exclude: Selector | None = None,
 ) -> Listing:
-    """What :func:`prune` would take with these arguments, and what not; solves nothing.
+    """Lists the layers that :func:`prune` would prune, without solving anything.
 
     Args:
       params: a pytree of arrays.
       apply_fn: the network, ``apply_fn(params, batch)``.
-      batch: what ``apply_fn`` takes, or a loader, of which the first batch is read;
-        only shapes and dtypes matter.
+      batch: the second argument of ``apply_fn``, or a loader, of which the first batch
+        is read; only shapes and dtypes matter.
       method: as for :func:`prune`.
       include: as for :func:`prune`.
       exclude: as for :func:`prune`.
 
     Returns:
       The layers in order of execution, and a reason for every other leaf of two or
-      more dimensions.
+      more dimensions; ``print`` shows both.
 
     Raises:
-      NetTrimError: as :func:`prune` does.
+      NetTrimError: as for :func:`prune`.
 
     Example:
       >>> import jax
@@ -64,7 +62,7 @@ def sites(
       all                                                        32
       left alone: out: exclude='out'
     """
-    network = trace(apply_fn, params, next(batches.batches(batch)))
+    network = trace(apply_fn, params, next(batches(batch)))
     asked, skipped = choose(network, method, include, exclude)
     return Listing(tuple(_info(network.sites[k]) for k in asked), skipped)
 
@@ -76,16 +74,16 @@ def _info(site: Site) -> SiteInfo:
 
 
 def wishes(method: Any) -> list[tuple[Any, Budget | Share]]:
-    """What is asked of the network as a whole, each with the method that asks."""
+    """The budgets and shares of all methods, each with its method as given."""
     given = method.values() if isinstance(method, Mapping) else [method]
     found = [(one, _shared(one)) for one in given]
     return [(one, shared) for one, shared in found if shared is not None]
 
 
 def _shared(given: Any) -> Budget | Share | None:
-    if isinstance(given, Pattern):
+    if is_pattern(given):
         return share_of(given)
-    return given.shared if isinstance(given, METHODS) else None
+    return given.shared if is_method(given) else None
 
 
 def choose(
@@ -95,13 +93,13 @@ def choose(
     exclude: Selector | None,
     cascade: bool = False,
 ) -> tuple[dict[int, Method], tuple[tuple[LeafPath, str], ...]]:
-    """The method of each site to prune, by position, and all that is left alone.
+    """The method of each site to prune, by position, and the leaves left alone.
 
     Args:
-      network: the layers that were found.
+      network: the traced network.
       method: one method, or a mapping from regular expressions to a method or None.
-      include: only these; also those that are only pruned if it is asked for.
-      exclude: none of these.
+      include: selects sites, also those with a ``caution``; None selects all others.
+      exclude: selects sites that are not pruned.
       cascade: whether layers are pruned in order of execution.
 
     Raises:
@@ -183,13 +181,13 @@ def assign(
     Args:
       method: one method, or a mapping from regular expressions to a method or None.
       paths: the sites' paths.
-      others: paths that cannot be pruned; a pattern may match them for nothing.
+      others: paths that cannot be pruned; an expression may match these alone.
 
     Returns:
-      A method or None per site, and why where it is None.
+      A method or None per site, and the reason for None.
 
     Raises:
-      MethodError: a value is no method, or a pattern is wrong or matches nothing.
+      MethodError: a value is no method, or an expression is wrong or matches nothing.
     """
     if not isinstance(method, Mapping):
         return [_checked(method, "method")] * len(paths), [""] * len(paths)
@@ -232,8 +230,8 @@ def assign(
 
 
 def _checked(value: Any, where: str) -> Method:
-    value = Reconstruct(value) if isinstance(value, Pattern) else value
-    if not isinstance(value, METHODS):
+    value = Reconstruct(value) if is_pattern(value) else value
+    if not is_method(value):
         raise MethodError(
             f"{where}: expected a method such as NetTrim(epsilon=0.1), a pattern such "
             "as Sparsity(0.9), or a dict from regular expressions to these, got "

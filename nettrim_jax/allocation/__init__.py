@@ -1,1 +1,10 @@
-"""One budget for the whole network."""
+"""Splits a budget or a number of weights among layers; knows no particular method.
+
+- ``routes``: the route of a pruning, by the budget or the share of its methods.
+- ``levels``: the search for the number of weights of each layer in a share.
+- ``deviation``: the search for the epsilon of each layer within a budget.
+- ``search``: the solves of single layers, for both searches.
+- ``evaluation``: measurements of networks on some rows.
+- ``budget``: the choice among measured answers for a budget, as numbers.
+- ``curves``: the split of a number of weights by the layers' curves, as numbers.
+"""

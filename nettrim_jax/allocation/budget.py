@@ -1,8 +1,8 @@
-"""One budget for a whole network: what to choose for it among measured answers.
+"""Chooses among the measured answers of all layers, for a budget of the network.
 
-Pure choices among points that were measured elsewhere: per layer a curve of weights
-left against what the network's output moves by. Knows numbers and functions given to
-it; knows no model and no solver.
+Each layer has a curve: the movement of the network's output over the number of weights
+left in this layer. All functions are pure.
+Knows numbers and the functions given to it; knows no model and no solver.
 """
 
 import math
@@ -18,18 +18,18 @@ Choice = tuple[int, ...]  # per layer, a position on its curve
 # one-sided 99 % quantiles of Student's t, by degrees of freedom
 QUANTILES = (math.inf, 31.821, 6.965, 4.541, 3.747, 3.365, 3.143, 2.998, 2.896)
 QUANTILES += (2.821, 2.764, 2.718, 2.681, 2.650, 2.624, 2.602)
-LOOKS = 32  # networks measured on the way up, before the last stretch is halved
+LOOKS = 32  # largest number of networks measured before bisection starts
 
 
 class Reading(NamedTuple):
     """One network measured on the rows that steer."""
 
     value: float
-    bound: float  # what as many rows not seen exceed one time in a hundred
+    bound: float  # exceeded on as many unseen rows one time in a hundred
 
 
 def deviation(moved: Sequence[float], size: Sequence[float], share: float) -> Reading:
-    r"""The relative deviation over all folds, and what other rows stay below.
+    r"""The relative deviation over all folds, and a bound for other rows.
 
     .. math::
         r = \frac{\sum_f m_f}{\sum_f s_f}, \qquad
@@ -40,7 +40,7 @@ def deviation(moved: Sequence[float], size: Sequence[float], share: float) -> Re
     Args:
       moved: per fold, the squared change of the output.
       size: per fold, the squared trained output.
-      share: how many times as many rows steer as the bound is for.
+      share: ratio of the rows that steer to the rows that the bound is for.
 
     Returns:
       :math:`\sqrt r` and the bound.
@@ -56,7 +56,7 @@ def deviation(moved: Sequence[float], size: Sequence[float], share: float) -> Re
 
 
 def drop(before: Sequence[float], after: Sequence[float], share: float) -> Reading:
-    """The mean fall of a metric over all folds, and what other rows stay below."""
+    """The mean fall of a metric over all folds, and a bound for other rows."""
     fall = np.asarray(before, float) - np.asarray(after, float)
     if not np.isfinite(fall).all():
         return Reading(math.inf, math.inf)
@@ -75,20 +75,20 @@ def _quantile(count: int) -> float:
 
 
 def chain(curves: Sequence[Curve]) -> list[Choice]:
-    r"""Every choice that is best for some price of deviation, from none to all.
+    r"""Every choice that is the best at some price of deviation, infinite to zero.
 
     .. math::
         \min_i \; \sum_k n_k(i_k) + \lambda \sum_k c_k(i_k), \qquad
         \lambda = \infty, \dots, 0
 
-    with :math:`n` the weights left and :math:`c` the cost of a point. Each choice is
-    the best at its own cost: none costs as little and leaves fewer. Neighbours differ
-    in one layer, by one vertex of its curve's lower convex hull.
+    with :math:`n` the number of weights left and :math:`c` the cost of a point. Each
+    choice is the best at its own cost: no other one costs as little and leaves fewer
+    weights. Neighbours differ in one layer, by one vertex of its lower convex hull.
     (Everett, 1963; Shoham and Gersho, 1988.)
     """
     moves = []
     for k, curve in enumerate(curves):
-        # of the first, the trained layer, and of what has fewer weights
+        # the hull is of the trained layer, the first point, and those of fewer weights
         fewer = [i for i, p in enumerate(curve) if p.nonzeros < curve[0].nonzeros]
         some = [0, *fewer]
         vertices = [some[i] for i in reversed(hull([curve[i] for i in some]))]
@@ -96,7 +96,7 @@ def chain(curves: Sequence[Curve]) -> list[Choice]:
             price = curve[new].cost - curve[old].cost
             gain = curve[old].nonzeros - curve[new].nonzeros
             moves.append((gain / price if price > 0 else math.inf, k, new))
-    moves.sort(key=lambda move: -move[0])  # stable: a layer's own stay in order
+    moves.sort(key=lambda move: -move[0])  # stable: the moves of a layer stay in order
     choices = [(0,) * len(curves)]
     for _, k, new in moves:
         last = choices[-1]
@@ -105,11 +105,11 @@ def chain(curves: Sequence[Curve]) -> list[Choice]:
 
 
 def climb(count: int, fits: Callable[[int], bool]) -> int:
-    """The last of a row of networks before the first that does not fit.
+    """The last network in a list before the first one that does not fit.
 
-    Not all are looked at: evenly spaced ones from the first on, then halves of the
-    stretch in which one failed. So a network that fits by luck beyond one that does
-    not is not taken.
+    It tests evenly spaced networks from the first one on, and bisects the interval in
+    which one failed. So it takes no network that fits by chance after one that does
+    not.
     """
     if count <= 1:
         return 0
@@ -130,9 +130,9 @@ def climb(count: int, fits: Callable[[int], bool]) -> int:
 
 
 def between(curve: Curve, at: int, least: float) -> tuple[float, float]:
-    """Two epsilons that halve the steps from a point to its neighbours, in ratio.
+    """Two epsilons halfway between a point and its neighbours, by ratio.
 
-    Below the smallest epsilon that a curve has, half of it; none below ``least``.
+    Below the smallest epsilon of a curve they halve it; none is below ``least``.
     """
     known = sorted(p.epsilon for p in curve if p.epsilon > 0)
     here = curve[at].epsilon
@@ -154,19 +154,19 @@ def exchange(
     most: float,
     looks: int,
 ) -> Choice:
-    """Improves a choice by what its neighbours measure, all layers together.
+    """Improves a choice by measurements of its neighbours, with all layers together.
 
-    Curves are of one layer at a time, and what layers do to the output does not add
-    up exactly. So each layer is moved to its two neighbours within the whole, then
-    the layer or pair of layers, one up and one down, that saves most is moved, as
-    long as the bound stays within ``most``.
+    A curve is of one layer alone, and the effects of layers on the output do not add
+    up exactly. So each layer is moved to its two neighbours in the whole network. Then
+    the move, or the pair of moves, that saves most is made, as long as the bound stays
+    within ``most``.
 
     Args:
-      curves: the layers' points.
-      choice: where to start; its bound is within ``most``.
-      measure: of a choice; may be asked again.
+      curves: the layers' curves.
+      choice: the first choice, whose bound is within ``most``.
+      measure: measures a choice, possibly the same one again.
       most: the budget.
-      looks: about how many networks may be measured.
+      looks: approximate number of networks that may be measured.
 
     Returns:
       A choice with no more non-zeros whose bound is within ``most``.
@@ -211,7 +211,7 @@ def exchange(
 
 
 def _front(curve: Curve) -> list[int]:
-    """Positions from most to fewest weights; none that costs more for no fewer."""
+    """Positions from most to fewest weights, none of which costs more for no fewer."""
     out: list[int] = []
     for i in sorted(range(len(curve)), key=lambda i: (curve[i].cost, i)):
         if not out or curve[i].nonzeros < curve[out[-1]].nonzeros:
@@ -241,10 +241,10 @@ def _moved(choice: Choice, moves: Iterable[tuple[int, int]]) -> Choice:
 def scale(
     fits: Callable[[float], bool], start: float = 1.0, looks: int = 7
 ) -> float | None:
-    """The largest factor found that fits: doubled or halved first, then bisected.
+    """The largest factor found that fits, by doubling or halving, then bisection.
 
     Returns:
-      None if none of them fits.
+      The factor, or None if none fits.
     """
     good, bad, factor = None, None, start
     for _ in range(looks):

@@ -1,7 +1,8 @@
-"""One number of weights for all layers, split into one for each: numbers only.
+"""Splits one number of weights among layers by their curves.
 
-Every layer has a curve, what the network loses by the number of weights that this layer
-keeps. Costs of different layers add up. Knows numbers only.
+The curve of a layer is the error of the network over the number of weights that this
+layer keeps. The costs of different layers add up.
+Knows numbers; knows no network.
 """
 
 import bisect
@@ -16,15 +17,15 @@ class Point(NamedTuple):
 
     nonzeros: int
     cost: float  # squared deviation of the output with only this layer changed
-    epsilon: float = math.nan  # that it was solved for, if it was for one
+    epsilon: float = math.nan  # the epsilon of the solve, if it had one
 
 
 Curve = Sequence[Point]
 
-SAMPLES = 16  # of a curve between two measured points
-BELOW = (0.25, 0.5, 0.7)  # of the asked density, where else a layer is measured
-STEPS = 5  # from the asked density up to all weights
-LEAST = 1.25  # ratio of two densities
+SAMPLES = 16  # intervals of a curve between two measured points
+BELOW = (0.25, 0.5, 0.7)  # lower densities to measure at, relative to the asked one
+STEPS = 5  # number of steps from the asked density up to all weights
+LEAST = 1.25  # least ratio of two neighbouring densities
 
 
 class _Edge(NamedTuple):
@@ -37,7 +38,7 @@ class _Edge(NamedTuple):
 
 
 def densities(asked: float) -> list[float]:
-    """Where to measure a layer that is to keep about this share, in (0, 1)."""
+    """The densities in (0, 1) to measure a layer at, with the asked one in them."""
     ratio = max(asked ** (-1 / STEPS), LEAST)
     above = [asked * ratio**i for i in range(1, STEPS)]
     below = [asked * part for part in BELOW]
@@ -45,7 +46,7 @@ def densities(asked: float) -> list[float]:
 
 
 def evenly(sizes: Sequence[int], total: int) -> list[int]:
-    """The same share of every size, ``total`` in all; rounded by largest remainder."""
+    """The same share of each size, ``total`` in all, rounded by largest remainder."""
     whole = max(sum(sizes), 1)
     counts = [size * total // whole for size in sizes]
     rest = [size * total % whole for size in sizes]
@@ -58,15 +59,15 @@ def evenly(sizes: Sequence[int], total: int) -> list[int]:
 def between(curve: Curve, count: int) -> float:
     r"""The cost at any number of weights within a curve.
 
-    Straight in the logarithms of both; of the number alone where a cost is not
-    positive.
+    It is linear in the logarithms of both, or in that of the number alone where a cost
+    is not positive.
     """
     counts = [p.nonzeros for p in curve]
     i = min(max(bisect.bisect_left(counts, count), 1), len(curve) - 1)
     (n0, c0, _), (n1, c1, _) = curve[i - 1], curve[i]
     if count in (n0, n1):
         return c0 if count == n0 else c1
-    # a layer without weights has no logarithm
+    # zero weights have no logarithm
     a, b, at = (math.log(max(n, 0.5)) for n in (n0, n1, count))
     part = (at - a) / (b - a)
     if c0 > 0 and c1 > 0:
@@ -75,23 +76,23 @@ def between(curve: Curve, count: int) -> float:
 
 
 def split(curves: Sequence[Curve], total: int) -> list[int]:
-    r"""How many weights each layer keeps.
+    r"""The number of weights that each layer keeps.
 
     .. math::
         \min_n \; \sum_k c_k(n_k) \quad\text{s.t.}\quad \sum_k n_k = \text{total}
 
-    Curves are interpolated (:func:`between`) and replaced by their lower convex hulls;
-    then the steepest pieces are taken first, the same slope for all layers: the
-    multiplier of the sum. (Everett, 1963; Shoham and Gersho, 1988.) The last piece is
-    taken in part. Where the hull bridges a dent there the curve itself is above, so
-    that layer is also tried at both ends of the piece, the others sharing the rest.
+    Curves are interpolated (:func:`between`) and replaced by their lower convex hulls.
+    Then the steepest pieces of all layers are taken first, down to one slope, which is
+    the multiplier of the sum. (Everett, 1963; Shoham and Gersho, 1988.) The last piece
+    is taken in part. The curve may be above its hull there, so that layer is also tried
+    at both ends of the piece, where the others share the rest.
 
     Args:
-      curves: of every layer, at least one point each; numbers of weights rising.
-      total: between the sums of the curves' ends.
+      curves: one curve per layer, with increasing numbers of weights.
+      total: the sum, between the sums of the curves' first and last numbers.
 
     Returns:
-      The numbers, which sum up to ``total``.
+      The numbers, whose sum is ``total``.
     """
     counts, last = _fill(curves, total)
     if last is None:
@@ -107,7 +108,7 @@ def split(curves: Sequence[Curve], total: int) -> list[int]:
 
 
 def cost(curves: Sequence[Curve], counts: Sequence[int]) -> float:
-    """What these numbers cost together."""
+    """The cost of these numbers together."""
     return sum(
         c[0].cost if len(c) == 1 else between(c, n)
         for c, n in zip(curves, counts, strict=True)
@@ -148,7 +149,7 @@ def _sampled(curve: Curve) -> list[Point]:
 def hull(points: Curve) -> list[int]:
     """Positions of the lower convex hull's vertices, from fewest weights to most.
 
-    Of answers that are as good as each other the last one counts.
+    Of equal answers the last one counts.
     """
     out: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: (*points[i][:2], -i)):

@@ -1,8 +1,8 @@
-"""Prunes to a budget of the whole network: solves, measures, and chooses.
+"""Prunes within a budget of the whole network, by a search for all epsilons.
 
-Every layer is solved for falling epsilons, each from where the one before stopped, and
-measured alone on rows that steer; ``budget`` chooses among the answers. Knows the
-engine and budgets.
+Every layer is solved for decreasing epsilons, each time from the solution before, and
+measured alone on the rows that steer. ``budget`` chooses among the answers.
+Knows the engine and budgets; knows no particular method.
 """
 
 import dataclasses
@@ -30,14 +30,14 @@ from nettrim_jax.tracing.sites import Site
 from nettrim_jax.typing import Array
 
 LARGEST = 1.0  # epsilon at which no weight is needed
-MORE = 1  # halving of epsilon after one for all layers fits
-ROUNDS = 2  # halvings of the steps around what was chosen
-EXCHANGES = 8  # networks measured at the end, per layer
-PATIENCE = 10  # part of the solver's steps that one of many solves may take
+MORE = 1  # number of halvings after one epsilon for all layers fits
+ROUNDS = 2  # number of halvings of the steps around the choice
+EXCHANGES = 8  # number of networks measured at the end, per layer
+PATIENCE = 10  # a search allows one in ``PATIENCE`` of the solver's steps
 
 
 class Found(NamedTuple):
-    """What a search came to."""
+    """The result of a search."""
 
     leaves: Leaves
     reports: dict[int, SiteReport]
@@ -53,16 +53,14 @@ class _Solved(NamedTuple):
 
 
 class _Search:
-    """The answers so far, by layer and epsilon, and what networks lose."""
+    """The answers so far, by layer and epsilon, and the readings of networks."""
 
     def __init__(self, seen: Seen, asked: Methods, options: Options, meter: Meter):
         self.mine = {k: m for k, m in asked.items() if isinstance(m.shared, Budget)}
         self.shop = Workshop(seen, asked, self.mine, options, meter)
-        self.meter, self.activations = (
-            meter,
-            dict(zip(asked, seen.activations, strict=True)),
-        )
-        # a solve that does not come to an end soon is better left than waited for
+        self.meter = meter
+        self.activations = dict(zip(asked, seen.activations, strict=True))
+        # a solve that does not converge soon is not worth waiting for
         steps = max(options.solver.max_steps // PATIENCE, 1)
         solver = dataclasses.replace(options.solver, max_steps=steps)
         self.options = options._replace(solver=solver)
@@ -84,7 +82,7 @@ class _Search:
         return self.measure(choice).bound <= self.most
 
     def measure(self, choice: Choice) -> Reading:
-        """What the network of a choice loses; a position per layer in ``mine``."""
+        """The reading of a choice, which has one position per layer in ``mine``."""
         if choice not in self.readings:
             self.readings[choice] = reading = self.meter.read(self.leaves(choice))
             points = [self.curves[k][i] for k, i in zip(self.mine, choice, strict=True)]
@@ -99,7 +97,7 @@ class _Search:
         return self.shop.put(self.shop.base, answers)
 
     def solve(self, epsilons: Mapping[int, float]) -> None:
-        """Adds an answer to the curves of these layers, where the solve converged."""
+        """Solves these layers, and adds the converged answers to their curves."""
         if not epsilons:
             return
         methods = {k: self.mine[k].allotted(e) for k, e in epsilons.items()}
@@ -118,12 +116,12 @@ class _Search:
                 self.curves[k].append(point)
 
     def best(self) -> Choice:
-        """The furthest choice of the chain that is reached within the budget."""
+        """The last choice of the chain that is reached within the budget."""
         row = budgets.chain(list(self.curves.values()))
         return row[budgets.climb(len(row), lambda i: self.fits(row[i]))]
 
     def shape(self, k: int) -> tuple[int, ...]:
-        """Layers of one shape are solved in one call, compiled for so many."""
+        """Layers of one shape are solved in one call, compiled for their number."""
         seen = self.activations[k]
         return seen.X.shape + seen.P.shape
 
@@ -136,7 +134,7 @@ class _Search:
 def step_of(
     epsilons: Sequence[float], nonzeros: Array | int, reading: Reading
 ) -> SearchStep:
-    """One network of the search, as the report has it."""
+    """The report's record of one network of the search."""
     return SearchStep(
         jnp.asarray(np.asarray(epsilons), jnp.float32),
         jnp.asarray(nonzeros, jnp.int32),
@@ -146,7 +144,7 @@ def step_of(
 
 
 def as_trained(site: Site, leaf: Array, X: Array) -> SiteReport:
-    """What the report says of a layer that stays as it is."""
+    """The report's record of a layer that stays as trained."""
     lanes, d_in, d_out = site.index.shape
     zero, none = jnp.zeros(()), jnp.full((), jnp.nan)
     W = leaf.ravel()[jnp.asarray(site.index)]
@@ -175,16 +173,16 @@ def as_trained(site: Site, leaf: Array, X: Array) -> SiteReport:
 def search_parallel(
     seen: Seen, asked: Methods, options: Options, meter: Meter
 ) -> Found:
-    """The sparsest network found within the budget, every layer solved by itself.
+    """The sparsest network found within the budget, each layer solved by itself.
 
     Args:
-      seen: what each layer saw.
-      asked: the sites' methods; those without a budget are pruned as they say, first.
+      seen: the layers' activations.
+      asked: the sites' methods; sites without a budget are pruned first.
       options: how to solve.
       meter: measures on the rows that steer.
 
     Raises:
-      MethodError: the other methods alone exceed the budget.
+      MethodError: the sites without a budget alone exceed it.
     """
     search = _Search(seen, asked, options, meter)
     nothing = (0,) * len(search.mine)
@@ -194,9 +192,9 @@ def search_parallel(
 
     def wanted(k: int, epsilon: float) -> bool:
         *_, last = search.curves[k]
-        if search.failed[k] and last.epsilon:  # the smaller the harder
+        if search.failed[k] and last.epsilon:  # a smaller epsilon is harder
             return False
-        # the output moves by at least in proportion to epsilon
+        # the output's movement falls at most in proportion to epsilon
         if not smooth or not last.epsilon:
             return True
         too_much = last.cost * (epsilon / last.epsilon) ** 2 > (2 * most) ** 2
@@ -219,7 +217,7 @@ def search_parallel(
         for side in range(2):
             options.show(0, "finer")
             search.solve({k: both[side] for k, both in finer.items()})
-    # what the margin and the grid leave over goes to all in proportion
+    # the rest of the budget goes to all layers in proportion
     choice = search.best()
     slack = most / search.measure(choice).bound if smooth and any(choice) else 1
     if slack > 1:
@@ -252,11 +250,11 @@ def search_cascade(
     run: Callable[[Mapping[int, Method]], Pruning],
     meter: Meter,
 ) -> Found:
-    """The same in order of execution: one factor for the epsilons that were found.
+    """The same in cascade mode, by one factor for all epsilons that were found.
 
     Args:
-      found: by :func:`search_parallel`.
-      seen: what each layer saw in the trained network.
+      found: the result of :func:`search_parallel`.
+      seen: the layers' activations in the trained network.
       asked: the sites' methods.
       run: prunes in cascade mode with these methods.
       meter: measures on the rows that steer.
@@ -304,7 +302,7 @@ def search_cascade(
 
 
 def require_room(reading: Reading, budget: Budget) -> None:
-    """Raises MethodError if the layers without a budget take all of it."""
+    """Raises MethodError if the layers without a budget alone exceed it."""
     if reading.bound > budget.most:
         raise MethodError(
             f"NetTrim({budget.measure}={budget.most:g}): the layers with other methods "

@@ -1,4 +1,4 @@
-"""Measures networks on a few parts of a batch, beside the trained one.
+"""Measures networks on some rows, compared with the trained network.
 
 Knows the network and budgets; knows no solver.
 """
@@ -23,13 +23,13 @@ NETWORK = "scope='network'"
 
 
 class Meter:
-    """Measures networks on some rows, beside the trained one.
+    """Measures networks on some rows, compared with the trained network.
 
     Args:
-      budget: what counts; None for the deviation of the output without a limit.
-      parts: the rows, with the traced network; each part is a fold.
-      batches: the same rows, as the user gave them.
-      share: how many times as many rows these are as those that a bound is for.
+      budget: the budget; None for the deviation of the output, without a limit.
+      parts: the rows with the traced network; each part is a fold.
+      batches: the same rows as batches.
+      share: ratio of these rows to the rows that a bound is for.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class Meter:
         self.before = self._metrics(self.model.leaves) if self.budget.metric else []
 
     def outputs(self, leaves: Leaves) -> list[list[Array]]:
-        """What the network returns, per fold."""
+        """The outputs of a network, per fold."""
         return [part.outputs(leaves) for part in self.parts]
 
     def read(self, leaves: Leaves) -> Reading:
-        """What the network has lost."""
+        """The reading of a network, compared with the trained one."""
         if self.budget.metric:
             return budgets.drop(self.before, self._metrics(leaves), self.share)
         return budgets.deviation(*self._moved(leaves, self.trained), self.share)

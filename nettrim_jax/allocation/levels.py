@@ -1,8 +1,9 @@
-"""One number of weights for several layers: how many each of them keeps.
+"""Splits one number of weights among the layers that share it.
 
-By magnitude their weights are compared at once. For other methods every layer is solved
-for several numbers and measured on rows that steer, ``curves`` chooses, and what it
-chose is checked against the same share for all. Knows sites, the engine and curves.
+By magnitude, the weights of all layers are compared at once. For other methods, every
+layer is solved for several numbers and measured on the rows that steer. ``curves``
+chooses among these, and the choice is compared with the same share in every layer.
+Knows sites, the engine and curves; knows no particular method.
 """
 
 import functools
@@ -28,16 +29,16 @@ from nettrim_jax.tracing.entries import Entries, Values, read
 from nettrim_jax.tracing.sites import Network, Site
 from nettrim_jax.typing import Array, wide
 
-ROUNDS = 3  # of measuring again around what was chosen, all layers pruned
-GAIN = 0.98  # of the squared deviation, below which a round is worth another one
-NEAR = 2.6  # how far from there, as a ratio of weights
+ROUNDS = 3  # largest number of rounds around the choice, with all layers pruned
+GAIN = 0.98  # ratio of the squared deviations, below which another round follows
+NEAR = 2.6  # largest ratio of the weights to those of the choice
 
-Unit = tuple[int, int]  # a site and one of its layers, which a loop's steps are
+Unit = tuple[int, int]  # a site and one of its layers; each step of a loop is one
 Counts = dict[Unit, int]
 
 
 def by_size(network: Network, asked: Methods, old: Leaves) -> dict[int, Method]:
-    """The methods, with a number per layer where magnitudes are compared at once."""
+    """The methods, with a number for each layer that is compared by magnitude."""
     counts: dict[Unit, Any] = {}
     for share, sites in _groups(asked):
         if share.measured:
@@ -70,17 +71,17 @@ def counted(
 def search(
     seen: Seen, asked: Methods, options: Options, steer: Meter, check: Meter
 ) -> tuple[dict[int, Method], Split]:
-    """Chooses how many weights each layer keeps, by what the network's output moves.
+    """Chooses the number of weights of each layer by the movement of the output.
 
     Args:
-      seen: what each layer saw.
-      asked: the sites' methods; those without a shared number are pruned first.
+      seen: the layers' activations.
+      asked: the sites' methods; sites without a share are pruned first.
       options: how to solve.
-      steer: measures on the rows to choose by.
+      steer: measures on the rows that steer.
       check: measures on other rows.
 
     Returns:
-      The methods with a number per layer, and what was measured.
+      The methods with a number for each layer, and the record of the choice.
     """
     job = _Search(seen, asked, options, steer)
     for i in range(max(len(group.grid) for group in job.groups)):
@@ -116,13 +117,13 @@ class _Group(NamedTuple):
 
     units: list[Unit]
     sizes: list[int]
-    total: int  # weights that they keep
-    grid: list[float]  # shares to measure at, the asked one among them
+    total: int  # number of weights that they keep
+    grid: list[float]  # densities to measure at, with the asked one among them
     asked: float
 
 
 class _Search:
-    """The answers so far, by layer and number of weights, and what networks cost."""
+    """The answers so far, by layer and number of weights, and costs of networks."""
 
     def __init__(self, seen: Seen, asked: Methods, options: Options, meter: Meter):
         shared = [(s, sites) for s, sites in _groups(asked) if s.measured]
@@ -171,17 +172,17 @@ class _Search:
                 self._keep(k, new, {u: n for u, n in some.items() if u[0] == k})
 
     def _keep(self, k: int, leaves: Leaves, counts: Counts) -> None:
-        """Takes the answers of one site's layers out of leaves."""
+        """Stores the answers of one site's layers from leaves."""
         weights, bias = self.shop.values(k, leaves)
         lanes = len(weights) // len(counts)
         for i, (unit, n) in enumerate(counts.items()):
             mine = slice(i * lanes, (i + 1) * lanes)
             values = Values(weights[mine], None if bias is None else bias[mine])
-            # at its full size a layer is as trained
+            # the first answer of a number stays: at full size it is the trained layer
             self.answers.setdefault(unit, {}).setdefault(n, values)
 
     def leaves(self, counts: Counts) -> Leaves:
-        """The network with these numbers of weights, all of which have answers."""
+        """The leaves with these numbers of weights, all of which have answers."""
         sites = dict.fromkeys(k for k, _ in counts)
         return self.shop.put(self.shop.base, ((k, self._at(k, counts)) for k in sites))
 
@@ -193,7 +194,7 @@ class _Search:
         return Values(jnp.concatenate([part.weights for part in parts]), bias)
 
     def cost(self, counts: Counts) -> float:
-        """Squared deviation of the network with these numbers; all have been solved."""
+        """Squared deviation with these numbers; infinite if one has no answer."""
         if any(n not in self.answers[unit] for unit, n in counts.items()):
             return math.inf
         return self._cost(tuple(counts.values()), self.leaves(counts))
@@ -205,10 +206,10 @@ class _Search:
         return self.costs[name]
 
     def split(self, around: Counts | None) -> Counts:
-        """The best numbers by what each layer alone does to a network.
+        """The best numbers, by the effect of each layer alone on a network.
 
-        That network is the trained one, or the one with other numbers, near which the
-        new ones then are.
+        The network is the trained one, or that with the numbers ``around``, to which
+        the new numbers are then close.
         """
         full = {
             u: n for g in self.groups for u, n in zip(g.units, g.sizes, strict=True)
@@ -218,7 +219,7 @@ class _Search:
         for group in self.groups:
             curves = [self._curve(u, start, whole, around) for u in group.units]
             least, most = (sum(curve[i].nonzeros for curve in curves) for i in (0, -1))
-            # too few solves went well: the same share for all stays
+            # otherwise too few solves converged, and the same share for all stays
             if least <= group.total <= most:
                 found = splitting.split(curves, group.total)
                 counts |= dict(zip(group.units, found, strict=True))
@@ -248,7 +249,7 @@ def _group(network: Network, level: float, sites: Sequence[int]) -> _Group:
 
 
 def _groups(asked: Methods) -> list[tuple[Share, list[int]]]:
-    """Sites that share a number of weights: those to which one method is given."""
+    """The sites that share a number of weights, as they have the same method."""
     out: list[tuple[Method, Share, list[int]]] = []
     for k, method in asked.items():
         share = method.shared
@@ -263,7 +264,7 @@ def _groups(asked: Methods) -> list[tuple[Share, list[int]]]:
 
 
 def _sizes(network: Network, k: int) -> Counts:
-    """The layers of a site and how many weights each has."""
+    """The layers of a site, with the number of weights of each."""
     site = network.sites[k]
     return {(k, i): site.index.size // site.layers for i in range(site.layers)}
 

@@ -1,6 +1,6 @@
-"""Which way a pruning goes: layer by layer, by a split number, or within a budget.
+"""The route of a pruning: layer by layer, by a split share, or within a budget.
 
-Knows the searches and the orders; knows what methods share, not which there are.
+Knows the searches, the orders and what methods share; knows no particular method.
 """
 
 import itertools
@@ -23,35 +23,35 @@ from nettrim_jax.report import SiteReport, Split
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array, Batch
 
-Wish = tuple[Any, Budget | Share]  # a method as it was given, and what it shares
+Wish = tuple[Any, Budget | Share]  # a method as given, with its budget or share
 
 
 class Route(NamedTuple):
-    """What is asked of the network as a whole, and the data that this takes."""
+    """The request of the methods to the whole network, and the data for it."""
 
-    source: Source  # to solve on
+    source: Source  # data to solve on
     budget: Budget | None
     dealt: Dealt | None  # the rows to steer by and to check on, for a budget
 
 
 class Came(NamedTuple):
-    """What a pruning came to."""
+    """The result of a pruning."""
 
     leaves: list[Array]
     reports: dict[int, SiteReport]
     deviation: Array
-    extra: dict[str, Any]  # more of the report's fields
+    extra: dict[str, Any]  # further fields of the report
 
 
 def plan(wishes: Sequence[Wish], source: Source) -> Route:
-    """The route for what the methods share, with its rows dealt out.
+    """The route for the budget or the share of the methods, with the rows dealt out.
 
     Args:
-      wishes: what the methods share, with the methods as the user gave them.
+      wishes: the methods as the user gave them, each with its budget or share.
       source: the network and the data.
 
     Raises:
-      MethodError: they ask for more than one search, or something is being traced.
+      MethodError: they ask for more than one search, or a value is being traced.
     """
     budget, measured = _budget(wishes), _measured(wishes)
     given = source.model.params, source.key, source.weights, source.batch
@@ -66,7 +66,7 @@ def plan(wishes: Sequence[Wish], source: Source) -> Route:
 
 
 def _budget(wishes: Sequence[Wish]) -> Budget | None:
-    """The one budget that the methods share; None if none has any."""
+    """The one budget of the methods; None if none of them has one."""
     found = list(dict.fromkeys(s for _, s in wishes if isinstance(s, Budget)))
     if len(found) > 1:
         raise MethodError(
@@ -78,7 +78,7 @@ def _budget(wishes: Sequence[Wish]) -> Budget | None:
 
 
 def _measured(wishes: Sequence[Wish]) -> bool:
-    """Whether any of the methods wants the network measured for its number."""
+    """Whether the share of a method is split by measuring the network."""
     mine = [m for m, s in wishes if _is_measured(s)]
     if mine and any(isinstance(s, Budget) for _, s in wishes):
         raise MethodError(
@@ -114,7 +114,7 @@ def follow(
 def _split(
     source: Source, asked: Methods, options: Options
 ) -> tuple[dict[int, Method], Split]:
-    """The methods with a number of weights per layer, by what half of the rows say."""
+    """The methods with the number of weights that a search gives each layer."""
     half = deal(source.batch, source.weights, source.key, folds=1)
     seen = orders.observe(parts_of(source.of(half.solve, half.weights)), asked, options)
     meters = (_meter(source, None, rows, 1.0) for rows in (half.steer, half.check))
@@ -124,7 +124,7 @@ def _split(
 def _within(
     route: Route, dealt: Dealt, parts: list[Part], asked: Methods, options: Options
 ) -> Came:
-    """As far as a budget of the whole network allows, and what was tried."""
+    """Prunes as far as a budget of the whole network allows."""
     source, budget = route.source, route.budget
     assert budget is not None
     meter = _meter(source, budget, dealt.steer, dealt.share)

@@ -1,6 +1,6 @@
-"""What every search over a network has: layers solved one by one, networks of these.
+"""Solves single layers and puts the answers into networks, for both searches.
 
-Knows the engine and meters.
+Knows the engine and meters; knows no particular method.
 """
 
 import math
@@ -21,12 +21,12 @@ Leaves = list[Array]
 
 
 class Workshop:
-    """Solves single layers, all others as trained or as their own methods say.
+    """Solves the layers of a search; all other layers are pruned once, before it.
 
     Args:
-      seen: what each layer saw in the trained network.
+      seen: the layers' activations in the trained network.
       asked: the sites' methods.
-      mine: the sites that are searched for; all others are pruned at once.
+      mine: the sites of the search.
       options: how to solve.
       meter: measures networks.
     """
@@ -58,21 +58,21 @@ class Workshop:
         options: Options,
         starts: Mapping[int, Any] | None = None,
     ) -> tuple[Leaves, dict[int, Outcome]]:
-        """Some layers by these methods, in the network with the others as they are."""
+        """Solves some layers by these methods, with all others as in ``base``."""
         jobs = {k: self.jobs[k]._replace(method=m) for k, m in methods.items()}
         return solve_sites(jobs, self.old, self.base, options.silent(), starts)
 
     def values(self, k: int, leaves: Leaves) -> Values:
-        """A layer's answer, out of leaves."""
+        """Takes a site's answer out of leaves."""
         return entries.take(self.site(k), leaves, self.asked[k].bias != "fixed")
 
     def put(self, leaves: Leaves, answers: Iterable[tuple[int, Values]]) -> Leaves:
-        """Leaves with the answers of some layers."""
+        """The leaves with the answers of some sites."""
         for k, values in answers:
             leaves = entries.put(self.site(k), leaves, values)
         return leaves
 
     def cost(self, leaves: Leaves) -> float:
-        """Squared deviation from the network without an answer; infinite if unknown."""
+        """Squared deviation from the network ``base``; infinite if it is not finite."""
         cost = self.meter.cost(leaves, self.beside)
         return cost if math.isfinite(cost) else math.inf

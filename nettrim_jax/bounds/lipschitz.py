@@ -1,9 +1,9 @@
-"""How far one operation can carry an error: a rule per primitive of JAX.
+"""How an operation propagates an error, at most: one rule per primitive of JAX.
 
-A ``Ball`` is a known array and how far another one is from it at most, in the
-Frobenius norm and, where that is followed, entry by entry. A rule takes the operands,
-balls and known arrays, and says how far the other answer is from the answer at the
-known ones. An operation without a rule has no answer.
+A ``Ball`` is a known array and a bound on the distance of an unknown one from it, in
+the Frobenius norm and, where it is followed, entry by entry. A rule takes operands,
+balls or known arrays, and bounds the distance of the result for the unknown ones from
+that for the known ones. An operation without a rule has no bound.
 
 Knows operations; knows no layers and no pruning.
 """
@@ -24,7 +24,7 @@ from nettrim_jax.typing import Array, DTypeLike
 
 
 class Ball(NamedTuple):
-    """A known array and how far the other one is from it."""
+    """A known array and bounds on the distance of an unknown one from it."""
 
     k: Array
     e: Array  # [], Frobenius norm
@@ -32,7 +32,7 @@ class Ball(NamedTuple):
 
     @property
     def radius(self) -> Array:
-        """How far an entry can be off, at most: like ``k``, or a scalar."""
+        """A bound on the error of each entry: like ``k``, or a scalar."""
         e = self.e.astype(self.k.dtype)
         return e if self.E is None else jnp.fmin(self.E, e)
 
@@ -43,20 +43,20 @@ Operand = Ball | Any  # or a known array
 
 @dataclasses.dataclass
 class Rules:
-    """Applies rules; holds the norms of known operands, each taken once.
+    """Applies rules; holds the norms of known operands, each computed once.
 
     Attributes:
-      dtype: of the norms.
-      norms: by what they are of.
+      dtype: dtype of the norms.
+      norms: norms by operation, position and identity of the operand.
     """
 
     dtype: DTypeLike
     norms: dict[Any, tuple[Array, Any]] = dataclasses.field(default_factory=dict)
 
     def apply(self, op: Op, args: Sequence[Operand]) -> list[Ball | None] | None:
-        """What an operation makes of balls; nothing where no constant is known.
+        """The balls of an operation's outputs; None where no constant is known.
 
-        Nothing, too, in the place of an output that no ball reaches.
+        An output that no ball reaches is None, too.
         """
         if op.name in PAIRS:
             args = self.spread(args)
@@ -75,7 +75,7 @@ class Rules:
         ]
 
     def spread(self, args: Sequence[Operand]) -> list[Operand]:
-        """A ball of one number as often as the other operand has entries."""
+        """Repeats a ball of one number to the shape of the other operand."""
         shapes = [jnp.shape(a.k if isinstance(a, Ball) else a) for a in args]
         full = max(shapes, key=len)
 
@@ -90,8 +90,8 @@ class Rules:
         return [spread(a) for a in args]
 
     def ball(self, k: Array, e: Array, E: Array | None) -> Ball:
-        """Either radius limits the other."""
-        # NaN comes of zero times infinity: then nothing is known
+        """A ball whose radii limit each other."""
+        # NaN comes from zero times infinity: nothing is known then
         e = jnp.where(jnp.isnan(e), jnp.inf, e).astype(self.dtype)
         if E is not None:
             E = jnp.fmin(E, e.astype(E.dtype)).astype(k.dtype)
@@ -114,7 +114,7 @@ class Rules:
         key = (op.id, at, id(w))
         if key not in self.norms:
             norm = products.norm(op, at, x.shape, jnp.asarray(w))
-            self.norms[key] = norm.astype(self.dtype), w  # w lives, so id(w) is its own
+            self.norms[key] = norm.astype(self.dtype), w  # w lives, so id(w) is unique
         return self.norms[key][0]
 
 
@@ -125,7 +125,7 @@ PAIRS = frozenset("add sub add_any mul div max min".split())
 
 
 def floating(a: Any) -> bool:
-    """Whether these are numbers whose rounding is small."""
+    """Whether these are floating numbers whose rounding is small."""
     dtype = jnp.result_type(a)
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
 
@@ -151,13 +151,13 @@ def _alone(args: Sequence[Operand], at: int = 0) -> Ball | None:
 
 
 def _entries(join: Callable[..., Array], *balls: Ball) -> Array | None:
-    """The entrywise radii joined, where they are followed."""
+    """The entrywise radii joined; None where they are not followed."""
     Es = [ball.E for ball in balls]
     return None if any(E is None for E in Es) else join(*Es)
 
 
 def _radii_of(op: Op, args: Sequence[Operand]) -> list[Array] | None:
-    """A linear operation of the entrywise radii; those of known operands are zero."""
+    """A linear operation on the entrywise radii; those of known operands are zero."""
     balls = [a for a in args if isinstance(a, Ball)]
     if balls[0].E is None:
         return None
@@ -184,7 +184,7 @@ def _moved(rules: Rules, op: Op, args: Sequence[Operand]) -> list[Radius] | None
     # every entry of an input is at most once in the output
     if op.name == "convert_element_type" and not floating(op.params["new_dtype"]):
         return None
-    if op.name == "pad" and isinstance(args[1], Ball):  # it stands in many places
+    if op.name == "pad" and isinstance(args[1], Ball):  # it is in many places
         return None
     e = rules.size(jnp.stack([a.e for a in args if isinstance(a, Ball)]))
     return _along(e, _radii_of(op, args), len(op.outputs))
@@ -377,7 +377,7 @@ def _scalar(rules: Rules, op: Op, args: Sequence[Operand]) -> list[Radius]:
 
 
 def _monotone(op: Op, args: Sequence[Operand], x: Ball) -> Array | None:
-    """How far a monotone function of one ball can be off, entry by entry."""
+    """A bound on the error of a monotone function of one ball, entry by entry."""
     if x.E is None:
         return None
 

@@ -1,9 +1,10 @@
 """``link_normalize``: the normal form in which the papers state their theorems.
 
-Every value behind a layer is the old one over a product of norms, as long as what lies
-between is positively homogeneous; a walk over the program follows that product.
+Every value after a layer is the old one divided by a product of norms, as long as the
+operations in between are positively homogeneous; a walk over the program follows that
+product.
 
-Knows the network as a program; knows no solver.
+Knows networks; knows no solver.
 """
 
 import math
@@ -33,39 +34,39 @@ Scale = tuple[int, ...]  # leaves by whose norms a value is divided
 
 
 class Normalized(NamedTuple):
-    """What :func:`link_normalize` gives back."""
+    """The result of :func:`link_normalize`."""
 
     params: Params  # same tree, shapes and dtypes
-    scale: Array  # [], what the new output is multiplied by to be the old one
+    scale: Array  # [], the factor from the new output to the old one
 
 
 def link_normalize(params: Params, apply_fn: ApplyFn, batch: Batch) -> Normalized:
-    r"""The same ReLU network with every layer's weights of unit norm.
+    r"""Scales a ReLU network so that the weights of every layer have norm one.
 
     .. math::
         W_l \mapsto \frac{W_l}{\|W_l\|_1}, \qquad
         b_l \mapsto \frac{b_l}{\prod_{m \le l} \|W_m\|_1}, \qquad
         \|W\|_1 = \sum_{ij} |W_{ij}|
 
-    A ReLU passes positive factors on, so the output is only divided by the product of
-    all norms. In this form, on the rows that were solved on and where nothing between
-    the layers has a norm above one, the pruned output is at most
-    :math:`\sum_l \epsilon_l` off (parallel) or
-    :math:`\epsilon_1 \prod_{l \ge 2} \sqrt{\gamma_l}` (cascade), with
-    absolute budgets. (Aghasi et al., 2020, theorems 2 and 3.)
+    A ReLU commutes with positive factors, so the output is only divided by the product
+    of all norms. In this form, on the rows of the solve and if no operation between the
+    layers has a norm above one, the pruned output is off by at most
+    :math:`\sum_l \epsilon_l` (parallel) or
+    :math:`\epsilon_1 \prod_{l \ge 2} \sqrt{\gamma_l}` (cascade), with absolute
+    budgets (Aghasi et al., 2020, theorems 2 and 3).
 
     Args:
       params: a pytree of arrays, as for :func:`prune`.
       apply_fn: a chain of linear layers with or without biases, each but the last
         followed by a ReLU; pooling, sums, means, reshapes and fixed factors may lie
         between.
-      batch: what ``apply_fn`` takes; only shapes and dtypes matter.
+      batch: the second argument of ``apply_fn``; only shapes and dtypes matter.
 
     Returns:
       The new params and the product of the norms.
 
     Raises:
-      LayersError: the network is another, with the layer and the reason.
+      LayersError: the network is of another kind; the error names layer and reason.
       ParamsError: the params are not finite, or all weights of a layer are zero.
 
     Example:
@@ -116,7 +117,7 @@ def _size(network: Network, leaf: int, value: Array, dtype: DTypeLike) -> Array:
 
 
 class _Walk:
-    """By which norms each value and each leaf is divided."""
+    """The norms by which each value and each leaf is divided."""
 
     def __init__(self, network: Network):
         self.network = network
@@ -134,7 +135,7 @@ class _Walk:
         self.last = "the input"
 
     def run(self) -> None:
-        """Walks the program; LayersError where the product cannot be followed."""
+        """Walks the program; raises LayersError where the product gets lost."""
         network = self.network
         ends = max(use.op.id for site in network.sites for use in site.uses)
         for site in network.sites:
@@ -175,7 +176,7 @@ class _Walk:
         return _is_float(self.network.flat.aval(ref).dtype)
 
     def answer(self, op: Op, data: Sequence[Ref]) -> Scale:
-        """The scale of what an operation makes of data."""
+        """The scale of the result of an operation on data."""
         scales = {self.scale[ref] for ref in data if isinstance(ref, int)}
         steady = [ref for ref in op.inputs if not self.is_data(ref)]
         leaves = [self.leaf_of.get(ref) for ref in steady if isinstance(ref, int)]
@@ -192,7 +193,7 @@ class _Walk:
         inside = [self.network.paths[leaf] for leaf in leaves if leaf in self.layers]
         if inside:
             self.fail(f"it is an operand of {op.name}, not of a layer", inside[0])
-        if scales == {()}:  # before the first layer anything may happen
+        if scales == {()}:  # before the first layer every operation is allowed
             for leaf in leaves:
                 if leaf is not None:
                     self.divide(leaf, ())
@@ -221,7 +222,7 @@ class _Walk:
         return scale
 
     def shift(self, ref: Ref, scale: Scale) -> None:
-        """What is added has to be divided as what it is added to."""
+        """Divides an addend by the norms of the value to which it is added."""
         if self.is_zero(ref):
             return
         leaf = self.leaf_of.get(ref) if isinstance(ref, int) else None
@@ -237,7 +238,7 @@ class _Walk:
                 "batch normalisation is; fold that into the weights"
             )
         if self.factors.setdefault(leaf, scale) != scale:
-            self.fail(f"{self.graph.paths[leaf]} is used at two scales")
+            self.fail(f"{self.network.paths[leaf]} is used at two scales")
 
     def is_zero(self, ref: Ref) -> bool:
         if isinstance(ref, Literal):
@@ -245,7 +246,7 @@ class _Walk:
         return ref in self.zeros
 
     def steady(self, op: Op) -> int | None:
-        """The one leaf that the answer is linear in; none, or -1 if it is another."""
+        """The one leaf in which the result is linear; None without leaves, else -1."""
         leaves = {
             self.leaf_of.get(ref) for ref in op.inputs if isinstance(ref, int)
         } - {None}

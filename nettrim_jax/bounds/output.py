@@ -1,12 +1,12 @@
-"""What the theorems allow a pruned network's output to move, on one batch.
+"""Bounds on how far a pruned network's output moves, on one batch.
 
-The network is run once as trained and, beside it, a known value with a radius at every
+The trained network is run once, with a known value and a radius beside it at every
 operation that a pruned layer reaches. A layer starts anew: its known value is its own
-answer at the trained inputs (parallel form) or what the trained weights answer to the
-pruned network's (cascade form), and the radius is what came in times the layer's norm.
-Where no constant is known the bound stops, and says at which operation.
+response to the trained inputs (parallel form) or that of the trained weights to the
+pruned network's inputs (cascade form), and its radius is the incoming one times the
+layer's norm. Where no constant is known the bound stops, and names the operation.
 
-Knows the network as a program; prunes nothing.
+Knows networks; knows no solver.
 """
 
 import dataclasses
@@ -33,9 +33,9 @@ class Bounds:
     """How far the output moves at most, relative to its norm; NaN where that stops.
 
     Attributes:
-      theorem: from the layers' own errors and norms.
-      tight: the smaller of that and what entries and one layer ahead tell.
-      stop: where it stops; empty if it does not.
+      theorem: the bound from the layers' own errors and norms.
+      tight: the smaller of that and a bound that follows entries and one layer ahead.
+      stop: the operation where it stops; empty if it does not.
     """
 
     theorem: Array
@@ -52,27 +52,26 @@ def find(
     changed: frozenset[int],
     cascade: bool,
 ) -> Bounds:
-    r"""Bounds of a pruned network's deviation on a batch, for any new leaves.
+    r"""Bounds a pruned network's deviation on a batch, for any new leaves.
 
-    With :math:`v` the trained value of a slot, :math:`k` a known one and :math:`e` the
-    radius, a layer whose trained weights :math:`W` became :math:`W'` makes, in parallel
-    form,
+    Let :math:`v` be the trained value of a slot, :math:`k` a known one and :math:`e`
+    its radius. A layer whose trained weights :math:`W` became :math:`W'` has, in
+    parallel form,
 
     .. math::
         k = v_{in} W', \qquad
         e = \|W'\| \, (\|k_{in} - v_{in}\|_F + e_{in}),
 
-    which holds the pruned network's value (Aghasi et al., 2020, theorem 2, with
-    :math:`\|k - v\|_F` the layer's own error), and in cascade form, with :math:`p` the
-    pruned network's value and :math:`\|k - v\|_F \le e`,
+    a ball that contains the pruned network's value (Aghasi et al., 2020, theorem 2,
+    where :math:`\|k - v\|_F` is the layer's own error). In cascade form, with the
+    pruned network's value :math:`p` and :math:`\|k - v\|_F \le e`, it has
 
     .. math::
         k = p_{in} W, \qquad
         e = \|W\| \, \frac{\|p_{in} - v_{in}\|_F}{\|k_0 - v_0\|_F} \, e_{in}
 
-    with :math:`k_0 - v_0` what the last layer's trained weights made of its own inputs
-    (theorem 3; where the program was solved the ratio is at most
-    :math:`\sqrt\gamma`).
+    where :math:`k_0 - v_0` is that difference at the layer before (theorem 3; where
+    the program was solved the ratio is at most :math:`\sqrt\gamma`).
 
     Args:
       network: the network.
@@ -80,7 +79,7 @@ def find(
       new: the pruned ones.
       batch: the batch's arrays.
       changed: positions of the leaves that may differ.
-      cascade: whether the second form counts, too; the smaller of the two is given.
+      cascade: whether to try the second form, too, and return the smaller bound.
 
     Returns:
       The bounds.
@@ -95,13 +94,13 @@ def find(
 
 @dataclasses.dataclass(frozen=True)
 class _Stop:
-    """No constant is known from here on, and why."""
+    """The operation from which on no constant is known."""
 
     where: str
 
 
 class _Streams:
-    """Every slot's value as trained and as pruned, and which of them can differ."""
+    """The trained and the pruned value of every slot, and which of them can differ."""
 
     def __init__(
         self,
@@ -120,7 +119,7 @@ class _Streams:
         jaxprs.run_block(block, self.trained)
         for op in block.ops:
             reached = any(self.differs(ref) for ref in op.inputs)
-            # a bound holds for values that stay finite, so the answer is no news
+            # a bound holds for values that stay finite, so a test for NaN is known
             if reached and not _asks_for_nan(op):
                 self.differ.update(op.outputs)
                 answers = jaxprs.apply(op, *[self.p(ref) for ref in op.inputs])
@@ -158,7 +157,7 @@ class _Streams:
         return self.is_zero(op.inputs[0])
 
     def bound(self, form: "_Parallel") -> tuple[Array, str]:
-        """The outputs' movement at most, relative; and where that stops."""
+        """The bound on the outputs' relative movement, and where it stops."""
         for op in self.network.flat.block.ops:
             if any(self.differs(ref) for ref in op.inputs):
                 form.run(op)
@@ -173,20 +172,20 @@ class _Streams:
                 if isinstance(found, _Stop):
                     return jnp.full((), jnp.nan, self.dtype), found.where
                 off2 = off2 + found**2
-        # NaN comes of zero times infinity
+        # NaN comes from zero times infinity
         off2 = jnp.where(jnp.isnan(off2), jnp.inf, off2)
         return jnp.sqrt(jnp.where(off2 == 0, 0, off2 / size2)), ""
 
 
 class _Parallel:
-    """The recursion over layers whose known value is taken at the trained inputs."""
+    """The recursion over layers whose known values are at the trained inputs."""
 
     def __init__(self, streams: _Streams):
         self.s = streams
         self.found: dict[Ref, Ball | _Stop] = {}  # where the pruned value is not known
 
     def run(self, op: Op) -> None:
-        """Finds what the operation makes of what is known of its inputs."""
+        """Finds the balls of an operation's outputs."""
         s = self.s
         steady = [s.differs(ref) and not s.data(ref) for ref in op.inputs]
         moving = [s.differs(ref) and s.data(ref) for ref in op.inputs]
@@ -194,7 +193,7 @@ class _Parallel:
         if op.name in products.LAYERS and any(steady) and any(moving):
             found = stops[0] if stops else self.layer(op, moving.index(True))
         elif not any(ref in self.found for ref in op.inputs):
-            return  # the pruned value is known as it is
+            return  # the pruned value is known exactly
         elif op.name == "select_n" and isinstance(ball := self.kink(op), Ball):
             found = [ball]
         elif stops:
@@ -210,31 +209,31 @@ class _Parallel:
                 self.found[slot] = ball
 
     def passed(self, op: Op) -> "list[Ball | None] | None":
-        """What an operation other than a changed layer makes of the balls."""
+        """The balls of the outputs of an operation other than a changed layer."""
         args = [self.operand(ref) for ref in op.inputs]
         if any(a is None for a in args):
             return None
         return self.s.rules.apply(op, args)
 
     def operand(self, ref: Ref) -> Any:
-        """A ball, or the value that is known; nothing if there is neither."""
+        """A ball, or the known value; None if there is neither."""
         return self.found[ref] if ref in self.found else self.s.p(ref)
 
     def layer(self, op: Op, at: int) -> list[Ball] | None:
-        """A changed layer, behind other changed layers as its operand ``at``."""
+        """The ball of a changed layer, whose operand ``at`` follows other ones."""
         ref, other = op.inputs[at], op.inputs[1 - at]
         if not floating(self.s.v(ref)) or not products.linear_known(op, at):
             return None
         return [self.restart(op, at, ref, self.s.v(other), self.s.p(other))]
 
     def restart(self, op: Op, at: int, ref: Ref, old: Any, new: Any) -> Ball:
-        """A changed layer from its own error on."""
+        """The ball of a changed layer, which starts from the layer's own error."""
         v = self.s.v(ref)
         e = self.s.rules.linear_norm(op, at, v, new) * self.moved(ref)
         return self.s.rules.ball(_product(op, at, v, new)[0], e, None)
 
     def moved(self, ref: Ref) -> Any:
-        """How far the pruned value is from the trained one, at most."""
+        """A bound on the distance of the pruned value from the trained one."""
         x = self.found.get(ref)
         if isinstance(x, _Stop):
             return x
@@ -243,7 +242,7 @@ class _Parallel:
         return self.s.rules.size(x.k - self.s.v(ref)) + x.e
 
     def kink(self, op: Op) -> Ball | None:
-        """``where(x > 0, a x, b x)``: continuous, and as steep as its steeper half."""
+        """The ball of ``where(x > 0, a x, b x)``, as steep as its steeper half."""
         source = self.s.made_by.get(_slot(op.inputs[0]))
         if source is None or source.name not in ("gt", "ge", "lt", "le"):
             return None
@@ -278,7 +277,7 @@ class _Parallel:
         return jnp.abs(jnp.asarray(self.operand(other)))
 
     def where(self, op: Op) -> str:
-        """The operation, and the last layer before it."""
+        """The names of the operation and of the last layer before it."""
         network, upstream = self.s.network, 0
         for ref in op.inputs:
             upstream |= network.upstream.get(_slot(ref), 0)
@@ -292,7 +291,7 @@ class _Parallel:
 
 
 class _Tight(_Parallel):
-    """The same, entry by entry as well; errors that are known pass a layer as such."""
+    """The recursion with entrywise radii, where known errors pass a layer exactly."""
 
     def restart(self, op: Op, at: int, ref: Ref, old: Any, new: Any) -> Ball:
         v, x = self.s.v(ref), self.found.get(ref)
@@ -307,7 +306,7 @@ class _Tight(_Parallel):
 
 
 class _Cascade(_Parallel):
-    """The product of the layers' growths, as measured on the pruned network's way."""
+    """The recursion over layers whose growths are measured on the pruned network."""
 
     def __init__(self, streams: _Streams):
         super().__init__(streams)
@@ -318,7 +317,7 @@ class _Cascade(_Parallel):
         before = [self.slack[ref] for ref in op.inputs if ref in self.slack]
         for slot in op.outputs:
             if before and isinstance(self.found.get(slot), Ball):
-                # a restart has said its own
+                # a restart has set its own
                 self.slack.setdefault(slot, functools.reduce(jnp.maximum, before))
 
     def operand(self, ref: Ref) -> Any:
@@ -326,7 +325,7 @@ class _Cascade(_Parallel):
             return self.found[ref]
         if not (self.s.differs(ref) and self.s.data(ref)):
             return self.s.v(ref)
-        # nothing but a ball can stand for what the data and the pruning decide
+        # only a ball can stand for a value that depends on the data and the pruning
         return Ball(self.s.p(ref), self.moved(ref)) if floating(self.s.v(ref)) else None
 
     def moved(self, ref: Ref) -> Any:
@@ -346,13 +345,13 @@ class _Cascade(_Parallel):
     def restart(self, op: Op, at: int, ref: Ref, old: Any, new: Any) -> Ball:
         e = self.s.rules.linear_norm(op, at, self.s.v(ref), old) * self.moved(ref)
         ball = self.s.rules.ball(_product(op, at, self.s.p(ref), old)[0], e, None)
-        # as the program has it, before the ReLU, which only brings k nearer to v
+        # before the ReLU, as in the program; the ReLU only brings k nearer to v
         self.slack[op.outputs[0]] = self.ratio(ball, self.s.v(op.outputs[0]))
         return ball
 
 
 def _slot(ref: Ref) -> int:
-    """The slot; no slot's number for a literal."""
+    """The slot, or -1 for a literal."""
     return ref if isinstance(ref, int) else -1
 
 

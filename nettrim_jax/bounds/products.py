@@ -1,7 +1,7 @@
 """Norms of JAX's matrix products and convolutions as maps of one operand.
 
-Brings operations into the form that ``spectral`` takes. Knows operations; knows no
-layers.
+Operations are brought into the form that ``spectral`` takes.
+Knows operations; knows no layers.
 """
 
 import math
@@ -13,7 +13,7 @@ from nettrim_jax.bounds import spectral
 from nettrim_jax.tracing.jaxprs import Op
 from nettrim_jax.typing import Array
 
-LAYERS = ("dot_general", "conv_general_dilated")  # of these there are norms
+LAYERS = ("dot_general", "conv_general_dilated")  # operations with known norms
 
 
 def linear_known(op: Op, at: int) -> bool:
@@ -24,14 +24,14 @@ def linear_known(op: Op, at: int) -> bool:
 
 
 def norm(op: Op, at: int, shape: Sequence[int], w: Array) -> Array:
-    """No less than its norm as a map of operand ``at``, which has this shape."""
+    """An upper bound on its norm as a map of operand ``at``, which has this shape."""
     if op.name == "dot_general":
         return _matrix(op, 1 - at, w)
     return _convolution(op, shape, w)
 
 
 def _matrix(op: Op, at: int, w: Array) -> Array:
-    """With ``w`` as operand ``at``: the largest of its lanes' norms."""
+    """The largest norm of the lanes of ``w``, which is operand ``at``."""
     contract, batch = (sides[at] for sides in op.params["dimension_numbers"])
     free = [axis for axis in range(w.ndim) if axis not in (*contract, *batch)]
     shape = [math.prod(w.shape[i] for i in axes) for axes in (batch, contract, free)]

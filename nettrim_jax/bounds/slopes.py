@@ -1,8 +1,9 @@
-"""How steep a scalar function is at most, within a radius of a point.
+"""Upper bounds on the slopes of scalar functions, within a radius of a point.
 
 Each function of ``SLOPES`` takes points, radii and the primitive's parameters, and
-bounds the derivative's magnitude on ``[k - r, k + r]``; infinite where there is no such
-bound. Knows arrays only.
+bounds the derivative's magnitude on ``[k - r, k + r]``; the bound may be infinite.
+
+Knows scalar functions; knows no layers.
 """
 
 import math
@@ -21,7 +22,7 @@ def _everywhere(slope: float) -> Slope:
 
 
 def _above(least: float, slope: Callable[[Array], Array]) -> Slope:
-    """A slope that falls, of a function of numbers above ``least``."""
+    """The decreasing slope of a function of numbers above ``least``."""
 
     def find(k: Array, r: Array, params: Mapping[str, Any]) -> Array:
         low = k - r
@@ -61,5 +62,5 @@ SLOPES: dict[str, Slope] = {
     "integer_pow": _power,
     "square": _power,
 }
-# where they are: on all numbers, or on positive ones
+# on their domain: all numbers, or those above a least one
 MONOTONE = frozenset(SLOPES) - {"sin", "cos", "integer_pow", "square"}

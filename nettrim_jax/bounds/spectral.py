@@ -1,8 +1,9 @@
-"""Upper bounds of operator norms: of matrices, and of convolutions by their kernels.
+"""Upper bounds on operator norms: of matrices, and of convolutions by their kernels.
 
-The Frobenius norm of a power of the Gram matrix is never less than its spectral norm,
-and the root of it comes down to the spectral norm twice as near with every squaring.
-Knows arrays only.
+The Frobenius norm of a power of the Gram matrix is never less than its spectral norm.
+Every squaring halves the logarithm of the ratio of their roots.
+
+Knows arrays; knows no operations.
 """
 
 import math
@@ -15,12 +16,12 @@ from nettrim_jax._numerics import matmul
 from nettrim_jax.typing import Array
 
 SQUARINGS = 8
-# points of the torus per degree of a convolution's symbol, where it is not finer
+# points of the grid per degree of a convolution's symbol, unless the torus has fewer
 POINTS = 16
 
 
 def matrix_norm(A: Array, squarings: int = SQUARINGS) -> Array:
-    r"""No less than the largest singular value, at any number of squarings.
+    r"""An upper bound on the largest singular value, for any number of squarings.
 
     .. math::
         \|A\|_2 \le \|(A^H A)^{2^t}\|_F^{1 / 2^{t+1}} \le r^{1 / 2^{t+2}} \|A\|_2
@@ -32,7 +33,7 @@ def matrix_norm(A: Array, squarings: int = SQUARINGS) -> Array:
       squarings: ``t``.
 
     Returns:
-      Norms, ``[...]``, with a rounding for each row and column added.
+      The bounds, ``[...]``, plus one rounding for each row and column.
     """
     m, n = A.shape[-2:]
     if 0 in A.shape:
@@ -52,7 +53,7 @@ def matrix_norm(A: Array, squarings: int = SQUARINGS) -> Array:
     factors = jnp.concatenate([factors, _frobenius(gram)[None]])
     roots = jnp.asarray([0.5**t for t in range(1, squarings + 2)], factors.dtype)
     roots = roots.reshape(-1, *[1] * (factors.ndim - 1))
-    # the roots of zero have no derivative, and there is no more to multiply by
+    # a root of zero has no derivative, and only a zero matrix has a zero factor
     factors = jnp.where(factors > 0, factors, 1) ** roots
     more = 1 + (m + n) * float(jnp.finfo(size.dtype).eps)
     return more * size * jnp.prod(factors, axis=0)
@@ -66,7 +67,7 @@ def convolution_norm(
     dilation: Sequence[int],
     spread: Sequence[int],
 ) -> Array:
-    r"""No less than the norm of a zero-padded convolution.
+    r"""An upper bound on the norm of a zero-padded convolution.
 
     Padding with zeros embeds the input in a torus of its padded size, on which the
     convolution is circular. So its norm is at most
@@ -76,23 +77,23 @@ def convolution_norm(
         K(\omega) = \sum_j k_j e^{i \langle \omega, j \rangle}
         \quad [c_{in}, c_{out}],
 
-    over the torus's frequencies (Sedghi et al., 2019). A stride, or zeros between the
-    entries of the input, makes several kernels of one, side by side, each with every
-    so-manieth tap. Where the torus has many points a coarser grid of :math:`N` points a
-    dimension stands for all frequencies: :math:`|u^H K w|^2` is a trigonometric
-    polynomial of degree :math:`m`, the kernel's length less one, and exceeds its values
-    on the grid at most :math:`1 / \cos(\pi m / N)` times (Ehlich and Zeller, 1964).
-    Where the input is not spread a second bound is the norm of the kernel as a matrix
-    of patches times the root of how many patches an entry can be in; the smaller of the
-    two is returned.
+    over the torus's frequencies (Sedghi et al., 2019). A stride :math:`s`, or
+    :math:`s - 1` zeros between the entries of the input, splits the kernel into
+    :math:`s` kernels, each with every :math:`s`-th tap. On a large torus, a coarser
+    grid of :math:`N` points per dimension stands for all frequencies:
+    :math:`|u^H K w|^2` is a trigonometric polynomial of degree :math:`m`, the kernel's
+    length less one, and exceeds its values on the grid at most
+    :math:`1 / \cos(\pi m / N)` times (Ehlich and Zeller, 1964). Without zeros between
+    the entries, a second bound is the norm of the kernel as a matrix of patches, times
+    the root of the number of patches that can share an entry; the smaller is returned.
 
     Args:
       kernel: ``[*spatial, c_in / groups, c_out]``.
-      groups: of the features.
-      sizes: of the padded and spread input, per spatial dimension.
-      strides: of the windows.
-      dilation: of the kernel.
-      spread: of the input: each entry is followed by so many zeros and one less.
+      groups: number of groups of features.
+      sizes: sizes of the padded and spread input, per spatial dimension.
+      strides: strides of the windows.
+      dilation: dilation of the kernel.
+      spread: dilation of the input, with ``spread - 1`` zeros between its entries.
 
     Returns:
       The bound, a scalar.
@@ -117,7 +118,7 @@ def convolution_norm(
         elif length > 1:
             coarser /= math.sqrt(math.cos(math.pi * (length - 1) / points))
         points = max(points, 1)
-        # of real numbers: the other half of the frequencies is conjugate
+        # the kernel is real, so the other half of the frequencies is conjugate
         transform = jnp.fft.rfft if axis == 1 else jnp.fft.fft
         symbol = transform(symbol, points, axis=axis)
     bound = coarser * jnp.max(matrix_norm(symbol))
@@ -129,7 +130,7 @@ def convolution_norm(
 
 
 def _phases(symbol: Array, axis: int, count: int, into: int) -> Array:
-    """Every so-manieth tap as a kernel of its own, joined to the channels ``into``."""
+    """Splits a kernel into every ``count``-th tap, joined to the channels ``into``."""
     pad = [(0, 0)] * symbol.ndim
     pad[axis] = (0, -symbol.shape[axis] % count)
     symbol = jnp.pad(symbol, pad)
@@ -143,7 +144,7 @@ def _phases(symbol: Array, axis: int, count: int, into: int) -> Array:
 def overlap(
     lengths: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
 ) -> int:
-    """In how many windows one entry can be, at most."""
+    """The largest number of windows that can share an entry."""
     return math.prod(
         min(length, -(-((length - 1) * step + 1) // stride))
         for length, stride, step in zip(lengths, strides, dilation, strict=True)
@@ -151,7 +152,7 @@ def overlap(
 
 
 def _frobenius(A: Array) -> Array:
-    # axis by axis: one long sum in float32 loses digits
+    # summed axis by axis: one long sum in float32 loses digits
     square = jnp.sum(jnp.sum(A.real**2 + A.imag**2, axis=-1), axis=-1)
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 

@@ -1,1 +1,12 @@
-"""What the network does on data."""
+"""Runs the network on data; knows no solver and no method.
+
+- ``model``: the network as the user gave it, with the arrays of its params.
+- ``batches``: one batch, or all batches of a loader, each with its traced network.
+- ``splits``: a batch split into rows to solve on, to steer a search and to check it.
+- ``capture``: rows of each layer's inputs and responses, drawn in one run.
+- ``cascade``: the network in segments, for a trained and a pruned stream.
+- ``statistics``: the sums over rows or batches that a method may ask for.
+- ``sensitivity``: how far errors of each layer move the output, by back-propagation.
+- ``gradient``: the derivatives of the user's loss by each weight.
+- ``outputs``: how far the network's outputs moved.
+"""

@@ -1,6 +1,6 @@
-"""What is sent through the network: one batch, or all that a loader gives.
+"""The batches to send through the network: one, or all that a loader gives.
 
-Every batch is traced, once per shape, and must show the same layers as the first.
+A batch is traced once per shape, and must lead to the same layers as the first one.
 Knows the network; knows no solver.
 """
 
@@ -35,7 +35,7 @@ class Part(NamedTuple):
     model: Model
 
     def outputs(self, leaves: Sequence[Array]) -> list[Array]:
-        """What the network returns with these leaves, always by one program."""
+        """The outputs of the network with these leaves, always by the same program."""
         return _run(self.network, self.network.consts, leaves, self.batch)
 
 
@@ -57,13 +57,13 @@ def is_loader(batch: Batch) -> bool:
         return False
     if hasattr(batch, "__next__"):
         return True
-    with warnings.catch_warnings():  # JAX warns of iterables that are no pytrees
+    with warnings.catch_warnings():  # JAX warns about iterables that are no pytrees
         warnings.simplefilter("ignore", DeprecationWarning)
         return jax.tree.structure(batch) == jax.tree.structure(0)
 
 
 class Stored:
-    """What a loader gave, to be read more than once."""
+    """The batches of a loader, which can be read more than once."""
 
     def __init__(self, batch: Batch):
         self._given = list(batches(batch))
@@ -73,7 +73,7 @@ class Stored:
 
 
 def batches(batch: Batch) -> Iterator[Batch]:
-    """The batch itself, or what a loader gives; BatchError if that is nothing."""
+    """Yields the batch or a loader's batches; raises BatchError if there are none."""
     if not is_loader(batch):
         yield batch
         return
@@ -89,7 +89,7 @@ def batches(batch: Batch) -> Iterator[Batch]:
 
 
 def _array(leaf: Any) -> Any:
-    # other libraries' tensors, too; plain numbers stay as weak as they are
+    # converts other libraries' tensors, too; plain numbers keep their weak types
     return leaf if isinstance(leaf, jax.Array | int | float) else np.asarray(leaf)
 
 
@@ -97,7 +97,7 @@ class Source(NamedTuple):
     """A network and the data to send through it."""
 
     model: Model
-    batch: Batch  # one batch, or anything that can be iterated over for batches
+    batch: Batch  # one batch, or an iterable of batches
     key: Array
     weights: Weights | None  # of the rows, as for :func:`nettrim_jax.prune`
 
@@ -106,13 +106,13 @@ class Source(NamedTuple):
         return self._replace(batch=batch, weights=weights)
 
     def stored(self) -> "Source":
-        """The same, whose batches can be read more than once."""
+        """The same source, with batches that can be read more than once."""
         loader = is_loader(self.batch)
         return self._replace(batch=Stored(self.batch) if loader else self.batch)
 
 
 def parts(source: Source) -> Iterator[Part]:
-    """Every batch, as it comes, with its network and a key of its own.
+    """Yields every batch as it comes, with its network and its own key.
 
     Yields:
       The parts, at least one.
@@ -122,29 +122,29 @@ def parts(source: Source) -> Iterator[Part]:
     """
     model, batch, key, weights = source
     loaded = is_loader(batch)
-    graphs: dict[Any, Network] = {}
+    networks: dict[Any, Network] = {}
     first = None
     for at, one in enumerate(batches(batch)):
         name = f"batch {at}" if loaded else "batch"
         require_finite(name, one, BatchError)
         leaves, tree = jax.tree.flatten(one)
         kind = (tree, *((np.shape(a), str(getattr(a, "dtype", ""))) for a in leaves))
-        if kind not in graphs:
+        if kind not in networks:
             if first is not None and kind[0] != first[0]:
                 raise BatchError(
                     f"{name}: its structure is {tree}, that of the first was "
                     f"{first[0]}; every batch must be what apply_fn takes"
                 )
-            network = graphs[kind] = trace(model.apply_fn, model.params, one)
+            network = networks[kind] = trace(model.apply_fn, model.params, one)
             first = kind if first is None else first
-            if _layers(network) != _layers(graphs[first]):
+            if _layers(network) != _layers(networks[first]):
                 raise BatchError(
                     f"{name}: with it the network has other layers than with the "
                     "first; give batches that differ in the number of samples only"
                 )
         given = weights(one) if callable(weights) else weights
         yield Part(
-            graphs[kind],
+            networks[kind],
             [jnp.asarray(leaf) for leaf in leaves],
             jax.random.fold_in(key, at) if at else key,
             _row_weights(given),

@@ -1,9 +1,9 @@
-"""Captures what each layer sees and answers, in one run of the network.
+"""Captures rows of each layer's inputs and responses, in one run of the network.
 
-Every site's activations are reduced to at most ``rows`` rows while the network runs,
-each row drawn with the same chance: rows carry random priorities, and the highest
-are kept, per operation, then over uses, loop steps and batches (a reservoir). Rows
-come out in random order.
+While the network runs, every site's activations are reduced to at most ``rows`` rows,
+each drawn with the same chance. Rows carry random priorities, and those of the highest
+priority are kept: first per operation, then over uses, loop steps and batches (a
+reservoir). They are returned in random order.
 
 Knows the network; knows no solver.
 """
@@ -26,16 +26,16 @@ from nettrim_jax.typing import HIGHEST, Array, DTypeLike, wide
 
 
 class Activation(NamedTuple):
-    """What one site saw: ``P = scale * (X W) + t`` is kept where a ReLU lets it by."""
+    """Rows of one site, where ``P = scale * (X W) + t``, before the ReLU if any."""
 
     X: Array  # [b, n, d_in]
     t: Array  # [b, n, d_out]
-    P: Array  # [b, n, d_out], the trained answer before the ReLU
-    P0: Array | None  # [b, n, d_out], P where X and t are not the trained network's
-    priority: Array  # [b, n], falling; zero for rows that do not count
+    P: Array  # [b, n, d_out], the trained response before the ReLU
+    P0: Array | None  # [b, n, d_out], trained weights' response to X; None if it is P
+    priority: Array  # [b, n], descending; zero for rows that do not count
     scale: Array  # [b, d_out]
-    gain: Array  # [b, d_out], how P moves with the bias
-    stats: dict[str, Array]  # by the name of a statistic, [b, ...], over all rows
+    gain: Array  # [b, d_out], the derivative of P by the bias
+    stats: dict[str, Array]  # [b, ...] by the name of a statistic, over all rows
 
     @property
     def valid(self) -> Array:
@@ -65,24 +65,24 @@ class _Captured(NamedTuple):
 
 @runtime_checkable
 class RowStatistic(Protocol):
-    """A sum over all rows, made while they pass; hashable."""
+    """A sum over all rows, taken while the network runs; hashable."""
 
     @property
     def name(self) -> str:
-        """Under which a method finds it."""
+        """The name under which a method finds it."""
         ...
 
     def of_rows(self, use: Use, A: Array, counts: Array, dtype: DTypeLike) -> Array:
-        """The sum over one operation's rows that count, ``[b, ...]``."""
+        """The sum over the rows of one operation that count, ``[b, ...]``."""
         ...
 
 
 class Draw(NamedTuple):
-    """What is kept of the chosen sites; hashable."""
+    """The sites to capture and what to keep of them; hashable."""
 
     chosen: tuple[int, ...]  # positions in ``network.sites``
-    rows: int  # at most so many rows per lane
-    sums: tuple[tuple[RowStatistic, ...], ...]  # per chosen site, over all its rows
+    rows: int  # the largest number of rows per lane
+    sums: tuple[tuple[RowStatistic, ...], ...]  # sums over rows, per chosen site
 
 
 @functools.partial(jax.jit, static_argnames=("network", "draw"))
@@ -98,18 +98,19 @@ def capture(
 
     Args:
       network: from :func:`nettrim_jax.tracing.sites.trace`.
-      draw: what to keep, and of which sites.
-      consts: what the network closes over.
+      draw: the sites, and what to keep of them.
+      consts: the constants that the network closes over.
       inputs: the params' arrays, then the batch's.
       key: a PRNG key.
-      weights: a prefix of the rows' axes; rows of weight zero do not count.
+      weights: an array over the first axes of the rows; rows of weight zero do not
+        count.
 
     Returns:
       One activation per chosen site with ``min(rows, all)`` rows in random order,
       invalid ones last, and the network's outputs.
 
     Raises:
-      BatchError: ``weights`` is no prefix of a site's rows.
+      BatchError: ``weights`` does not fit the axes of a site's rows.
     """
     visits, visit = visitor(network, draw, key, weights)
     outputs, seen = jaxprs.evaluate(network.flat, consts, inputs, visits, visit)
@@ -119,7 +120,7 @@ def capture(
 def visitor(
     network: Network, draw: Draw, key: Array, weights: Array | None
 ) -> tuple[dict[int, list[Use]], jaxprs.Visitor]:
-    """Which operations to visit and what to keep there, for :func:`collect`."""
+    """The operations to visit, and a visitor that keeps rows for :func:`collect`."""
     by_visit: dict[int, list[Use]] = {}
     sums: dict[int, tuple[RowStatistic, ...]] = {}
     for k, asked in zip(draw.chosen, draw.sums, strict=True):
@@ -142,7 +143,7 @@ def visitor(
 def collect(
     network: Network, draw: Draw, seen: dict[int, Any]
 ) -> tuple[Activation, ...]:
-    """One activation per chosen site from what a visitor saw."""
+    """One activation per chosen site, from the rows that a visitor kept."""
     by_op = {op_id: got for visits in seen.values() for op_id, got in visits.items()}
     return tuple(_activation(network.sites[k], by_op, draw.rows) for k in draw.chosen)
 
@@ -163,11 +164,11 @@ def _keep_rows(
     if folding.ragged:
         members = folding.members(read(use.op.inputs[2]))
         priority = jnp.where(members, priority[None, :], 0)
-    # every step of a shared loop gives its part, so memory does not grow with it
+    # a step of a shared loop keeps only its quota: memory does not grow with the steps
     quota = min(folding.rows, -(-rows * folding.rows // use.rows))
     every = priority
-    # XLA sorts all rows where it sees that only some of these are read; one barrier for
-    # both ends the process where the rows are sharded
+    # without a barrier XLA sorts all rows where only some are read; one barrier for the
+    # two crashes the process where the rows are sharded
     priority, pick = map(jax.lax.optimization_barrier, jax.lax.top_k(priority, quota))
 
     Z = read(chain.start)
@@ -199,7 +200,7 @@ def _keep_rows(
     P, t = back(read(chain.end)), back(t)
     X = folding.inputs(A, pick).astype(dtype)
     priority = jnp.broadcast_to(priority, (folding.lanes, quota))
-    # a weight that a loop shares has one of these per step until they are summed
+    # a weight that the steps of a loop share has one of these per step, summed later
     stats = {one.name: one.of_rows(use, A, every > 0, dtype) for one in sums}
     if use.live is not None:
         inputs, units = use.live
@@ -212,7 +213,7 @@ def _keep_rows(
 
 
 def row_weights(use: Use, weights: Array) -> Array:
-    """``weights`` spread over the rows of a use, ``[n]``."""
+    """The weights of all rows of a use, ``[n]``."""
     if use.folding.ragged:
         raise BatchError(
             "weights: the rows of a ragged_dot are sorted by group, so it cannot be "
@@ -250,7 +251,7 @@ def _activation(site: Site, by_op: dict[int, _Captured], rows: int) -> Activatio
 
 
 def by_lane(use: Use, a: Array) -> Array:
-    """``[*loops, b, n, ...]`` as ``[lanes, rows, ...]``: steps are one or the other."""
+    """``[*loops, b, n, ...]`` as ``[lanes, rows, ...]``; a loop adds to either axis."""
     loops = len(use.lanes)
     own = [i for i, lane in enumerate(use.lanes) if lane]
     shared = [i for i, lane in enumerate(use.lanes) if not lane]
@@ -260,12 +261,12 @@ def by_lane(use: Use, a: Array) -> Array:
 
 
 def sum_by_lane(use: Use, a: Array) -> Array:
-    """Sums over rows, ``[*loops, b, ...]``, as those of each lane."""
+    """The sum of each lane, from sums over rows ``[*loops, b, ...]``."""
     return by_lane(use, jnp.expand_dims(a, len(use.lanes) + 1)).sum(1)
 
 
 def gather(seen: Iterable[tuple[Activation, ...]], rows: int) -> tuple[Activation, ...]:
-    """What sites saw in all batches together: the rows of highest priority."""
+    """Joins the activations of all batches; keeps the rows of highest priority."""
     kept: tuple[Activation, ...] = ()
     counts: list[int] = []
     for now in seen:
@@ -282,7 +283,7 @@ def gather(seen: Iterable[tuple[Activation, ...]], rows: int) -> tuple[Activatio
 def _merge(
     ours: tuple[Activation, ...], others: tuple[Activation, ...], rows: int
 ) -> tuple[Activation, ...]:
-    # always ``rows`` of them, so that one program serves all batches of one shape
+    # always pads to ``rows``, so that one program serves all batches of one shape
     out = []
     for one, two in zip(ours, others, strict=True):
         both = jax.tree.map(
@@ -293,7 +294,7 @@ def _merge(
             lambda a: jnp.pad(a, [(0, 0), (0, missing)] + [(0, 0)] * (a.ndim - 2)),  # noqa: B023
             both,
         )
-        # what JAX can differentiate with one batch and not with another is not known
+        # a sum must be of all batches, and JAX may fail to differentiate some of them
         both_known = one.stats.keys() & two.stats.keys()
         sums = {name: one.stats[name] + two.stats[name] for name in sorted(both_known)}
         out.append(one._replace(stats=sums, **_keep(both, rows)))
@@ -301,7 +302,7 @@ def _merge(
 
 
 def _keep(rows: dict[str, Array], most: int) -> dict[str, Array]:
-    """The ``most`` rows of highest priority, per lane, in that order."""
+    """The ``most`` rows of highest priority of each lane, in order of priority."""
     count = min(most, rows["priority"].shape[1])
     priority, pick = jax.lax.top_k(rows["priority"], count)
     rest = {name: a for name, a in rows.items() if name != "priority"}

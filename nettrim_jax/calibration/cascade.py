@@ -1,9 +1,9 @@
 """The network in segments, so that layers can be pruned in order of execution.
 
 Sites that do not feed each other share a level. Two streams run side by side, the
-trained network's and the pruned one's; after a level is solved both advance to the
-next, so every operation runs once per stream, apart from the layers themselves,
-which run once more to see what they answer under trained weights.
+trained network's and the pruned one's, and both advance to the next level after one is
+solved. So every operation runs once per stream, except the layers, which run once more
+for their response under trained weights.
 
 Knows the network and its activations; knows no solver.
 """
@@ -31,8 +31,8 @@ class Plan:
 
     Attributes:
       levels: per level, positions in ``network.sites``.
-      capture: per level, what computes the level's activations from what is known.
-      advance: what runs before the first level and after each.
+      capture: per level, the block that computes its activations from known values.
+      advance: the blocks that run before the first level and after each level.
     """
 
     levels: tuple[tuple[int, ...], ...]
@@ -40,10 +40,10 @@ class Plan:
     advance: tuple[Block, ...]
 
 
-# equal graphs share their blocks, so they compile once
+# equal networks share their blocks, so they compile once
 @functools.lru_cache(maxsize=16)
 def plan(network: Network, chosen: tuple[int, ...]) -> Plan:
-    """Orders the chosen sites by what feeds what, and cuts the program between."""
+    """Orders the chosen sites by levels, and cuts the program between these."""
     level = _levels(network, chosen)
     count = max(level.values(), default=-1) + 1
     by_mark = {use.mark: level[k] for k in chosen for use in network.sites[k].uses}
@@ -54,11 +54,11 @@ def plan(network: Network, chosen: tuple[int, ...]) -> Plan:
 
     ops = network.flat.block.ops
     made_by = {slot: op for op in ops for slot in op.outputs}
-    # what depends on leaves alone is run anew wherever it is needed: leaves change
+    # leaves change, so values of leaves alone are computed again where they are needed
     steady = {op.id: op_level(op) for op in ops if network.data & set(op.outputs)}
 
     def block(wanted: list[Op], known_below: int) -> Block:
-        """The wanted operations and whatever they need that is not known."""
+        """The wanted operations, and all those they need that have not run."""
         needed: dict[int, Op] = {}
         inputs: dict[int, None] = {}
         stack = list(wanted)
@@ -82,7 +82,7 @@ def plan(network: Network, chosen: tuple[int, ...]) -> Plan:
         block([host[u.visit] for k in now for u in network.sites[k].uses], at)
         for at, now in enumerate(levels)
     ]
-    # what is returned of the leaves alone waits until they are what they will be
+    # outputs of leaves alone wait until the leaves are final
     last = [
         made_by[slot]
         for slot in network.flat.block.outputs
@@ -118,7 +118,7 @@ def _levels(network: Network, chosen: Sequence[int]) -> dict[int, int]:
 def _live(
     network: Network, captures: Sequence[Block], advances: Sequence[Block]
 ) -> list[Block]:
-    """The advances with, as outputs, what any later block still reads."""
+    """The advance blocks, whose outputs are the slots that later blocks read."""
     final = {ref for ref in network.flat.block.outputs if not isinstance(ref, Literal)}
     given = {*network.flat.block.inputs, *network.flat.consts}
     out = []
@@ -137,7 +137,7 @@ def _before(blocks: Sequence[Block]) -> list[int]:
 
 
 class Run:
-    """One batch on its way through the network, as trained and as pruned.
+    """One batch in both streams, which advance level by level.
 
     Args:
       part: the batch with its network.
@@ -154,14 +154,14 @@ class Run:
 
     def advance(self, at: int, old: Sequence[Array], new: Sequence[Array]) -> None:
         """Runs the segment before level ``at``, with trained and with pruned leaves."""
-        network, block = self.network, self.plan.advance[at]
-        self.trained = _advance(network, block, self._fixed(old), self.trained)
-        self.pruned = _advance(network, block, self._fixed(new), self.pruned)
+        block = self.plan.advance[at]
+        self.trained = _advance(block, self._fixed(old), self.trained)
+        self.pruned = _advance(block, self._fixed(new), self.pruned)
 
     def capture(
         self, at: int, old: Sequence[Array], new: Sequence[Array], draw: Draw
     ) -> tuple[Activation, ...]:
-        """What the sites of level ``at`` see pruned and answered trained."""
+        """The activations of level ``at``, with pruned inputs and trained responses."""
         trained = Stream(self._fixed(old), self.trained)
         pruned = Stream(self._fixed(new), self.pruned)
         segment = Segment(self.network, self.plan.capture[at], draw)
@@ -170,7 +170,7 @@ class Run:
     def outputs(
         self, old: Sequence[Array], new: Sequence[Array]
     ) -> tuple[list[Array], list[Array]]:
-        """The network's outputs, trained and pruned, once all has been run."""
+        """The network's outputs, trained and pruned, after the last level."""
         fixed = self._fixed(old), self._fixed(new)
         return (
             _outputs(self.network, fixed[0], self.trained),
@@ -183,27 +183,25 @@ class Run:
         return dict(zip(slots, values, strict=True))
 
 
-@functools.partial(jax.jit, static_argnames=("network", "block"))
-def _advance(network: Network, block: Block, fixed: Env, env: Env) -> Env:
+@functools.partial(jax.jit, static_argnames="block")
+def _advance(block: Block, fixed: Env, env: Env) -> Env:
     """Runs a segment.
 
     Args:
-      network: the graph.
       block: one of ``Plan.advance``.
       fixed: constants, leaves and batch by slot.
-      env: what earlier segments left.
+      env: the values that earlier segments left.
 
     Returns:
-      What later segments read.
+      The values that later segments read.
     """
-    del network
     full = {**fixed, **env}
     jaxprs.run_block(block, full)
     return {slot: full[slot] for slot in block.outputs if isinstance(slot, int)}
 
 
 class Segment(NamedTuple):
-    """What computes a level's activations; hashable."""
+    """The computation of a level's activations; hashable."""
 
     network: Network
     block: Block  # the level's ``Plan.capture``
@@ -211,10 +209,10 @@ class Segment(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """One of the two networks, as far as it has run."""
+    """The values of one of the two networks, as far as it has run."""
 
     fixed: Env  # constants, leaves and batch by slot
-    env: Env  # what earlier segments left
+    env: Env  # values that earlier segments left, by slot
 
 
 @functools.partial(jax.jit, static_argnames="segment")
@@ -225,13 +223,11 @@ def _capture(
     key: Array,
     weights: Array | None,
 ) -> tuple[Activation, ...]:
-    """What a level's sites see in the pruned stream and answered in the trained one.
-
-    Both streams draw the same rows.
+    """The activations of a level, for which both streams draw the same rows.
 
     Returns:
       Activations with ``P`` of the trained stream and all else of the pruned one,
-      whose own answer under trained weights is ``P0``.
+      whose own response under trained weights is ``P0``.
     """
     network, block, draw = segment
     visits, visit = visitor(network, draw, key, weights)
@@ -240,19 +236,19 @@ def _capture(
         seen = jaxprs.run_block(block, {**fixed, **env}, visits, visit)
         both.append(collect(network, draw, seen))
     return tuple(
-        # a router may send other rows here by now, which the trained ones do not match
+        # a pruned router may send other rows here, which match no trained ones
         a if _ragged(network.sites[k]) else b._replace(P=a.P, P0=b.P)
         for k, a, b in zip(draw.chosen, *both, strict=True)
     )
 
 
 def _ragged(site: Site) -> bool:
-    """Whether groups of rows, whose sizes the data decide, meet matrices apart."""
+    """Whether the data sort the rows into groups, each with its own matrix."""
     return any(use.folding.ragged for use in site.uses)
 
 
 def _outputs(network: Network, fixed: Mapping[int, Array], env: Env) -> list[Array]:
-    """The network's outputs, once all has been run."""
+    """The network's outputs, after the last level."""
     known = {**fixed, **env}
     return [
         ref.value if isinstance(ref, Literal) else known[ref]

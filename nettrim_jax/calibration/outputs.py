@@ -1,6 +1,6 @@
 """How far a network's outputs moved.
 
-Knows arrays only.
+Knows arrays; knows no network.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from nettrim_jax.typing import Array, wide
 
 @jax.jit
 def deviation_of(before: Sequence[Array], after: Sequence[Array]) -> Array:
-    """Relative change of all floating outputs together, Frobenius."""
+    """Relative change of all floating outputs together, in the Frobenius norm."""
     off, size = moved(before, after, before)
     return jnp.sqrt(jnp.where(off == 0, 0, off / size))
 
@@ -22,7 +22,7 @@ def deviation_of(before: Sequence[Array], after: Sequence[Array]) -> Array:
 def moved(
     before: Sequence[Array], after: Sequence[Array], trained: Sequence[Array]
 ) -> tuple[Array, Array]:
-    """Squared change of all floating outputs, and their squared size as trained."""
+    """The squared change of all floating outputs, and their squared trained norm."""
     off, size = jnp.zeros(()), jnp.zeros(())
     for new, old, whole in zip(after, before, trained, strict=True):
         if jnp.issubdtype(jnp.result_type(old), jnp.floating):

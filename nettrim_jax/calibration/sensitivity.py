@@ -1,10 +1,10 @@
 r"""How far an error of each layer moves the network's output, by back-propagation.
 
 For a random direction :math:`v` of signs, the gradient :math:`g` of :math:`\langle v,
-N(x)\rangle` by a row of a layer's answer has :math:`E \, g g^\top = J^\top J`, with
+N(x)\rangle` by a row of a layer's response has :math:`E \, g g^\top = J^\top J`, with
 :math:`J` the derivative of the whole output by that row. One backward pass gives one
-:math:`g` for each row of every layer, and there are many rows. It goes through what the
-network runs: derivatives that a function declares for itself do not count.
+:math:`g` for each row of every layer, and there are many rows. It differentiates the
+operations that run: derivatives that a function declares for itself do not count.
 
 Knows the network; knows no solver.
 """
@@ -37,15 +37,15 @@ def sensitivities(
     Args:
       network: from :func:`nettrim_jax.tracing.sites.trace`.
       chosen: positions in ``network.sites``.
-      consts: what the network closes over.
+      consts: the constants that the network closes over.
       inputs: the params' arrays, then the batch's.
       key: a PRNG key.
       weights: as for :func:`nettrim_jax.calibration.capture.capture`.
 
     Returns:
-      By site, ``[b, d_out, d_out]``, of what the operation itself answers. Sites that
-      feed no other site are left out, as are those whose rows are sorted by group,
-      and all of them where what runs cannot be differentiated in reverse.
+      The sums by site, ``[b, d_out, d_out]``, for the result of the operation itself.
+      Sites that feed no other site are left out, as are those whose rows are sorted by
+      group. All are left out where the network has no reverse-mode derivative.
     """
     mine = [k for k in chosen if _feeds(network, k)]
     if not mine:
@@ -58,7 +58,7 @@ def sensitivities(
 
 
 def _feeds(network: Network, k: int) -> bool:
-    """Whether another site depends on this one's answer, row by row."""
+    """Whether this site feeds another one, and its rows are not sorted by group."""
     uses = network.sites[k].uses
     marks = functools.reduce(int.__or__, (use.mark for use in uses))
     ragged = any(use.folding.ragged for use in uses)
@@ -75,7 +75,7 @@ def _gradients(
     inputs: Sequence[Array],
     key: Array,
 ) -> dict[int, Array] | None:
-    """By operation, the gradient at its result; None where JAX has none."""
+    """The gradient at the result of each operation; None where JAX has none."""
     avals = network.flat.avals
     floating = [
         i
@@ -100,7 +100,7 @@ def _gradients(
             for i, a in enumerate(answers)
         ]
         return pull(signs)[0]
-    except (ValueError, NotImplementedError):  # a while loop, a callback
+    except (ValueError, NotImplementedError):  # of a while loop or a callback
         return None
 
 

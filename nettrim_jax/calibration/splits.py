@@ -1,4 +1,4 @@
-"""Deals a batch out: rows to solve on, rows that steer a search, rows that check it.
+"""Splits a batch into rows to solve on, to steer a search and to check it.
 
 Knows batches; knows no network and no solver.
 """
@@ -15,33 +15,34 @@ from nettrim_jax.calibration.batches import Weights
 from nettrim_jax.results import BatchError, MethodError
 from nettrim_jax.typing import Array, Batch
 
-FOLDS = 16  # parts of the rows that steer, for the spread between them
+FOLDS = 16  # batches of the rows that steer; their spread gives the margin
 
 
 class Dealt(NamedTuple):
-    """The batch in three; each part of the latter two is a batch of its own."""
+    """A batch split in three, the last two as lists of batches."""
 
-    solve: Batch  # a batch, or a list's iterator if a loader was given
-    weights: Weights | None  # of the rows to solve on
+    solve: Batch  # a batch, or an iterator of batches if a loader was given
+    weights: Weights | None  # weights of the rows to solve on
     steer: list[Batch]
     check: list[Batch]
-    share: float  # how many times as many rows steer as check
+    share: float  # ratio of the rows that steer to those that check
 
 
 def deal(
     batch: Batch, weights: Weights | None, key: Array, folds: int = FOLDS
 ) -> Dealt:
-    """Half of the rows to solve on, a quarter to steer by and a quarter to check on.
+    """Takes half of the rows to solve on, a quarter to steer and a quarter to check.
 
     Rows are drawn with ``key`` along the leading axis that all arrays of the batch
-    share; the latter two come in up to ``folds`` equal parts each. A loader's batches
-    are dealt out as they come, and cut into parts where they can be.
+    share. Each quarter becomes up to ``folds`` batches of equal size. The batches of a
+    loader are dealt out in order, and those of the quarters are cut up where possible.
 
     Args:
       batch: a batch or a loader.
       weights: as for :func:`nettrim_jax.prune`.
       key: a PRNG key.
-      folds: how many; with more than one there are at least two.
+      folds: largest number of batches per quarter; unless it is 1, there are at least
+        2.
 
     Raises:
       BatchError: the arrays share no leading axis, or there are too few rows.
@@ -81,14 +82,14 @@ def deal(
 
 
 def concrete(tree: Any, asked: str, otherwise: str) -> None:
-    """Raises MethodError if something is being traced.
+    """Raises MethodError if a value is being traced.
 
     Args:
-      tree: what must not be.
-      asked: what the search is for.
-      otherwise: what to ask for instead.
+      tree: the values that must be concrete.
+      asked: the setting that asks for a search.
+      otherwise: the advice at the end of the message.
     """
-    with warnings.catch_warnings():  # JAX warns of iterables that are no pytrees
+    with warnings.catch_warnings():  # JAX warns about iterables that are no pytrees
         warnings.simplefilter("ignore", DeprecationWarning)
         leaves = jax.tree.leaves(tree)
     if not all(known(leaf) for leaf in leaves):
@@ -121,7 +122,7 @@ def _deal_batches(given: list[Batch], weights: Weights | None, folds: int) -> De
 
 
 def _cut(given: list[Batch]) -> list[Batch]:
-    """The batches in at least ``FOLDS`` parts if that can be, all of one size each."""
+    """Cuts each batch into equal ones, ``FOLDS`` or more in all, if possible."""
     pieces = -(-FOLDS // len(given))
     counts = [_rows(one) for one in given]
     most = min((n for n in counts if n is not None), default=1)

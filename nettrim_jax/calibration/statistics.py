@@ -1,8 +1,8 @@
-"""What a method may ask of the data: sums over all rows or batches, by name.
+"""Statistics, the sums over all rows or batches that a method asks for by name.
 
-A statistic is measured once per batch, summed over the batches, and handed to every
-method that asks for it. A row statistic is summed while the rows pass, so in a cascade
-it is that of the pruned network; a part statistic is measured on the trained network.
+A statistic is measured once per batch and summed over the batches, for all methods that
+ask for it. A row statistic is summed while the network runs, so in a cascade it is the
+pruned network's. A part statistic is the trained network's.
 
 Knows the network; knows no solver and no method.
 """
@@ -22,7 +22,7 @@ from nettrim_jax.calibration.sensitivity import sensitivities
 from nettrim_jax.tracing.uses import Use
 from nettrim_jax.typing import HIGHEST, Array, DTypeLike
 
-CHUNK = 2**22  # numbers of X at once where all rows are summed over
+CHUNK = 2**22  # numbers of X held at once in a sum over all rows
 
 
 class PartStatistic(Protocol):
@@ -30,13 +30,13 @@ class PartStatistic(Protocol):
 
     @property
     def name(self) -> str:
-        """Under which a method finds it."""
+        """The name under which a method finds it."""
         ...
 
     def of(
         self, part: Part, chosen: tuple[int, ...], leaves: Sequence[Array]
     ) -> Mapping[int, Array]:
-        """Of one batch, by site, ``[b, ...]``; sites of which nothing is known miss."""
+        """Its values on one batch, ``[b, ...]`` by site; unknown ones are missing."""
         ...
 
 
@@ -51,7 +51,7 @@ class Moments:
     name: ClassVar[str] = "moments"
 
     def of_rows(self, use: Use, A: Array, counts: Array, dtype: DTypeLike) -> Array:
-        """The sum of ``(X, 1)^T (X, 1)`` over the rows that count, some at a time."""
+        """The sum of ``(X, 1)^T (X, 1)`` over the rows that count, in chunks."""
         folding = use.folding
         at_once = max(1, min(folding.rows, CHUNK // (folding.lanes * folding.d_in)))
 
@@ -81,7 +81,7 @@ class Moments:
 
 
 def without_rows(moments: Array, X: Array, valid: Array) -> Array:
-    """Moments less those of some rows; rounding leaves no input alive.
+    """Subtracts rows from moments; an input of which only rounding is left is zero.
 
     Args:
       moments: sums, ``[b, d_in + 1, d_in + 1]``.
@@ -98,10 +98,10 @@ def without_rows(moments: Array, X: Array, valid: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class OutputSensitivity:
-    """How far errors of a layer's answer move the output, ``[b, d_out, d_out]``.
+    """How far errors of a layer's response move the output, ``[b, d_out, d_out]``.
 
-    Of layers that no other one follows, or through which there is no derivative in
-    reverse, nothing is known; see ``sensitivity``.
+    It is missing for layers that feed no other layer, and for all layers where the
+    network has no reverse-mode derivative; see ``sensitivity``.
     """
 
     name: ClassVar[str] = "sensitivity"
@@ -109,7 +109,7 @@ class OutputSensitivity:
     def of(
         self, part: Part, chosen: tuple[int, ...], leaves: Sequence[Array]
     ) -> Mapping[int, Array]:
-        """By one backward pass through the trained network."""
+        """The sums over one batch, by one backward pass through the trained network."""
         return sensitivities(
             part.network,
             chosen,
@@ -121,7 +121,7 @@ class OutputSensitivity:
 
 
 def along(asked: Asked) -> tuple[tuple[RowStatistic, ...], ...]:
-    """Per site, the statistics that are summed while the rows pass."""
+    """The row statistics of each site."""
     return tuple(
         tuple(one for one in stats if isinstance(one, RowStatistic))
         for stats in asked.values()
@@ -131,7 +131,7 @@ def along(asked: Asked) -> tuple[tuple[RowStatistic, ...], ...]:
 def apart(
     asked: Asked, parts: Iterable[Part], leaves: Sequence[Array]
 ) -> dict[int, dict[str, Array]]:
-    """By site and name, what is measured on the trained network, summed over parts."""
+    """The part statistics by site and name, summed over the parts."""
     out: dict[int, dict[str, Array]] = {k: {} for k in asked}
     for part in parts:
         for one, chosen in _by_statistic(asked).items():

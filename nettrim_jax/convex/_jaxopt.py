@@ -1,4 +1,8 @@
-"""The one import of jaxopt, whose notice of archival would break ``-W error``."""
+"""The one import of jaxopt.
+
+jaxopt warns that it is archived, which is an error under ``-W error``.
+Knows jaxopt; knows no penalty.
+"""
 
 import warnings
 

@@ -1,13 +1,13 @@
-r"""ADMM on the graph form of a program: the only loop of the library.
+r"""ADMM on the graph form of a program: the loop of the solver.
 
 .. math::
     \min_{W, b, Z} \; g(W) + f(Z) \quad\text{s.t.}\quad Z = X W + b + t
 
-The loop stops on the certificate alone: a dual bound and the violation of the very
-weights that it returns.
+The loop stops on the certificate alone: a dual bound, and the violation of the very
+weights that it returns. All functions are pure and take one program; ``jax.vmap``
+stacks programs.
 
-Everything is a pure function of one program; ``jax.vmap`` stacks programs. Knows
-programs and the graph; knows no model.
+Knows programs and the projection; knows no model.
 """
 
 import dataclasses
@@ -35,43 +35,43 @@ Kept = TypeVar("Kept")
 
 class _Loop(NamedTuple):
     state: State
-    W: Array  # [d_out, d_in], the answer so far
+    W: Array  # [d_out, d_in], the weights so far
     b: Array  # [d_out]
     result: Array  # []
     stats: Stats
     certificate: Certificate
-    next_change: Array  # [], steps before which rho stays
+    next_change: Array  # [], number of steps until which rho stays
 
 
 def solve(
     program: Program, config: ADMM | None = None, init: Solution | None = None
 ) -> Solution:
-    r"""Solves one program; stack programs with ``jax.vmap``.
+    r"""Solves one program; ``jax.vmap`` solves a stack of them.
 
     .. math::
         \min_{W, b} \; g(W) + f(X W + b + t)
 
-    It has derivatives with respect to all arrays of the program, forward and in
-    reverse, of any order: those of the fixed point, whatever the steps were; NaN where
-    the solve did not converge. They are as exact as the solution, so lower
-    ``config.tol`` if they matter. Between two regimes, as where a weight is about to
-    leave zero, they are those of one side. By ``init`` there are none.
+    The solution has derivatives of any order with respect to all arrays of the program,
+    in forward and in reverse mode. They are those of the fixed point, whatever the
+    steps were, and NaN where the solve did not converge. They are as exact as the
+    solution, so lower ``config.tol`` if they matter. Between two regimes, as where a
+    weight is about to leave zero, they are one-sided. ``init`` has none.
 
     Args:
       program: from :func:`nettrim_jax.relu_program` or
         :func:`nettrim_jax.linear_program`.
       config: the settings; ``ADMM()`` by default.
       init: the solution of a program of the same shapes, to start from; it saves steps
-        if the programs are alike. One that is not finite is passed over.
+        if the programs are similar. One that is not finite is ignored.
 
     Returns:
-      The solution, in the dtype of the program. ``result`` says whether the
-      certificate reached ``config.tol``; nothing raises on values. Where no weights
-      meet the budget, or a number is none, the weights are NaN.
+      The solution, in the dtype of the program. ``result`` says whether the certificate
+      reached ``config.tol``; values of arrays raise no error. The weights are NaN where
+      none meet the budget, or where a number is not finite.
 
     Raises:
-      MethodError: ``config`` is no ``ADMM``, or its ``tol`` is beyond the dtype.
-      ProgramError: ``program`` is no single program, or ``init`` of other shapes.
+      MethodError: ``config`` is not an ``ADMM``, or its ``tol`` is beyond the dtype.
+      ProgramError: ``program`` is not a single program, or ``init`` has other shapes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,15 +90,15 @@ def solve(
 def history(
     program: Program, config: ADMM | None = None, init: Solution | None = None
 ) -> History:
-    r"""What :func:`solve` sees on its way: the certificate at every look.
+    r"""The certificate at every check of :func:`solve`.
 
     .. math::
         \frac{|g(W_k) - D_k|}{g(W_k)}, \quad
         \frac{\mathrm{dist}(X W_k + b_k + t)}{\|Y_\Omega\|_F},
         \qquad k = \text{check\_every}, 2\,\text{check\_every}, \dots
 
-    It takes the same steps as :func:`solve`, which itself keeps nothing. Stack programs
-    with ``jax.vmap``; what a solve is differentiated by plays no part here.
+    It takes the same steps as :func:`solve`, which keeps no history. ``jax.vmap``
+    stacks programs. Unlike a solution, a history has no implicit derivatives.
 
     Args:
       program: as for :func:`solve`.
@@ -106,8 +106,8 @@ def history(
       init: as for :func:`solve`.
 
     Returns:
-      One entry per look of at most ``max_steps`` steps, ``[k]``, in the dtype of the
-      program; NaN after the look at which the solve stopped.
+      One entry per check within ``max_steps``, ``[k]``, in the dtype of the program;
+      NaN after the check at which the solve stopped.
 
     Raises:
       MethodError: as :func:`solve`.
@@ -156,7 +156,7 @@ def _run(
     kept: Kept,
     keep: Callable[[Kept, _Loop], Kept],
 ) -> tuple[Solution, Kept]:
-    """The loop: its solution, and what ``keep`` added to what is kept at every look."""
+    """The solution of the loop, and ``kept``, which ``keep`` updates at every check."""
     factor = projection.factorise(program.X, program.bias == "free")
     usable = programs.finite(program)
     program = dataclasses.replace(program, X=factor.X)
@@ -177,7 +177,7 @@ def _run(
         state = warm(program, factor, state, init)
     start = _start(program, state, usable)
     loop, kept = jax.lax.while_loop(running, body, (start, kept))
-    # a stale answer would look like a good one
+    # stale weights would look like a good solution
     stale = (loop.result == results.NAN) | (loop.result == results.INFEASIBLE)
     W = jnp.where(stale, jnp.nan, loop.W.T)
     b = loop.b - matmul(factor.mean, W)
@@ -219,7 +219,7 @@ def _start(program: Program, state: State, usable: Array) -> _Loop:
         b=state.b,
         result=jnp.where(usable, results.MAX_STEPS, results.NAN).astype(jnp.int32),
         stats=Stats(jnp.zeros((), jnp.int32), zero, state.rho),
-        # no penalty is negative
+        # zero is a lower bound, since no penalty is negative
         certificate=Certificate(inf, zero, inf),
         next_change=zero,
     )
@@ -228,7 +228,7 @@ def _start(program: Program, state: State, usable: Array) -> _Loop:
 def _advance(
     program: Program, factor: Factor, scale: Array, config: ADMM, loop: _Loop
 ) -> _Loop:
-    """``check_every`` steps, then the certificate, then the step size."""
+    """Takes ``check_every`` steps, then finds the certificate and the step size."""
     relaxation = config.relaxation
     before = jax.lax.fori_loop(
         0,
@@ -250,9 +250,7 @@ def _advance(
     steps = loop.stats.steps + config.check_every
     state, next_change = jax.lax.cond(
         steps.astype(value.dtype) >= loop.next_change,
-        lambda: _balance(
-            factor, config, before, halves, state, steps, loop.next_change
-        ),
+        lambda: _balance(factor, config, before, halves, state, loop),
         lambda: (state, loop.next_change),
     )
     stats = Stats(steps, value, state.rho)
@@ -262,16 +260,16 @@ def _advance(
 def _certify(
     program: Program, scale: Array, halves: Halves, b: Array, best: Array
 ) -> tuple[Certificate, Array]:
-    """The certificate of ``(halves.W, b)``, given the best bound, and its objective."""
+    """The certificate and objective of ``(halves.W, b)``; ``best`` is a lower bound."""
     value = programs.objective(program, halves.W)
     bound, multiplier = programs.dual_bound(program, halves.dual)
     bound = jnp.maximum(best, bound)
     distance = programs.distance(program, halves.W, b)
     norm, info = jnp.sqrt(jnp.sum(multiplier**2)), jnp.finfo(value.dtype)
-    # weights that miss the set, by more than rounding, may be cheaper by this much
+    # weights that miss the set by more than rounding may be cheaper by this much
     price = norm * jnp.where(distance > 8 * info.eps * scale, distance, 0)
     off = jnp.maximum(jnp.abs(value - bound), price)
-    # both zero to within the rounding of the sums that the bound is a difference of
+    # both are zero to within the rounding of the sums whose difference is the bound
     size = norm * (scale + program.response.epsilon)
     nothing = jnp.maximum(jnp.abs(value), jnp.abs(bound)) <= 8 * info.eps * size
     off = jnp.where(nothing, 0, off)
@@ -288,12 +286,11 @@ def _balance(
     before: State,
     halves: Halves,
     after: State,
-    steps: Array,
-    next_change: Array,
+    loop: _Loop,
 ) -> tuple[State, Array]:
-    """Moves rho so that the two relative residuals stay of one size.
+    """Adapts rho so that the relative primal and dual residuals stay of one size.
 
-    rho is shared by both blocks, so the factor of the graph stays as it is.
+    Both blocks share rho, so the factor stays as it is.
     (Boyd et al., 2011, sec. 3.4.1; relative residuals as in Wohlberg, 2017.)
     """
 
@@ -309,12 +306,13 @@ def _balance(
     ratio = config.feasibility * primal / dual
     off = jnp.maximum(ratio, 1 / ratio) > config.imbalance
     change = off & jnp.isfinite(ratio) & (ratio > 0)
-    factor = jnp.clip(jnp.sqrt(jnp.where(change, ratio, 1)), 0.2, 5.0)
-    later = jnp.where(change, config.patience * steps.astype(ratio.dtype), next_change)
+    growth = jnp.clip(jnp.sqrt(jnp.where(change, ratio, 1)), 0.2, 5.0)
+    steps = (loop.stats.steps + config.check_every).astype(ratio.dtype)
+    later = jnp.where(change, config.patience * steps, loop.next_change)
     return after._replace(
-        W_hat=after.W + U_W / factor,
-        R_hat=after.R + U_R / factor,
-        rho=after.rho * factor,
+        W_hat=after.W + U_W / growth,
+        R_hat=after.R + U_R / growth,
+        rho=after.rho * growth,
     ), later
 
 
@@ -337,7 +335,7 @@ def _checked(
             f"solver: expected an ADMM(...), got {type(config).__name__}; "
             "give solver=nettrim_jax.ADMM(tol=1e-3)"
         )
-    # about ten roundings; below that the certificate is noise
+    # about ten roundings, below which the certificate is noise
     least = 1e-6 if program.X.dtype == jnp.float32 else 1e-14
     if config.tol < least:
         raise MethodError(

@@ -1,6 +1,6 @@
-"""How to solve: every setting of the solver, checked where it is made.
+"""The settings of the solver, which are checked where they are made.
 
-Knows numbers only.
+Knows numbers; knows no program.
 """
 
 import dataclasses
@@ -12,22 +12,22 @@ from nettrim_jax.results import MethodError
 
 @dataclasses.dataclass(frozen=True)
 class ADMM:
-    """How to solve: every setting of the solver and its default.
+    """The settings of the solver and their defaults.
 
     Attributes:
-      tol: largest relative gap and largest relative violation at which a solve
-        counts as converged. In float32 at least 1e-6; on layers with
-        millions of responses rounding holds the gap near 1e-4.
-      max_steps: most steps, in multiples of ``check_every``.
+      tol: largest relative gap and largest relative violation of a converged solve. In
+        float32 it is at least 1e-6; on layers with millions of responses rounding
+        keeps the gap near 1e-4.
+      max_steps: most steps, rounded up to a multiple of ``check_every``.
       relaxation: over-relaxation, in (0, 2).
-      check_every: steps between two looks at the certificate and the step size.
+      check_every: steps between two checks of the certificate and the step size.
       imbalance: the step size changes when the relative primal and dual residuals
         differ by more than this factor.
-      feasibility: weight of the primal residual in that comparison: what is priced
-        into the gap is the violation, which it brings down.
+      feasibility: weight of the primal residual in that comparison; a larger one
+        lowers the violation, whose price is part of the gap.
       patience: after a change of the step size the next one waits until the number
-        of steps has grown by this factor, so that changes end (without it some
-        programs cycle for ever).
+        of steps has grown by this factor, so that the changes end (without it some
+        programs cycle forever).
 
     Raises:
       MethodError: a setting is out of its range.

@@ -1,6 +1,7 @@
-"""The same program for other convex solvers.
+"""A program as a problem of cvxpy, for other convex solvers.
 
-Knows programs; needs cvxpy where it is called, and only there.
+cvxpy is imported only where :func:`to_cvxpy` is called.
+Knows programs; knows no model.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from nettrim_jax.results import ProgramError
 
 
 def to_cvxpy(program: Program) -> Any:
-    r"""A program as a problem of cvxpy, for any solver that cvxpy knows.
+    r"""Converts a program to a problem of cvxpy, for any solver that cvxpy supports.
 
     .. math::
         \min_{W, b} \; g(W) + f(X W + b + t)
@@ -95,7 +96,7 @@ def to_cvxpy(program: Program) -> Any:
 
 
 def _norms(penalty: Groups, W: Any, cp: Any) -> Any:
-    """The sum of the norms of a program's groups; ``W`` is ``[d_in, d_out]``."""
+    """The weighted sum of the norms of all groups; ``W`` is ``[d_in, d_out]``."""
     layer = penalty.T
     members = layer.members(W.shape)
     weights, entries = layer.norms(W.shape)

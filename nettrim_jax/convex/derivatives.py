@@ -1,8 +1,8 @@
-r"""How a solution moves with its program.
+r"""Derivatives of a solution with respect to its program.
 
-The fixed point that a solve stopped at is differentiated, not the steps that led
-there. Where a weight or a response is about to enter or leave a constraint, the
-derivative is that of one side.
+They are those of the fixed point at which a solve stopped, not of the steps that led
+there. Where a weight or a response is about to enter or leave a constraint, they are
+one-sided.
 
 Knows programs and a step; knows no loop.
 """
@@ -23,7 +23,7 @@ from nettrim_jax.convex.step import Halves, State, cold, step, warm
 from nettrim_jax.results import CONVERGED
 from nettrim_jax.typing import Array
 
-Point = tuple[Array, Array]  # weights [d_out, d_in] and responses [d_out, n]
+Point = tuple[Array, Array]  # weights [d_out, d_in] and response [d_out, n]
 
 
 def tangent(program: Program, moved: Any, solution: Solution) -> Solution:
@@ -32,15 +32,15 @@ def tangent(program: Program, moved: Any, solution: Solution) -> Solution:
     Args:
       program: one program.
       moved: its tangent.
-      solution: what solved it.
+      solution: its solution.
 
     Returns:
-      Tangents of weights, bias, dual and objective, and of the lower bound, which moves
-      with the objective; zeros for what else a solution has.
+      The tangents of weights, bias, dual and objective, and of the lower bound, which
+      moves with the objective; zeros for all other fields.
     """
     fixed = jax.lax.stop_gradient(solution)
-    # a factor: of a choice between the two the reverse would be zero; and at both ends,
-    # since a choice in between drops what is not a number
+    # a factor, since in reverse mode a ``where`` would give zero instead of NaN; and at
+    # both ends, since a ``where`` in between drops NaN
     known = jnp.where(solution.result == CONVERGED, 1, jnp.nan)
 
     def if_known(a: Any) -> Any:
@@ -65,7 +65,7 @@ def _still(a: Array) -> Any:
 
 
 def _answer(program: Program, solution: Solution) -> Sequence[Array]:
-    """Weights, bias, dual and objective of a solution, as functions of its program."""
+    """Weights, bias, dual and objective of a solution, as a function of its program."""
     free = program.bias == "free"
     factor = projection.factorise(program.X, free)
     program = dataclasses.replace(program, X=factor.X)
@@ -73,7 +73,7 @@ def _answer(program: Program, solution: Solution) -> Sequence[Array]:
         program, factor, cold(program, factor, program.response.scale()), solution
     )
     rho = jax.lax.stop_gradient(state.rho)
-    # in these units the projection on the graph is an orthogonal one
+    # in these units the projection on the graph is orthogonal
     units = jnp.sqrt(factor.scale2)[None, :], jnp.sqrt(factor.sigma2)
 
     def project(point: Point) -> State:

@@ -1,9 +1,9 @@
-"""Penalties of single weights: magnitudes, squares and limits, entry by entry.
+"""Penalties of single weights: magnitudes, squares and limits.
 
-All are boxes: a weight of magnitudes, a ridge and two limits per entry. ``L1``, which
-needs one of the four, is written out, since every step of most solves takes its prox.
+Each is a box: a penalty weight, a ridge and two limits per entry. ``L1``, which needs
+one of the four, is written out, since most solves take its prox at every step.
 
-Knows arrays only; see ``penalties`` for what a penalty is.
+Knows arrays; knows no response and no program.
 """
 
 import dataclasses
@@ -55,11 +55,11 @@ class L1:
         return Box(weight=self.weight)
 
     def fits(self) -> dict[str, Array]:
-        """What its values have to be, and whether they are."""
+        """Requirements on its values, and whether they are met."""
         return {POSITIVE: all_positive(self.weight)}
 
     def misfit(self, shape: tuple[int, ...]) -> str:
-        """What it expects of a ``W`` of this shape; empty if it fits."""
+        """The requirement that a ``W`` of this shape fails; empty if it fits."""
         return misfit(jax.tree.leaves(self), shape, "W")
 
     def value(self, W: Array) -> Array:
@@ -71,7 +71,7 @@ class L1:
         return jaxopt_prox.prox_lasso(W, full(self.weight, W) * step)
 
     def conjugate(self, A: Array) -> tuple[Array, Array]:
-        """Shrinkage per row until ``|A| <= weight``; ``g*`` is zero there."""
+        """The shrinkage per row to ``|A| <= weight``, and ``g*`` there, zero."""
         weight = full(self.weight, A)
         over = jnp.abs(A) > weight
         ratio = jnp.where(over, weight / jnp.where(over, jnp.abs(A), 1), 1)
@@ -82,24 +82,24 @@ class L1:
         return full(self.weight, W)
 
     def scaled(self, factor: Array) -> "L1":
-        """The same penalty of ``factor * W``."""
+        """The penalty of ``factor * W``, as one of ``W``."""
         return L1(per_entry(self.weight, factor) * jnp.abs(factor))
 
     def reweighted(self, W: Array, floor: float) -> "L1":
-        r"""The next weights of a log-sum penalty whose first weights are these.
+        r"""The next penalty weights for a log-sum penalty that starts from these.
 
         .. math::
             \lambda_{ij} \mapsto \lambda_{ij} \frac{\delta}
             {\lambda_{ij} |W_{ij}| + \delta}
 
-        with :math:`\delta` the share ``floor`` of the root mean square of the
-        non-zeros. (Candès, Wakin and Boyd, 2008, sec. 2.2.)
+        where :math:`\delta` is ``floor`` times the root mean square of the non-zero
+        :math:`\lambda_{ij} |W_{ij}|` (Candès, Wakin and Boyd, 2008, sec. 2.2).
         """
         return L1(reweighted_by(self.weight, W, floor))
 
 
 class _Entrywise:
-    """A penalty that is a box by another name."""
+    """A penalty whose methods are those of its box."""
 
     def box(self) -> "Box":
         """The same penalty as a box."""
@@ -112,7 +112,7 @@ class _Entrywise:
         return Box(*map(transposed, box.terms()))
 
     def fits(self) -> dict[str, Array]:
-        """What its values have to be, and whether they are."""
+        """Requirements on its values, and whether they are met."""
         box = self.box()
         lower, upper, ridge = map(jnp.asarray, (box.lower, box.upper, box.ridge))
         return {
@@ -123,7 +123,7 @@ class _Entrywise:
         }
 
     def misfit(self, shape: tuple[int, ...]) -> str:
-        """What it expects of a ``W`` of this shape; empty if it fits."""
+        """The requirement that a ``W`` of this shape fails; empty if it fits."""
         return misfit(jax.tree.leaves(self), shape, "W")
 
     def value(self, W: Array) -> Array:
@@ -133,16 +133,16 @@ class _Entrywise:
         return jnp.sum(full(box.weight, W) * size + ridge / 2 * size**2)
 
     def prox(self, W: Array, step: Array) -> Array:
-        """Soft thresholding, a shrinkage by the ridge, then the nearest allowed."""
+        """Soft thresholding, shrinkage by the ridge, projection on the limits."""
         box = self.box()
         W = jaxopt_prox.prox_lasso(W, full(box.weight, W) * step)
         W = W / (1 + full(box.ridge, W) * step)
         lower, upper = full(box.lower, W), full(box.upper, W)
-        # a clip would share the derivative with a limit that is met and does not bind
+        # a clip would split the derivative at a limit that is met but does not bind
         return jnp.where(W < lower, lower, jnp.where(W > upper, upper, W))
 
     def conjugate(self, A: Array) -> tuple[Array, Array]:
-        """Shrinkage per row until no entry gains without end, and ``g*`` there."""
+        """The shrinkage per row that makes ``g*`` finite, and ``g*`` there."""
         box = self.box()
         lower, upper, weight, ridge = (full(a, A) for a in box.terms())
         limit = jnp.where(A > 0, upper, -lower)
@@ -162,7 +162,7 @@ class _Entrywise:
         return full(box.weight, W) + full(box.ridge, W) * jnp.abs(W)
 
     def scaled(self, factor: Array) -> "Box":
-        """The same penalty of ``factor * W``, which may turn signs."""
+        """The penalty of ``factor * W``, as one of ``W``; a factor may be negative."""
         box = self.box()
         lower, upper, weight, ridge = (per_entry(a, factor) for a in box.terms())
         ends = lower / factor, upper / factor
@@ -174,7 +174,7 @@ class _Entrywise:
         )
 
     def reweighted(self, W: Array, floor: float) -> "Box":
-        """The same box under the next weights of a log-sum penalty, as ``L1``'s."""
+        """The same box with the next weights of a log-sum penalty, as in ``L1``."""
         box = self.box()
         return dataclasses.replace(box, weight=reweighted_by(box.weight, W, floor))
 
@@ -189,9 +189,9 @@ class Box(_Entrywise):
         \quad\text{if}\quad l_{ij} \le W_{ij} \le u_{ij}, \qquad
         \infty \;\text{otherwise}
 
-    Each attribute is one number, or an array that broadcasts to ``[d_in, d_out]``. The
-    trained weights should lie within the limits, or no weights may meet the budget: the
-    result is then ``infeasible``. One number also limits a bias that is penalised.
+    Each attribute is one number, or an array that broadcasts to ``[d_in, d_out]``. If
+    the trained weights exceed the limits, perhaps no weights meet the budget, and the
+    result is ``infeasible``. A limit of one number applies to a penalised bias, too.
 
     Attributes:
       lower: :math:`l`, at most 0, in units of the weights.
@@ -224,17 +224,17 @@ class Box(_Entrywise):
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ElasticNet(_Entrywise):
-    r"""Magnitudes and squares, which spread what correlated inputs share.
+    r"""Magnitudes and squares; squares spread weight over correlated inputs.
 
     .. math::
         g(W) = \sum_{ij} \lambda_{ij} |W_{ij}| + \frac{\mu_{ij}}{2} W_{ij}^2
 
-    (Zou and Hastie, 2005, eq. 3, there with half the ridge.)
+    (Zou and Hastie, 2005, eq. 3, whose ridge is half of :math:`\mu`.)
 
     Attributes:
       ridge: :math:`\mu`, at least 0; one number, or an array that broadcasts to
         ``[d_in, d_out]``.
-      weight: :math:`\lambda`, positive; likewise.
+      weight: :math:`\lambda`, positive; one number or such an array.
 
     Example:
       >>> import jax.numpy as jnp
@@ -254,7 +254,7 @@ class ElasticNet(_Entrywise):
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Nonnegative(_Entrywise):
-    r"""Weights that add and never subtract.
+    r"""Magnitudes of weights that are never negative.
 
     .. math::
         g(W) = \sum_{ij} \lambda_{ij} W_{ij} \;\text{if}\; W \ge 0, \qquad
@@ -282,16 +282,16 @@ class Nonnegative(_Entrywise):
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sign(_Entrywise):
-    r"""Weights that keep a sign, as that of the trained ones.
+    r"""Magnitudes of weights with given signs, such as those of the trained weights.
 
     .. math::
         g(W) = \sum_{ij} \lambda_{ij} |W_{ij}| \;\text{if}\; S_{ij} W_{ij} \ge 0,
         \qquad \infty \;\text{otherwise}
 
     Attributes:
-      signs: :math:`S`; only the signs count, and zero allows both. An array that
-        broadcasts to ``[d_in, d_out]``.
-      weight: :math:`\lambda`, positive; likewise, or one number.
+      signs: :math:`S`, an array that broadcasts to ``[d_in, d_out]``; only its signs
+        count, and zero allows both.
+      weight: :math:`\lambda`, positive; one number or such an array.
 
     Example:
       >>> import jax.numpy as jnp
@@ -317,16 +317,16 @@ class Sign(_Entrywise):
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FixedPattern(_Entrywise):
-    r"""Weights that may differ from zero only where a mask allows.
+    r"""Magnitudes of weights that are zero wherever a mask is zero.
 
     .. math::
         g(W) = \sum_{ij} \lambda_{ij} |W_{ij}| \;\text{if}\;
         M_{ij} = 0 \Rightarrow W_{ij} = 0, \qquad \infty \;\text{otherwise}
 
     Attributes:
-      mask: :math:`M`; non-zero where a weight may move. An array that broadcasts to
-        ``[d_in, d_out]``.
-      weight: :math:`\lambda`, positive; likewise, or one number.
+      mask: :math:`M`, an array that broadcasts to ``[d_in, d_out]``; non-zero where a
+        weight may move.
+      weight: :math:`\lambda`, positive; one number or such an array.
 
     Example:
       >>> import jax.numpy as jnp
@@ -350,7 +350,7 @@ class FixedPattern(_Entrywise):
 
 
 def misfit(arrays: Iterable[ArrayLike], shape: tuple[int, ...], of: str) -> str:
-    """That arrays have to broadcast to a shape; empty if they do."""
+    """The requirement that arrays broadcast to a shape; empty if they do."""
     for array in arrays:
         try:
             fits = np.broadcast_shapes(np.shape(array), shape) == shape
@@ -365,15 +365,15 @@ def misfit(arrays: Iterable[ArrayLike], shape: tuple[int, ...], of: str) -> str:
 
 
 def full(value: ArrayLike, W: Array) -> Array:
-    """One number per entry of ``W``; of a vector, one per column."""
+    """``value`` in the shape of ``W``; a vector has one number per column."""
     value = jnp.asarray(value, W.dtype)
-    if value.ndim < W.ndim:  # under strict rank promotion a vector is per unit
+    if value.ndim < W.ndim:  # strict rank promotion adds no axes; a vector is per unit
         value = value.reshape((1,) * (W.ndim - value.ndim) + value.shape)
     return jnp.broadcast_to(value, W.shape)
 
 
 def per_entry(value: ArrayLike, factor: Array) -> Array:
-    """What a factor per entry multiplies."""
+    """``value`` in a shape that broadcasts with one factor per entry."""
     value = jnp.asarray(value, factor.dtype)
     return value[None, :] if value.ndim == 1 else value  # per unit, the last axis
 
@@ -396,5 +396,5 @@ def reweighted_by(weight: ArrayLike, W: Array, floor: float) -> Array:
     size = weight * jnp.abs(W)
     count = jnp.maximum(jnp.sum(size > 0), 1).astype(W.dtype)
     delta = floor * norm(size) / jnp.sqrt(count)
-    delta = jnp.where(delta > 0, delta, 1)  # all zero: the weights stay
+    delta = jnp.where(delta > 0, delta, 1)  # where all are zero the weights stay
     return weight * (delta / (size + delta))

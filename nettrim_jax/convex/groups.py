@@ -1,11 +1,11 @@
-r"""Penalties of whole groups of weights: norms, which are zero for all of one at once.
+r"""Penalties of groups of weights: norms, which make whole groups zero.
 
 .. math:: g(W) = \sum_G \lambda_G \|\omega_G \circ W_G\|_2 + \sum_{ij} \mu_{ij} |W_{ij}|
 
-Groups tile the layer. Its own scales make :math:`\omega`, the weights of single entries
-within a group's norm.
+The groups tile the layer. Scales of its inputs or units become :math:`\omega`, the
+factors of single entries within a group's norm.
 
-Knows arrays only; see ``penalties`` for what a penalty is.
+Knows arrays; knows no response and no program.
 """
 
 import dataclasses
@@ -32,20 +32,20 @@ from nettrim_jax.convex.entrywise import (
 from nettrim_jax.typing import Array, ArrayLike
 
 NAMES = ("inputs", "neurons", "channels")
-# of Newton's method for the norm of a group, from below: two to six would do
+# of Newton's method for the norm of a group, from below; two to six are enough
 STEPS = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class _Groups:
-    """What the penalties of groups share."""
+    """The fields and methods that the penalties of groups share."""
 
     groups: str | tuple[int, int] = dataclasses.field(metadata=STATIC)
     weight: ArrayLike = 1.0
     channels: int | None = dataclasses.field(
         default=None, kw_only=True, metadata=STATIC
     )
-    # within the norms; and whether W comes with one unit per row
+    # the factors within the norms, and whether W has one unit per row
     entries: ArrayLike = dataclasses.field(default=1.0, kw_only=True, repr=False)
     turned: bool = dataclasses.field(
         default=False, kw_only=True, repr=False, metadata=STATIC
@@ -53,7 +53,7 @@ class _Groups:
 
     @property
     def magnitudes(self) -> ArrayLike:
-        """The weights of single magnitudes beside the norms."""
+        """The penalty weights of single magnitudes, beside the norms."""
         return 0.0
 
     @property
@@ -62,16 +62,16 @@ class _Groups:
         return dataclasses.replace(self, turned=not self.turned)
 
     def box(self) -> Box:
-        """What it asks of single weights, as a box."""
+        """Its penalty of single weights, as a box."""
         weight = jnp.asarray(self.magnitudes)
         return Box(weight=weight.T if self.turned and weight.ndim == 2 else weight)
 
     def of_channels(self, channels: int) -> Any:
-        """The same penalty for a layer whose inputs come from so many channels."""
+        """The same penalty for inputs of so many channels, unless it has its own."""
         return dataclasses.replace(self, channels=self.channels or channels)
 
     def fits(self) -> dict[str, Array]:
-        """What its values have to be, and whether they are."""
+        """Requirements on its values, and whether they are met."""
         magnitudes = jnp.asarray(self.magnitudes)
         return {
             POSITIVE: all_positive(self.weight) & all_positive(self.entries),
@@ -81,7 +81,7 @@ class _Groups:
         }
 
     def misfit(self, shape: tuple[int, ...]) -> str:
-        """What it expects of a ``W`` of this shape; empty if it fits."""
+        """The requirement that a ``W`` of this shape fails; empty if it fits."""
         shape = shape[::-1] if self.turned else shape
         pair = isinstance(self.groups, tuple) and len(self.groups) == 2
         if not pair and self.groups not in NAMES:
@@ -112,10 +112,10 @@ class _Groups:
         return total + jnp.sum(self._magnitudes(W) * size)
 
     def prox(self, W: Array, step: Array) -> Array:
-        r"""Soft thresholding, then a shrinkage of every group towards zero.
+        r"""Soft thresholding, then shrinkage of every group towards zero.
 
-        Where steps differ within a group, it is
-        :math:`a_i / (1 + \lambda \tau_i / r)` with
+        Where steps differ within a group, it shrinks to
+        :math:`a_i / (1 + \lambda \tau_i / r)` with the root :math:`r` of
         :math:`\sum_i a_i^2 / (r + \lambda \tau_i)^2 = 1`, which has no closed form.
         """
         W = jaxopt_prox.prox_lasso(W, self._magnitudes(W) * step)
@@ -129,7 +129,7 @@ class _Groups:
         return W * self._join(share, W)
 
     def conjugate(self, A: Array) -> tuple[Array, Array]:
-        """Shrinkage per unit until ``g*`` is zero, and that zero."""
+        """The shrinkage per unit that makes ``g*`` zero, and that zero."""
         a, omega = jnp.abs(A), self._entries(A)
         magnitudes = self._split(self._magnitudes(A))
         a, omega = self._split(a), self._split(omega)
@@ -139,7 +139,7 @@ class _Groups:
             return jnp.maximum(s * a - magnitudes, 0) / omega
 
         def smaller(s: Array) -> Array:
-            # the norm is convex in s and zero at zero: what scales it down is enough
+            # the norm is convex in s and zero at zero, so this scaling is enough
             size = _norm(excess(s))
             return s * jnp.where(size > limit, limit / jnp.where(size > 0, size, 1), 1)
 
@@ -162,14 +162,14 @@ class _Groups:
         return spread * self._entries(W) + self._magnitudes(W)
 
     def scaled(self, factor: Array) -> Any:
-        """The same penalty of ``factor * W``."""
+        """The penalty of ``factor * W``, as one of ``W``."""
         factor = jnp.abs(factor)
         entries = per_entry(self.entries, factor) * factor
         magnitudes = per_entry(self.magnitudes, factor) * factor
         return self._with(magnitudes, entries=entries)
 
     def reweighted(self, W: Array, floor: float) -> Any:
-        """The next weights of a log-sum penalty of groups, as ``L1``'s of weights."""
+        """The next weights of a log-sum penalty of groups, as in ``L1``."""
         sizes = _norm(self._split(self._entries(W) * W))[:, 0, :, 0]
         weight = reweighted_by(full(self.weight, sizes), sizes, floor)
         magnitudes = reweighted_by(self._magnitudes(W), W, floor)
@@ -177,7 +177,7 @@ class _Groups:
         return self._with(magnitudes, weight=weight)
 
     def members(self, shape: tuple[int, ...]) -> np.ndarray:
-        """The number of every weight's group, in the shape of ``W``."""
+        """The index of every weight's group, in the shape of ``W``."""
         with jax.ensure_compile_time_eval():
             like = jnp.zeros(shape)
             a, _, b, _ = self._split(like).shape
@@ -186,18 +186,18 @@ class _Groups:
             return np.asarray(self._join(number, like))
 
     def norms(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """The weight of every group, by number, and those of the entries within."""
+        """The weight of every group, by its index, and the factors of all entries."""
         like = jnp.zeros(shape)
         weight = self._lambda(like, self._split(like))
         return np.ravel(weight), np.asarray(self._entries(like))
 
     def _with(self, magnitudes: Array, **changes: Any) -> Any:
-        """The same penalty with other weights, those of single magnitudes first."""
+        """The same penalty with other weights; this one has no ``magnitudes``."""
         del magnitudes
         return dataclasses.replace(self, **changes)
 
     def _sides(self, shape: tuple[int, ...]) -> tuple[Any, ...]:
-        """Rows and columns of a group, and so how many of each make the grid."""
+        """The rows and columns of a group; zero rows if the channels do not fit."""
         d_in, d_out = shape
         if isinstance(self.groups, str):
             places = d_in // self.channels if self.channels else 1
@@ -216,11 +216,11 @@ class _Groups:
         return f"{sides[0]} x {sides[1]}"
 
     def _split(self, A: Array) -> Array:
-        """Groups along axes 0 and 2, what is in them along axes 1 and 3."""
+        """Groups along axes 0 and 2, their entries along axes 1 and 3."""
         A = A.T if self.turned else A
         d_in, d_out = A.shape
         rows, columns = self._sides(A.shape)
-        if self.groups == "channels":  # side by side at every place
+        if self.groups == "channels":  # which lie side by side at every place
             A = A.reshape(rows, d_in // rows, d_out).transpose(1, 0, 2)
         return A.reshape(d_in // rows, rows, d_out // columns, columns)
 
@@ -251,22 +251,22 @@ class _Groups:
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GroupL1(_Groups):
-    r"""Norms of groups, so that whole inputs, neurons, channels or blocks become zero.
+    r"""Norms of groups, which make whole inputs, neurons, channels or blocks zero.
 
     .. math:: g(W) = \sum_G \lambda_G \|W_G\|_2
 
-    (Yuan and Lin, 2006, eq. 2.4.) Groups of one layer are of one size, so there is no
-    factor for it.
+    (Yuan and Lin, 2006, eq. 2.4.) The groups of a layer have one size, so no factor
+    accounts for it.
 
     Attributes:
-      groups: ``"inputs"``: a row of ``W``, all that one input feeds. ``"neurons"``: a
-        column, all that feeds one unit, or one filter. ``"channels"``: the rows of one
-        input channel of a convolution, at all places of its window. Or ``(rows,
-        columns)`` of blocks.
+      groups: ``"inputs"``: a row of ``W``, the weights of one input. ``"neurons"``: a
+        column, the weights of one unit or filter. ``"channels"``: the rows of one input
+        channel of a convolution, at all places of its window. Or ``(rows, columns)`` of
+        a block.
       weight: :math:`\lambda`, positive; one number, or an array that broadcasts to the
         grid of the groups (``[d_in, 1]``, ``[1, d_out]``, ``[channels, 1]``).
-      channels: from how many channels the inputs of ``"channels"`` come, side by side
-        at every place of the window; in :func:`nettrim_jax.prune` the layer says it.
+      channels: for ``"channels"``, the number of input channels, which lie side by side
+        at every place of the window; :func:`nettrim_jax.prune` takes the layer's.
 
     Example:
       >>> import jax.numpy as jnp
@@ -281,7 +281,7 @@ class GroupL1(_Groups):
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SparseGroup(_Groups):
-    r"""Norms of groups and magnitudes: whole groups become zero, and weights within.
+    r"""Norms and magnitudes, which make whole groups zero, and weights within groups.
 
     .. math::
         g(W) = \sum_G \lambda_G \|W_G\|_2 + \sum_{ij} \mu_{ij} |W_{ij}|
@@ -290,7 +290,7 @@ class SparseGroup(_Groups):
 
     Attributes:
       groups: as for :class:`GroupL1`.
-      weight: :math:`\lambda`, likewise.
+      weight: :math:`\lambda`, as for :class:`GroupL1`.
       magnitude: :math:`\mu`, at least 0; one number, or an array that broadcasts to
         ``[d_in, d_out]``.
       channels: as for :class:`GroupL1`.
@@ -308,7 +308,7 @@ class SparseGroup(_Groups):
 
     @property
     def magnitudes(self) -> ArrayLike:
-        """The weights of single magnitudes beside the norms."""
+        """The penalty weights of single magnitudes, beside the norms."""
         return self.magnitude
 
     def _with(self, magnitudes: Array, **changes: Any) -> "SparseGroup":
@@ -316,19 +316,19 @@ class SparseGroup(_Groups):
 
 
 def _norm(A: Array) -> Array:
-    """Of every group, ``[a, 1, b, 1]``."""
+    """The norm of every group, ``[a, 1, b, 1]``."""
     return norm(A, axis=(1, 3), keepdims=True)
 
 
 def _radius(a: Array, limit: Array) -> tuple[Array, Array]:
-    r"""The ``r`` of :math:`\sum_i a_i^2 / (r + l_i)^2 = 1` per group, and if there is.
+    r"""The root ``r`` of :math:`\sum_i a_i^2 / (r + l_i)^2 = 1`, and if there is one.
 
-    The power -1/2 of the left side is concave in ``r``, so Newton's method climbs to
-    the root from below and passes it never. The last two steps have derivatives: each
-    doubles the order to which those of the root are right.
+    The power -1/2 of the left side is concave in ``r``, so Newton's method approaches
+    the root from below and never passes it. The last two steps are differentiated: each
+    doubles the order up to which the derivatives of the root are right.
     """
     left = jnp.sum((a / limit) ** 2, axis=(1, 3), keepdims=True) > 1
-    a = jnp.where(left, a, 1)  # any number with a root, and no division by zero
+    a = jnp.where(left, a, 1)  # a number with a root, and no division by zero
 
     def step(r: Array, a: Array, limit: Array) -> Array:
         over = a / (r + limit)

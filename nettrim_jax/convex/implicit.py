@@ -1,14 +1,12 @@
 r"""Derivatives of a fixed point, by the implicit function theorem.
 
-The fixed points are those of Douglas and Rachford's map: with an orthogonal projection
+The fixed points are those of the Douglas-Rachford map: with an orthogonal projection
 :math:`\Pi` onto a subspace, its reflection :math:`S = 2 \Pi - I` and a prox :math:`P`,
 
-.. math::
-    F(u) = P(S u) - \Pi u = 0
+.. math:: F(u) = P(S u) - \Pi u = 0
 
-Where :math:`P` has the derivative :math:`D`, symmetric as that of every prox is,
-:math:`F' = D S - \Pi = (D - \Pi) S`: a symmetric system, and a reflection.
-
+Where :math:`P` has the derivative :math:`D`, symmetric as for every prox,
+:math:`F' = D S - \Pi = (D - \Pi) S` is a symmetric map after a reflection.
 Knows functions of arrays; knows no program and no solver.
 """
 
@@ -24,22 +22,23 @@ from nettrim_jax.typing import Array
 Point = Any  # a pytree of arrays
 Map = Callable[[Point], Point]
 
-STEPS = 20000  # of MINRES, at most
-ROUNDINGS = 50  # of the right side, where MINRES stops
-# power of the rounding: what A shrinks by more is out of reach, and a residual below it
-# that of a solution
+STEPS = 20000  # most steps of MINRES
+ROUNDINGS = 50  # of the right side: a residual at which MINRES stops
+# eps to this power counts as zero, for the residual of the normal equations and, at the
+# end, for that of the system
 FLAT = 0.5
 
 
 def root(residual: Map, at: Point, reflect: Map) -> Point:
     """``at``, a root of ``residual``, with the derivatives that a root has.
 
-    They pass to whatever ``residual`` closes over, forward and in reverse, by a linear
-    solve each that needs products only; of every order that ``residual`` has.
+    They are with respect to all that ``residual`` closes over, forward and in reverse,
+    and of every order that ``residual`` has. Each takes one linear solve, which needs
+    products only.
 
     Args:
-      residual: ``F``, see above.
-      at: where it is zero; its own derivative plays no part.
+      residual: ``F`` of the module's docstring.
+      at: a point where it is zero; its own derivative is ignored.
       reflect: ``S``, linear, symmetric and its own inverse.
 
     Returns:
@@ -69,21 +68,21 @@ class _Lanczos(NamedTuple):
     beta_old: Array
     cosine: Array  # the last rotation
     sine: Array
-    corner: Array  # what it left of the next column
+    corner: Array  # its entry of the next column
     above: Array
     left: Array  # norm of the residual
-    slope: Array  # of the normal equations' residual, relative to that of A
-    norm: Array  # of A, nearly
+    slope: Array  # size of the normal equations' residual, relative to that of A
+    norm: Array  # an estimate of the norm of A
     steps: Array
 
 
 def minres(matvec: Callable[[Array], Array], b: Array) -> Array:
-    r"""The shortest least-squares solution of a symmetric system, definite or not.
+    r"""The minimum-norm least-squares solution of a symmetric system, definite or not.
 
     .. math:: x = A^+ b
 
-    MINRES (Paige and Saunders, 1975, sec. 6), and where ``b`` is out of reach the
-    correction of Liu, Milzarek and Roosta (2023).
+    It is found by MINRES (Paige and Saunders, 1975, sec. 6) and, where ``b`` is not in
+    the range of ``A``, the correction of Liu, Milzarek and Roosta (2023).
 
     Args:
       matvec: the product with ``A``.
@@ -92,7 +91,7 @@ def minres(matvec: Callable[[Array], Array], b: Array) -> Array:
     Returns:
       ``x``, in the shape of ``b``; NaN if the steps allowed were too few.
     """
-    # of size one: squares of what is very large or small are not numbers
+    # of size one, since squares of very large or small numbers leave the range
     most = jnp.max(jnp.abs(b), initial=0)
     b = jnp.where(most > 0, b / jnp.where(most > 0, most, 1), b)
     length = jnp.sqrt(jnp.sum(b**2))
@@ -118,7 +117,7 @@ def minres(matvec: Callable[[Array], Array], b: Array) -> Array:
         alpha = jnp.sum(v * y)
         y = y - divided(alpha, k.beta) * k.v
         beta = jnp.sqrt(jnp.sum(y**2))
-        # the last rotation on the new column, then one that takes beta off it
+        # the last rotation turns the new column, and the next one removes beta
         delta = k.cosine * k.corner + k.sine * alpha
         bar = k.sine * k.corner - k.cosine * alpha
         corner = -k.cosine * beta
@@ -126,11 +125,11 @@ def minres(matvec: Callable[[Array], Array], b: Array) -> Array:
         cosine = divided(bar, gamma)
         sine = jnp.where(gamma > 0, divided(beta, gamma), 1)
         w = divided(v - k.above * k.w_old - delta * k.w, gamma)
-        # a column of the tridiagonal matrix; the first has nothing above
+        # the norm of a column of the tridiagonal matrix; the first has nothing above
         over = jnp.where(k.steps > 0, k.beta, 0)
         norm = jnp.maximum(k.norm, jnp.sqrt(over**2 + alpha**2 + beta**2))
         slope = divided(jnp.hypot(bar, corner), norm)
-        # the last x is the answer, and gamma may be rounding
+        # the last x is the solution, and gamma may be rounding
         done = slope <= flat
         return _Lanczos(
             x=jnp.where(done, k.x, k.x + cosine * k.left * w),
@@ -158,7 +157,7 @@ def minres(matvec: Callable[[Array], Array], b: Array) -> Array:
     )
     found = jax.lax.while_loop(running, body, start)
     x, solved = found.x, found.left <= flat * size
-    # what is out of reach is left out of the solution, too
+    # the solution has no part outside the range of A
     off = b - matvec(x)
     lifted = x - divided(jnp.sum(off * x), jnp.sum(off**2)) * off
     x = jnp.where(solved, x, lifted)

@@ -1,7 +1,8 @@
-r"""Best values on a fixed support: what an :math:`\ell_1` norm shrank grows back.
+r"""A least-squares fit of the weights on a fixed support.
 
-Each unit's fit is convex and apart from the others, so all units move at once: a
-semi-smooth Newton step by conjugate gradients, and a step length for every unit.
+It undoes the shrinkage by an :math:`\ell_1` norm. The fit of each unit is convex and
+independent of the others, so all units move at once: by a semi-smooth Newton step with
+conjugate gradients, and a step length per unit.
 
 Knows programs; knows no solver and no model.
 """
@@ -19,15 +20,15 @@ from nettrim_jax.typing import Array
 
 ROUNDS = 10
 INNER = 15  # steps of conjugate gradients in a round
-STEPS = 1000  # of conjugate gradients for a derivative, at most
-# a round that gains less than this share of what is left is the last
+STEPS = 1000  # most steps of conjugate gradients for a derivative
+# a round that lowers the loss by less than this share is the last
 GAIN = 1e-3
 
 
 def refit(
     program: Program, W: Array, b: Array, support: Array | None = None
 ) -> tuple[Array, Array]:
-    r"""Values on the support of ``W`` whose response is nearly the nearest one.
+    r"""Fits the values on the support of ``W`` to the trained response.
 
     .. math::
         \min_{W, b} \; \tfrac12 \|(Z - Y)_\Omega\|_F^2
@@ -35,24 +36,24 @@ def refit(
         \quad\text{s.t.}\quad W_{ij} = 0 \;\text{where it was}, \qquad
         Z = X W + b + t
 
-    It stops when a round gains less than a thousandth: within a per cent of the least
-    where inputs are well conditioned. Twice the value bounds the squared error after
-    the ReLU, and it is no more than at the start: a bound that the program's answer
-    meets, its refit meets. Its derivatives are those of the least loss on the support.
+    It stops when a round lowers the loss by less than a thousandth, which is within a
+    per cent of the minimum where inputs are well conditioned. Twice the loss bounds the
+    squared error after the ReLU, and the loss never grows, so the refit meets every
+    bound that the solution meets. The derivatives are those of the minimum.
 
     Args:
-      program: one program; its budget and penalty play no part.
-      W: ``[d_in, d_out]``, as a solution has it.
+      program: one program; its budget and penalty are not used.
+      W: ``[d_in, d_out]``, as in a solution.
       b: ``[d_out]``; stays if the program's bias is fixed, or penalised and zero.
-      support: where ``W`` may be other than zero, ``[d_in, d_out]`` bool, zeros among
-        it included; where it is by default.
+      support: where ``W`` may differ from zero, ``[d_in, d_out]`` bool; zeros of ``W``
+        on it may move. By default it is where ``W`` is not zero.
 
     Returns:
-      New ``W`` with no other non-zeros, and ``b``.
+      The new ``W``, zero off the support, and the new ``b``.
     """
     if support is None:
         return _refit(program, W, b)
-    # zeros that may move are told from those that may not by the least of numbers
+    # the smallest number marks the zeros that may move
     least = jnp.finfo(W.dtype).tiny
     start = jnp.where(support, jnp.where(W == 0, least, W), 0)
     new, b = _refit(program, start, b)
@@ -60,7 +61,7 @@ def refit(
 
 
 class _Fit(NamedTuple):
-    """What is fitted: ``Z = A X^T + still``, and where ``A`` may move."""
+    """The fit ``Z = A X^T + still``, where ``A`` moves on its support only."""
 
     X: Array  # [n, k], with ones for a free bias
     A: Array  # [d_out, k]
@@ -116,7 +117,7 @@ def _refit(program: Program, W: Array, b: Array) -> tuple[Array, Array]:
         A = A + best[:, None] * direction
         total = jnp.sum(before)
         gain = jnp.where(total > 0, 1 - jnp.sum(least) / total, 0)
-        # once more from A: sums of steps drift
+        # found anew from A, since a sum of steps drifts
         return A, fit.response(A), gain, done + 1
 
     start = jnp.ones((), W.dtype), jnp.zeros((), jnp.int32)
@@ -127,7 +128,7 @@ def _refit(program: Program, W: Array, b: Array) -> tuple[Array, Array]:
 
 @_refit.defjvp
 def _refit_jvp(primals: tuple, tangents: tuple) -> tuple:
-    """That of the point where the loss is flat: one solve with its curvature."""
+    """The derivative of the minimum, by one solve with the curvature of the loss."""
     program, W, b = primals
     new = _refit(program, W, b)
     A = _fit(program, *new).A
@@ -140,7 +141,7 @@ def _refit_jvp(primals: tuple, tangents: tuple) -> tuple:
     _, turn = jax.jvp(slope, (program, b), (tangents[0], tangents[2]))
     fit = _fit(program, W, b)
     moves = program.response.moves(fit.response(A))
-    # units are apart, and inputs of any size: each has a system of unit diagonal
+    # every unit has its own system, of unit diagonal since inputs have any size
     diagonal = matmul(moves.astype(A.dtype), fit.X**2)
     usable = fit.support & (diagonal > 0)
     scale = jnp.where(usable, diagonal, 1) ** -0.5
@@ -161,18 +162,18 @@ def _refit_jvp(primals: tuple, tangents: tuple) -> tuple:
     each = jax.vmap(unit, in_axes=(None, 0, 0, 0, 0))
     moved = each(fit.X, usable, moves.astype(A.dtype), scale, -turn)
     moved = jnp.where(usable, moved, 0)
-    # of W no more counts than where it is zero; but what is unknown stays unknown
+    # only the zeros of W count, but a tangent that is NaN makes the result NaN
     unknown = 0 * (jnp.sum(tangents[1]) + jnp.sum(tangents[2]))
     return new, _apart(program, moved + unknown, W.shape[0], tangents[2])
 
 
 def _apart(program: Program, A: Array, count: int, b: Array) -> tuple[Array, Array]:
-    """Weights ``[d_in, d_out]`` and bias of what was fitted."""
+    """The weights ``[d_in, d_out]`` and the bias in a fitted ``A``."""
     return A[:, :count].T, b if program.bias == "fixed" else A[:, count]
 
 
 def _curvature(fit: _Fit, moves: Array) -> Callable[[Array], Array]:
-    """The product with every unit's Gram matrix on its support; off it, the identity.
+    """The product with every unit's Gram matrix on its support, the identity off it.
 
     ``moves`` says which rows of a unit count.
     """
@@ -188,7 +189,7 @@ def _curvature(fit: _Fit, moves: Array) -> Callable[[Array], Array]:
 def _newton(fit: _Fit, moves: Array, slope: Array) -> Array:
     """Solves every unit's normal equations on its support, ``[d_out, k]``.
 
-    By conjugate gradients, preconditioned by the diagonal.
+    It takes steps of conjugate gradients, preconditioned by the diagonal.
     """
     diagonal = matmul(moves.astype(fit.X.dtype), fit.X**2)
     usable = fit.support & (diagonal > 0)

@@ -1,5 +1,6 @@
-"""A series of budgets, each solved from where the one before it stopped.
+"""Solutions of one program for a series of budgets.
 
+Each solve starts from the solution for the budget before it.
 Knows programs and the solver; knows no model.
 """
 
@@ -21,7 +22,7 @@ from nettrim_jax.typing import Array, ArrayLike
 
 
 class Path(NamedTuple):
-    """What :func:`path` found, one entry per budget."""
+    """The solutions for a series of budgets, with one entry per budget."""
 
     epsilons: Array  # [k]
     solutions: Solution  # with a leading axis of k; without duals
@@ -41,20 +42,20 @@ def path(program: Program, epsilons: ArrayLike, config: ADMM | None = None) -> P
         (X W + b + t)_{ij} \le V_{ij} \;\text{off}\; \Omega,
         \qquad k = 1, 2, \dots
 
-    Each starts where the one before it stopped, so neighbours should be near each
-    other; from large to small the weights come in one after another. Stack programs
-    with ``jax.vmap``.
+    Each solve starts from the solution before it, so neighbouring budgets should be
+    close; from large to small ones the weights enter one after another. ``jax.vmap``
+    stacks programs.
 
     Args:
-      program: one program; its own budget plays no part.
+      program: one program; its own budget is not used.
       epsilons: absolute budgets (Frobenius norm), ``[k]``, at least 0.
       config: the settings; ``ADMM()`` by default.
 
     Returns:
-      Budgets, solutions and the sparsity of each.
+      The budgets, their solutions and the sparsity of each.
 
     Raises:
-      ProgramError: ``epsilons`` is no series of budgets.
+      ProgramError: ``epsilons`` is not a series of budgets.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -91,7 +92,7 @@ def _path(program: Program, epsilons: Array, config: ADMM) -> Path:
 
     shapes = jax.eval_shape(lambda: admm.solve(at(epsilons[0]), config))
 
-    # what is not finite is passed over, so the first one starts afresh
+    # a start that is not finite is ignored, so the first solve starts cold
     def nothing(a: jax.ShapeDtypeStruct) -> Array:
         floating = jnp.issubdtype(a.dtype, jnp.floating)
         return jnp.full(a.shape, jnp.nan if floating else 0, a.dtype)

@@ -1,10 +1,10 @@
-r"""The convex program of one layer: data, penalty, response; its value and bounds.
+r"""The convex program of one layer: its data, objective and dual bound.
 
 .. math::
     \min_{W, b} \; g(W) + f(Z) \quad\text{s.t.}\quad Z = X W + b + t
 
-A program is made from arrays as a layer has them, one unit per column. It holds their
-transposes, one unit per row, and so do the functions below (see ``linalg`` for why):
+A program is made from arrays with one unit per column. It holds their transposes, one
+unit per row, which all functions below take (``projection`` says why):
 :math:`Z^T = W^T X^T + b^T + t^T`.
 
 Knows penalties and responses; knows no solver and no model.
@@ -22,13 +22,13 @@ from jax.tree_util import register_dataclass
 from nettrim_jax._numerics import matmul, norm
 from nettrim_jax._trees import known
 from nettrim_jax.convex.entrywise import L1
-from nettrim_jax.convex.penalties import Entrywise, Penalty
+from nettrim_jax.convex.penalties import Entrywise, Penalty, is_penalty
 from nettrim_jax.convex.responses import Match, Response
 from nettrim_jax.results import ProgramError
 from nettrim_jax.typing import Array, ArrayLike, DTypeLike
 
 BIASES = ("fixed", "free", "penalized")
-# of the root mean square weight; between 0.05 and 0.3 it hardly matters
+# share of the root mean square weight; between 0.05 and 0.3 it hardly matters
 FLOOR = 0.1
 
 
@@ -39,7 +39,7 @@ class Program:
 
     Attributes:
       X: inputs, ``[n, d_in]``; a penalised bias is a last column of ones.
-      t: what is added to ``W X^T``, ``[d_out, n]`` or ``[1, 1]``.
+      t: offset, which is added to ``W X^T``; ``[d_out, n]`` or ``[1, 1]``.
       penalty: the ``g``, of ``W`` ``[d_out, d_in]``.
       response: the ``f``.
       bias: ``"fixed"``, ``"free"`` or ``"penalized"``, see :func:`relu_program`.
@@ -59,6 +59,7 @@ def relu_program(
     t: ArrayLike = 0.0,
     V: ArrayLike = 0.0,
     penalty: Penalty | None = None,
+    *,
     bias: str = "fixed",
 ) -> Program:
     r"""Net-Trim's program of a layer that a ReLU follows.
@@ -76,13 +77,13 @@ def relu_program(
       X: inputs, ``[n, d_in]``, floating.
       Y: trained response after the ReLU, ``[n, d_out]``.
       epsilon: absolute budget (Frobenius norm), in units of ``Y``.
-      t: what is added to ``X W``; broadcasts to ``[n, d_out]``.
+      t: offset, which is added to ``X W``; broadcasts to ``[n, d_out]``.
       V: limit where the unit is off; broadcasts to ``[n, d_out]``.
       penalty: the ``g``; ``L1()`` by default.
       bias: ``"fixed"``: it is part of ``t``. ``"free"``: one number per unit, added
         to ``t``, moves without penalty. ``"penalized"``: it moves under the
-        penalty, as in the authors' code (a penalty's own array of weights then has
-        one more row for it).
+        penalty, as in the code of Net-Trim's authors (an array of penalty weights
+        then has one more row for it).
 
     Returns:
       The program, for :func:`nettrim_jax.solve`.
@@ -99,7 +100,7 @@ def relu_program(
       >>> int(jnp.sum(solution.W != 0))
       2
     """
-    return _program(True, X, Y, epsilon, t, V, penalty, bias)
+    return _program(True, X, Y, epsilon, t=t, V=V, penalty=penalty, bias=bias)
 
 
 def linear_program(
@@ -119,7 +120,7 @@ def linear_program(
       X: inputs, ``[n, d_in]``, floating.
       Y: trained response, ``[n, d_out]``.
       epsilon: absolute budget (Frobenius norm), in units of ``Y``.
-      t: what is added to ``X W``; broadcasts to ``[n, d_out]``.
+      t: offset, which is added to ``X W``; broadcasts to ``[n, d_out]``.
       penalty: the ``g``; ``L1()`` by default.
       bias: as in :func:`relu_program`.
 
@@ -137,7 +138,7 @@ def linear_program(
       >>> [round(float(w), 2) for w in solution.W[:, 0]]
       [2.51, 0.0]
     """
-    return _program(False, X, Y, epsilon, t, 0.0, penalty, bias)
+    return _program(False, X, Y, epsilon, t=t, V=0.0, penalty=penalty, bias=bias)
 
 
 def response_of(program: Program, W: Array, b: Array) -> Array:
@@ -151,19 +152,19 @@ def objective(program: Program, W: Array) -> Array:
 
 
 def distance(program: Program, W: Array, b: Array) -> Array:
-    """Distance of ``Z`` to what the response requires, Frobenius, a scalar."""
+    """Distance of ``Z`` to the requirement on it (Frobenius), a scalar."""
     return program.response.distance(response_of(program, W, b))
 
 
 def excludes(program: Program, L: Array) -> Array:
-    r"""Whether ``L``, ``[d_out, n]``, is a ray that proves that no weights will do.
+    r"""Whether ``L``, ``[d_out, n]``, is a ray: a proof that no weights are feasible.
 
     .. math::
         \langle \Lambda, t \rangle - f^*(\Lambda) - \sup_{W \in \text{dom} g}
         \langle -\Lambda X, W \rangle > 0
 
-    where the last term is finite only if :math:`\Lambda X` is zero wherever a weight
-    may grow without limit: to within rounding in float32, to 1e-10 in float64.
+    The last term is finite only if :math:`\Lambda X` is zero, to within rounding in
+    float32 and to 1e-10 in float64, wherever a weight may grow without limit.
     """
     L, A = _useful(program, L)
     size = norm(L)
@@ -181,7 +182,7 @@ def excludes(program: Program, L: Array) -> Array:
 
 
 def finite(program: Program) -> Array:
-    """Whether all data of the program is numbers, and fit for its penalty."""
+    """Whether the data is finite, and the values of the penalty are allowed."""
     numbers = jnp.all(jnp.isfinite(program.X)) & jnp.all(jnp.isfinite(program.t))
     for fits in program.penalty.fits().values():
         numbers &= fits
@@ -195,9 +196,9 @@ def dual_bound(program: Program, L: Array) -> tuple[Array, Array]:
         D(\Lambda) = \langle \Lambda, t \rangle - f^*(\Lambda) - g^*(-\Lambda X)
         \le \min_W g(W) + f(W X^T + t)
 
-    ``L`` is first moved where both conjugates are finite: clipped by the response,
-    then shrunk row by row by the penalty, so the bound holds whatever ``L``
-    was (Aghasi et al., 2017, and the dual of the norm).
+    ``L`` is first moved to where both conjugates are finite: the response clips it, and
+    the penalty shrinks its rows. So the bound holds for every ``L`` (Aghasi et al.,
+    2017, and the dual of the norm).
     """
     L, A = _useful(program, L)
     penalty = program.penalty
@@ -210,29 +211,29 @@ def dual_bound(program: Program, L: Array) -> tuple[Array, Array]:
     best, multiplier = bound(penalty)
     if isinstance(penalty, L1) or not isinstance(penalty, Entrywise):
         return best, multiplier
-    # a limit far off or a small ridge makes g* large; without them L is shrunk more,
-    # and g* is zero
+    # a distant limit or a small ridge makes g* large; without them L shrinks more, and
+    # g* is zero
     other, shrunk = bound(L1(penalty.box().weight))
     better = ~(best >= other)
     return jnp.where(better, other, best), jnp.where(better, shrunk, multiplier)
 
 
 def _useful(program: Program, L: Array) -> tuple[Array, Array]:
-    """The nearest dual at which ``f*`` is finite, and where ``g*`` is asked for."""
+    """The nearest dual at which ``f*`` is finite, and the argument of ``g*``."""
     L = program.response.dual(L, program.bias == "free")
     return L, -matmul(L, program.X)
 
 
 def stacked(program: Program, W: Array, b: Array) -> Array:
-    """A solution's weights as a program has them: transposed, with a penalised bias."""
+    """A solution's weights as programs hold them: transposed, with a penalised bias."""
     rows = [W, b[None, :]] if program.bias == "penalized" else [W]
     return jnp.concatenate(rows).T
 
 
 def reweighted(program: Program, W: Array, b: Array) -> Program:
-    """The first program of a series under the weights that follow from a solution.
+    """The first program of a reweighted series, with the weights after a solution.
 
-    ``W`` is ``[d_in, d_out]`` and ``b`` ``[d_out]``, as a solution has them.
+    ``W`` is ``[d_in, d_out]`` and ``b`` ``[d_out]``, as in a solution.
     """
     penalty = program.penalty.reweighted(stacked(program, W, b), FLOOR)
     return dataclasses.replace(program, penalty=penalty)
@@ -243,6 +244,7 @@ def _program(
     X: ArrayLike,
     Y: ArrayLike,
     epsilon: ArrayLike,
+    *,
     t: ArrayLike,
     V: ArrayLike,
     penalty: Penalty | None,
@@ -273,7 +275,7 @@ def _program(
         )
     t, V = _broadcast("t", t, dtype, shape), _broadcast("V", V, dtype, shape)
     given: Any = L1() if penalty is None else penalty
-    if not isinstance(given, Penalty):
+    if not is_penalty(given):
         raise ProgramError(
             f"program: expected a penalty such as L1(), got {type(given).__name__}"
         )
@@ -296,8 +298,8 @@ def _program(
 
 
 def check_weights(penalty: Penalty) -> None:
-    """Raises ProgramError if the penalty's values are known and not as they must be."""
-    with jax.ensure_compile_time_eval():  # what is known is known within jit, too
+    """Raises ProgramError if the penalty's values are known and not allowed."""
+    with jax.ensure_compile_time_eval():  # known values stay known within jit
         for text, fits in penalty.fits().items():
             if known(fits) and not fits:
                 raise ProgramError(f"program: expected {text}")

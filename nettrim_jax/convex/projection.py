@@ -1,15 +1,13 @@
-"""The graph ``{(W, b, R): R = W X^T + b}``: one factor, and the projection on it.
+"""The projection on the graph ``{(W, b, R): R = W X^T + b}``, and its factor.
 
-One unit per row, ``W`` ``[d_out, d_in]`` and ``R`` ``[d_out, n]``: products of small
-layers then run two to three times faster on CPU.
+``W`` ``[d_out, d_in]`` and ``R`` ``[d_out, n]`` have one unit per row, since products
+of small layers then run two to three times faster on CPU. The projection is exact and
+costs three matrix products: two with ``X`` and one with a stored inverse, which has the
+smaller of the two sides of ``X``. It is an explicit inverse, since triangular solves
+are slow on accelerators and the inverted matrix, the identity plus a Gram matrix of
+unit columns, is well conditioned.
 
-The projection is exact and costs three matrix products: two with ``X`` and one
-with the stored inverse, which has the smaller of X's two sides. An explicit
-inverse rather than a Cholesky factor, because triangular solves are slow on
-accelerators and what is inverted here, the identity plus a Gram matrix of unit
-columns, is well conditioned.
-
-Knows arrays only: no program, no penalty, no model.
+Knows arrays; knows no program, no penalty and no model.
 """
 
 from typing import NamedTuple
@@ -22,26 +20,26 @@ from nettrim_jax.typing import Array
 
 
 class Factor(NamedTuple):
-    """Everything that the projection on the graph needs, made once per program."""
+    """The data of the projection on the graph, made once per program."""
 
     X: Array  # [n, d_in], centred if the bias is free
-    mean: Array  # [d_in], what the centring took away; zeros if the bias is fixed
+    mean: Array  # [d_in], the subtracted means; zeros unless the bias is free
     scale2: Array  # [d_in], squared column norms: the weight of each column of W
     sigma2: Array  # [], weight of the response block beside the weight block
     inverse: Array  # [k, k], k = min(n, d_in)
-    XT: Array  # [d_in, n], laid out: small products are 1.5 times faster on it
+    XT: Array  # [d_in, n], stored: small products with it are 1.5 times faster
 
 
 def factorise(X: Array, free_bias: bool) -> Factor:
-    """Factorises the graph of ``W -> W X^T + b`` in the distance that balances it.
+    """Factorises the graph of ``W -> W X^T + b`` in a distance that balances it.
 
-    Distances are measured by ``sum_i scale2_i |W_:i|^2 + sigma2 |R|^2``: columns of
-    ``W`` weighted by the squared column norms of ``X`` (so that the scale of an
-    input does not matter), the response by one over the mean eigenvalue of the
+    The squared distance is ``sum_i scale2_i |W_:i|^2 + sigma2 |R|^2``. It weighs
+    columns of ``W`` by the squared column norms of ``X``, so that the scale of an
+    input does not matter, and the response by one over the mean eigenvalue of the
     Gram matrix of the scaled columns.
 
-    A free bias is eliminated: it carries no penalty and no copy, so minimising
-    over it centres the columns of ``X``.
+    A free bias is eliminated: it has no penalty and no copy, so minimising over it
+    centres the columns of ``X``.
 
     Args:
       X: inputs, ``[n, d_in]``.
@@ -54,15 +52,15 @@ def factorise(X: Array, free_bias: bool) -> Factor:
     if free_bias:
         mean = jnp.mean(X, axis=0)
         centred = X - mean[None, :]
-        # once more: the first mean is off by its rounding, which may exceed the rest
+        # centred twice: the rounding of the first mean may exceed the rest
         rest = jnp.mean(centred, axis=0)
         mean, centred = mean + rest, centred - rest[None, :]
     else:
         mean, centred = jnp.zeros((d_in,), X.dtype), X
     norm2 = jnp.sum(centred**2, axis=0)
-    # a constant column, centred, is rounding noise: the bias does its work
+    # a constant column is rounding noise once centred: the bias does its work
     noise = n * (4 * jnp.finfo(X.dtype).eps * jnp.max(jnp.abs(X), axis=0)) ** 2
-    live = ~(norm2 <= noise)  # what is not finite is no noise
+    live = ~(norm2 <= noise)  # NaN is not noise
     centred = jnp.where(live[None, :], centred, 0)
     scale2 = jnp.where(live, norm2, 1)
     sigma2 = min(n, d_in) / jnp.maximum(jnp.sum(live), 1).astype(X.dtype)
@@ -91,11 +89,11 @@ def project(
     Args:
       factor: from :func:`factorise`.
       W: ``[d_out, d_in]``.
-      R: ``[d_out, n]``, the response less what is added to it.
+      R: ``[d_out, n]``, the response less its offset.
       free_bias: as given to :func:`factorise`.
 
     Returns:
-      ``(W', b, R')`` where ``b`` (``[d_out]``) belongs to the centred columns:
+      ``(W', b, R')``, where ``b``, ``[d_out]``, belongs to the centred columns:
       ``R' = W' @ factor.X.T + b``.
     """
     n, d_in = factor.X.shape
@@ -104,7 +102,7 @@ def project(
     if free_bias:
         b = matmul(R, jnp.full((n,), 1 / n, R.dtype))
     if d_in <= n:
-        # W' (C + s X'X) = W C + s R X; centred columns do not see b
+        # W' (C + s X'X) = W C + s R X; b is orthogonal to centred columns
         W = matmul(scale2 * W + factor.sigma2 * matmul(R, factor.X), factor.inverse)
         R = matmul(W, factor.XT)
         return W, b, R + b[:, None] if free_bias else R

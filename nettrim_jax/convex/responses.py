@@ -1,16 +1,13 @@
-"""Requirements on the response, the ``f`` of ``min g(W) + f(Z)``, known by their prox.
+"""Requirements on the response: the ``f`` of ``min g(W) + f(Z)``, known by its prox.
 
-A response is a frozen record of its own data, one unit per row, with pure methods:
+A requirement is a frozen record with one unit per row and pure methods. ``prox(Z)`` is
+the nearest point that meets it, and ``distance(Z)`` the distance to that point, which
+is relative to ``scale()``. ``dual(L, free_bias)`` is the nearest dual with finite
+``f*`` and, for a free bias, with rows that sum to zero; ``bound(L, t)`` is ``<L, t> -
+f*(L)``. ``residual(Z)`` is the error of ``Z`` that the network sees, and ``moves(Z)``
+says where it changes with ``Z``.
 
-- ``prox(Z)``: the nearest point that meets the requirement;
-- ``distance(Z)``: from ``Z`` to what meets it; ``scale()``: what that is relative to;
-- ``dual(L, free_bias)``: the nearest useful dual, that is with ``f*`` finite
-  and, for a free bias, with rows that sum to zero;
-- ``bound(L, t)``: ``<L, t> - f*(L)``;
-- ``residual(Z)``: how far ``Z`` is from the trained response as the network sees it;
-  ``moves(Z)``: where that changes with ``Z``.
-
-Knows nothing of penalties, programs or solvers.
+Knows arrays; knows no penalty, program or solver.
 """
 
 import dataclasses
@@ -25,16 +22,16 @@ from nettrim_jax.typing import Array
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Match:
-    r"""The Net-Trim set: match where the unit is on, stay below a limit elsewhere.
+    r"""The Net-Trim set: near ``Y`` where a unit is on, below a limit elsewhere.
 
     .. math::
         f(Z) = 0 \;\text{if}\; \|(Z - Y)_\Omega\|_F \le \epsilon
         \;\text{and}\; Z_{ij} \le V_{ij} \;\text{off}\; \Omega,
         \quad \infty \;\text{otherwise}
 
-    With :math:`\Omega` everything this is the ball of a linear layer. An entry
-    that is off with an infinite limit is free: a row that does not count.
-    (Aghasi et al., 2017, eqs. 4 and 6.)
+    If :math:`\Omega` holds all entries, this is the ball of a linear layer. An entry
+    off :math:`\Omega` with an infinite limit is free, as in a row that does not count
+    (Aghasi et al., 2017, eqs. 4 and 6).
 
     Attributes:
       Y: trained response, ``[d_out, n]``.
@@ -60,9 +57,9 @@ class Match:
         return norm(Z - self.prox(Z))
 
     def residual(self, Z: Array) -> Array:
-        """``Z - Y`` where on, what a ReLU lets through elsewhere, ``[d_out, n]``.
+        """``Z - Y`` where on, the output of a ReLU elsewhere, ``[d_out, n]``.
 
-        Whatever the limit off: it is what a program allows, not what it is after.
+        A finite limit does not count: a program allows it but does not aim at it.
         """
         return jnp.where(self.moves(Z), jnp.where(self.on, Z - self.Y, Z), 0)
 
@@ -71,7 +68,7 @@ class Match:
         return self.on | ((Z > 0) & (self.V < jnp.inf))
 
     def finite(self) -> Array:
-        """Whether the data is numbers; a limit may be infinite."""
+        """Whether the data is finite; a limit may be infinite."""
         numbers = jnp.all(jnp.isfinite(self.Y)) & jnp.isfinite(self.epsilon)
         return numbers & jnp.all(self.V > -jnp.inf)
 
@@ -81,13 +78,13 @@ class Match:
         return jnp.where(size > 0, size, 1)
 
     def dual(self, L: Array, free_bias: bool) -> Array:
-        """Clips ``L`` where ``f*`` would be infinite; then sums rows to zero."""
+        """Clips ``L`` to finite ``f*``; a free bias makes its rows sum to zero."""
         L = jnp.where(self.on, L, jnp.where(self.V < jnp.inf, jnp.maximum(L, 0), 0))
         if not free_bias:
             return L
         count = jnp.sum(self.on, axis=1, keepdims=True).astype(L.dtype)
         shift = jnp.sum(L, axis=1, keepdims=True) / jnp.maximum(count, 1)
-        # a unit that is never on has only non-negative duals: they sum to zero at zero
+        # duals of a unit that is never on are not negative: only zeros sum to zero
         L = jnp.where(self.on, L - shift, L)
         return jnp.where(count > 0, L, 0)
 
@@ -102,7 +99,7 @@ Response = Match
 
 
 def _ball(R: Array, radius: Array) -> Array:
-    # jaxopt's projection_l2_ball divides by the norm and so has a NaN gradient at zero
+    # jaxopt's projection_l2_ball divides by the norm, so its gradient at zero is NaN
     norm2 = jnp.sum(R**2)
     outside = norm2 > radius**2
     factor = jnp.where(outside, radius / jnp.sqrt(jnp.where(outside, norm2, 1)), 1)

@@ -1,6 +1,7 @@
-"""What a solve gives back: the answer, a code, what it took and what it proves.
+"""The records that a solve returns: solution, statistics, certificate and history.
 
-Knows arrays only.
+Under ``jax.vmap`` every array has a leading lane axis; shapes are those of one lane.
+Knows arrays; knows no program.
 """
 
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from nettrim_jax.typing import Array
 
 
 class Stats(NamedTuple):
-    """What a reader wants to know of a solve; arrays without lanes."""
+    """The steps, the objective and the step size of a solve."""
 
     steps: Array  # [], int32
     objective: Array  # [], g(W)
@@ -17,7 +18,7 @@ class Stats(NamedTuple):
 
 
 class Certificate(NamedTuple):
-    """Proof of the answer's quality, in the units said; arrays without lanes."""
+    """The proof of a solution's quality."""
 
     gap: Array  # [], max(|objective - lower_bound|, ||L|| distance) / objective
     lower_bound: Array  # [], no feasible weights have a smaller penalty
@@ -25,10 +26,10 @@ class Certificate(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """Answer, code, stats and certificate; each with a lane axis under ``vmap``."""
+    """Weights, code, statistics and certificate, with a lane axis under ``vmap``."""
 
     W: Array  # [d_in, d_out], exact zeros
-    bias: Array  # [d_out], what to add to t; zeros if the bias is fixed
+    bias: Array  # [d_out], to be added to t; zeros if the bias is fixed
     result: Array  # [], int32, see nettrim_jax.results
     stats: Stats
     certificate: Certificate
@@ -36,7 +37,7 @@ class Solution(NamedTuple):
 
 
 class History(NamedTuple):
-    """What the solver saw at each look, with NaN after the last one."""
+    """The objective and the certificate at every check; NaN after the last one."""
 
     steps: Array  # [k], int32
     objective: Array  # [k], g(W)

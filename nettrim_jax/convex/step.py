@@ -1,12 +1,13 @@
-r"""One step of ADMM on the graph form of a program, and where to start from.
+r"""One step of ADMM on the graph form of a program, and the states to start from.
 
 .. math::
     \min_{W, b, Z} \; g(W) + f(Z) \quad\text{s.t.}\quad Z = X W + b + t
 
-Works on the transposes, one unit per row. Knows programs and the graph.
+Matrices are transposed, with one unit per row. The sources are Boyd et al. (2011),
+secs. 3.4 and 5, and, for the graph form, Parikh and Boyd (2014), "Block splitting for
+distributed optimization".
 
-Sources: Boyd et al. (2011), secs. 3.4 and 5; Parikh and Boyd (2014), "Block
-splitting for distributed optimization", for the graph form.
+Knows programs and the projection; knows no loop and no model.
 """
 
 import functools
@@ -25,21 +26,21 @@ from nettrim_jax.typing import Array
 
 
 class State(NamedTuple):
-    """What a step maps to the next one: a point, and its projection on the graph.
+    """A point and its projection on the graph, which a step maps to the next state.
 
-    The first less the second is the scaled dual. Responses are less ``t``.
+    The point less its projection is the scaled dual. Responses are less ``t``.
     """
 
     W_hat: Array  # [d_out, d_in]
     R_hat: Array  # [d_out, n]
     W: Array  # [d_out, d_in]
-    b: Array  # [d_out], beside the centred columns of the graph
+    b: Array  # [d_out], for the centred columns of the graph
     R: Array  # [d_out, n], W X^T + b
     rho: Array  # []
 
 
 class Halves(NamedTuple):
-    """What the two proxes answered within a step, before the projection."""
+    """The results of the two proxes within a step, before the projection."""
 
     W: Array  # [d_out, d_in], exact zeros
     R: Array  # [d_out, n], less t; meets the response's requirement
@@ -47,11 +48,11 @@ class Halves(NamedTuple):
 
 
 def cold(program: Program, factor: Factor, scale: Array) -> State:
-    """The start: zero weights, and a step size of the order of what is sought."""
+    """The cold start: zero weights, and a step size of a typical order."""
     (n, d_in), d_out = program.X.shape, program.response.Y.shape[0]
     dtype = program.X.dtype
     W, R = jnp.zeros((d_out, d_in), dtype), jnp.zeros((d_out, n), dtype)
-    # a dual of the weights' size over a response's; columns of zeros have no part in it
+    # the size of a dual over that of a response; columns of zeros do not count
     live = jnp.any(factor.X != 0, axis=0)
     sizes = program.penalty.slope(W) / jnp.sqrt(factor.scale2)[None, :]
     count = jnp.maximum(jnp.sum(live), 1) * d_out
@@ -72,9 +73,9 @@ def step(
         \hat R \leftarrow \hat R + \alpha (R^{1/2} - R) \\
         (W, b, R) &\leftarrow \Pi_{\text{graph}}(\hat W, \hat R)
 
-    in the distance of the factor. This is ADMM with the scaled duals
-    :math:`\hat W - W` and :math:`\hat R - R`, written as Douglas and Rachford's
-    iteration (Eckstein and Bertsekas, 1992): one point, one map.
+    The projection is in the distance of the factor. This is ADMM with the scaled duals
+    :math:`\hat W - W` and :math:`\hat R - R`, written as the Douglas-Rachford
+    iteration of one point (Eckstein and Bertsekas, 1992).
     """
     W_hat, R_hat, W, _, R, rho = state
     W_half = program.penalty.prox(2 * W - W_hat, 1 / (rho * factor.scale2[None, :]))
@@ -88,9 +89,9 @@ def step(
 
 
 def warm(program: Program, factor: Factor, start: State, init: Solution) -> State:
-    """The state in which a solve of a like program stopped; ``start`` if it is unfit.
+    """The state at the solution of a similar program; ``start`` if it is unusable.
 
-    At a fixed point the scaled dual of the weights follows from that of the responses.
+    At a fixed point the scaled dual of the weights follows from that of the response.
     """
     assert init.dual is not None
     rho, L = init.stats.rho, init.dual.T

@@ -1,1 +1,8 @@
-"""Many layers: batched by shape, written back, measured."""
+"""Solves, writes and measures many layers together; knows no particular method.
+
+- ``options``: the options of a pruning, as one record.
+- ``engine``: some sites, of which similar ones are solved in one call.
+- ``layer``: one site's answer, written into the leaves and measured.
+- ``batching``: stacks of problems, and functions that run over their entries.
+- ``orders``: all layers, at once or in order of execution.
+"""

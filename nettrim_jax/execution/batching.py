@@ -1,6 +1,6 @@
-"""Stacks of problems: joined and parted, and a function of each of their entries.
+"""Joins and splits stacks of problems, and runs functions over their entries.
 
-Knows arrays only.
+Knows arrays; knows no method.
 """
 
 import functools
@@ -11,20 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# products of this many terms take a CPU core longer than to be started
+# number of terms from which a CPU core spends longer on a product than on its start
 SMALL = 2**14
 
 
 def at_once(terms: int, size: int, memory: int) -> int:
-    """How many entries of a stack to solve together.
+    """The number of entries of a stack to solve together.
 
     Entries that run together wait for the slowest. On CPU only small ones gain from
-    that; on accelerators all do, as far as the memory goes.
+    running together; on accelerators all do, as far as the memory allows.
 
     Args:
-      terms: of the largest product of one entry.
-      size: bytes that one entry takes.
-      memory: bytes that all of them may take.
+      terms: number of terms of the largest product of one entry.
+      size: number of bytes that one entry takes.
+      memory: number of bytes that all of them may take.
     """
     if jax.default_backend() == "cpu" and terms > SMALL:
         return 1
@@ -32,13 +32,14 @@ def at_once(terms: int, size: int, memory: int) -> int:
 
 
 def each(function: Callable, stack: Any, *, chunk: int, **static: Any) -> Any:
-    """The function of every entry along the first axis, at most ``chunk`` together.
+    """Applies a function to each entry of a stack, at most ``chunk`` together.
 
     Args:
-      function: of one entry, defined once, so that it is compiled once per shape.
-      stack: a pytree of arrays.
-      chunk: how many entries run together.
-      **static: hashable values that the function is given by name.
+      function: a function of one entry, always the same object, so that it is compiled
+        once per shape.
+      stack: a pytree of arrays, with one entry per position of their first axis.
+      chunk: the largest number of entries that run together.
+      **static: hashable arguments of the function, passed by name.
     """
     return _each(function, stack, chunk, tuple(sorted(static.items())))
 
@@ -56,18 +57,18 @@ def _each(
 
 
 def length(stack: Any) -> int:
-    """How many entries a stack has."""
+    """The number of entries of a stack."""
     return jax.tree.leaves(stack)[0].shape[0]
 
 
 def kind_of(stack: Any) -> tuple[Any, ...]:
-    """What stacks that can be joined have in common: structure, shapes and dtypes."""
+    """The structure, shapes and dtypes, which stacks must share to be joined."""
     leaves, tree = jax.tree.flatten(stack)
     return tree, tuple((leaf.shape[1:], str(leaf.dtype)) for leaf in leaves)
 
 
 def joined(stacks: Sequence[Any]) -> Any:
-    """Stacks of one kind, one after another."""
+    """Joins stacks of one kind along their first axis."""
     return stacks[0] if len(stacks) == 1 else _joined(tuple(stacks))
 
 
@@ -77,7 +78,7 @@ def _joined(stacks: tuple[Any, ...]) -> Any:
 
 
 def parted(stack: Any, sizes: Sequence[int]) -> tuple[Any, ...]:
-    """What was joined, apart again."""
+    """Splits a joined stack into stacks of these sizes."""
     return (stack,) if len(sizes) == 1 else _parted(stack, tuple(sizes))
 
 

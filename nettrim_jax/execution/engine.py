@@ -1,7 +1,7 @@
-"""Some sites together: what is alike is solved in one call, written back, measured.
+"""Prunes some sites: solves similar ones in one call, writes and measures all.
 
-The stretch of a pruning that both modes share, and every search. Knows what a method
-is, not which there are; runs no network.
+Both modes and every search prune their sites through this module.
+Knows the protocol of methods; knows no particular method and runs no network.
 """
 
 import functools
@@ -26,7 +26,7 @@ Leaves = Sequence[Array]
 
 
 class Job(NamedTuple):
-    """One site with its method and what it saw."""
+    """One site with its method and its rows."""
 
     site: Site
     method: Method
@@ -34,13 +34,13 @@ class Job(NamedTuple):
     fed: bool  # whether pruned layers feed it
 
     def kind(self, share: float) -> LayerKind:
-        """What is static of the site; ``share`` of its rows is held out."""
+        """The static facts about the site; ``share`` of its rows is held out."""
         n = self.seen.X.shape[1]
         # at least one row is left to solve on
         return kind_of(self.site, self.method, min(round(share * n), n - 1), self.fed)
 
     def place(self, leaves: Leaves) -> Place:
-        """Where the site stands in some leaves."""
+        """The site's entries of some leaves."""
         site = self.site
         weights = Entries(leaves[site.leaf], jnp.asarray(site.index))
         if self.method.bias == "fixed" or site.bias is None:
@@ -50,14 +50,14 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one site."""
+    """The outcome of one site."""
 
     report: SiteReport
-    solved: Any  # what solved its problem, from which another solve may start
+    solved: Any  # a start for another solve; None unless this one was given starts
 
 
 def kind_of(site: Site, method: Method, held: int = 0, fed: bool = False) -> LayerKind:
-    """What is static of a site under a method."""
+    """The static facts about a site with a method."""
     b, d_in, d_out = site.index.shape
     return LayerKind(
         shape=(b, d_in, d_out),
@@ -95,12 +95,12 @@ def solve_sites(
     Args:
       jobs: the sites, by position.
       trained: the trained leaves.
-      leaves: the leaves as pruned by now.
+      leaves: the leaves as pruned so far.
       options: how to solve.
-      starts: what solved each site last, from which to start, where it is there.
+      starts: the last solution of each site, to start from; sites may be missing.
 
     Returns:
-      The leaves with the answers in them, and what became of each site.
+      The leaves with the answers in them, and the outcome of each site.
     """
     new, out, data, problems = list(leaves), {}, {}, {}
     for k, job in jobs.items():
@@ -114,13 +114,15 @@ def solve_sites(
     for k, job in jobs.items():
         kind = job.kind(options.held_out)
         answer = job.method.conclude(data[k], solved.get(k), kind)
-        # of no matter any more, and to be compiled for otherwise
+        # no longer used; other values would only compile again
         kind = kind._replace(fed=False, biased=False, layers=1)
         written = layer.finish(answer, data[k], job.place(new), kind, options.keep)
         new[job.site.leaf] = written.leaf
         if job.site.bias is not None and written.bias is not None:
             new[job.site.bias[0]] = written.bias
-        out[k] = Outcome(_entry(job, kind.held, written.figures), solved.get(k))
+        # a solution is as large as all rows: it is kept only if another may start there
+        again = None if starts is None else solved.get(k)
+        out[k] = Outcome(_entry(job, kind.held, written.figures), again)
     return new, out
 
 
@@ -130,7 +132,7 @@ def _solve(
     options: Options,
     starts: Mapping[int, Any] | None,
 ) -> dict[int, Any]:
-    """What solves each problem; problems that are alike are solved in one call."""
+    """The solution of each problem; similar problems are solved in one call."""
     buckets: dict[Any, list[int]] = {}
     for k, problem in problems.items():
         if problem is not None:
@@ -158,7 +160,7 @@ def _solve(
 
 
 def _nowhere(solve: Any, problem: Any) -> Any:
-    """A start for every lane that is passed over: one program, warm or not."""
+    """A start that every lane ignores, so that all starts use one compilation."""
     return jax.tree.map(
         lambda a: jnp.full(
             a.shape, jnp.nan if jnp.issubdtype(a.dtype, jnp.floating) else 0, a.dtype

@@ -1,8 +1,8 @@
-"""One site within a pruning: its answer written back, and what that cost.
+"""Writes one site's answer into the leaves, and measures it.
 
-One jitted step on the site's arrays; whatever is static is a plain value, so that a
-second pruning of the same model compiles nothing. Knows what a method answers; knows
-neither which methods there are nor the network.
+It is one jitted step on the site's arrays. Static arguments are plain values, so that a
+second pruning of the same model compiles nothing.
+Knows answers; knows no particular method and no network.
 """
 
 import functools
@@ -27,18 +27,18 @@ from nettrim_jax.typing import Array
 
 
 class Measured(NamedTuple):
-    """What a site's new weights are and do."""
+    """Counts and errors of a site's new weights."""
 
     nonzeros: Array  # [], int32
-    error: Array  # [], relative, rows that the solver saw
-    held_out_error: Array  # [], relative, the others
-    live_inputs: Array  # [], int32, inputs of all lanes that are ever non-zero
+    error: Array  # [], relative, on the rows that the solver saw
+    held_out_error: Array  # [], relative, on the other rows
+    live_inputs: Array  # [], int32, inputs of all lanes that are non-zero on some row
     bare_units: Array  # [], int32, units of all lanes without a weight left
-    bare_inputs: Array  # [], int32, inputs, or a convolution's channels, likewise
+    bare_inputs: Array  # [], int32, inputs (or channels) without a weight left
 
 
 class Place(NamedTuple):
-    """Where a site's weights stand, and its bias if that may move."""
+    """A site's entries of the leaves: its weights, and its bias if that may move."""
 
     weights: Entries  # [b, d_in, d_out]
     bias: Entries | None  # [b, d_out]
@@ -59,10 +59,10 @@ def finish(
     """Writes an answer and measures it.
 
     Args:
-      answer: what a method made of the site.
-      data: the site's trained arrays and what it saw.
+      answer: a method's answer.
+      data: the site's trained arrays and its rows.
       place: where the answer goes.
-      kind: what is static of the site.
+      kind: the static facts about the site.
       keep: whether lanes that failed stay as they were.
     """
     leaf, bias = write(answer, data, place, keep)
@@ -86,13 +86,13 @@ def finish(
 def write(
     answer: Answer, data: LayerData, place: Place, keep: bool
 ) -> tuple[Array, Array | None]:
-    """The leaf, and the bias' leaf, with an answer in them.
+    """The leaf of the weights and that of the bias, with an answer in them.
 
-    Lanes that nothing is known of stay as trained; ``keep`` leaves those that failed as
-    they were, too.
+    Lanes of which nothing is known stay as trained. With ``keep`` failed lanes get the
+    answer's fallback, or stay as trained if it has none.
     """
     W0, gain = data.W0, data.seen.gain
-    use = jnp.isin(answer.result, jnp.asarray(results.GOOD)) | (not keep)
+    use = results.good(answer.result) | (not keep)
     use = jnp.repeat(use, len(W0) // len(use))
     use = use if answer.live is None else use & answer.live
     other = W0 if answer.fallback is None else answer.fallback
@@ -101,7 +101,7 @@ def write(
     if place.bias is None or data.bias is None or answer.bias is None:
         return leaf, None
     old = entries.read(data.bias)
-    # a unit that the bias cannot reach keeps it
+    # a unit whose response the bias does not move keeps its bias
     use = use[:, None] & (gain != 0)
     bias = jnp.where(use, answer.bias.astype(old.dtype), old)
     return leaf, entries.write(place.bias, bias)
@@ -110,7 +110,7 @@ def write(
 def measure(
     seen: Activation, W: Array, move: Array | None, kind: LayerKind
 ) -> Measured:
-    """Counts and errors of weights, as they are stored, against the trained."""
+    """Counts and errors of weights, as stored, against the trained response."""
     want = jnp.maximum(seen.P, 0) if kind.relu else seen.P
     counts = seen.valid[:, :, None]
     off2 = jnp.sum(squared_errors(seen, W, move, kind.relu), axis=(0, 2))
@@ -131,7 +131,7 @@ def measure(
 
 
 def bare(W: Array, channels: int) -> list[Array]:
-    """How many units and how many inputs, or channels, have no weight left."""
+    """The numbers of units and of inputs, or channels, that have no weight left."""
     b, _, d_out = W.shape
     linked = (W != 0).reshape(b, -1, channels, d_out)
     return [

@@ -1,6 +1,6 @@
-"""How to prune and what to tell, as one record.
+"""The options of a pruning, as one record.
 
-Knows settings only.
+Knows settings; knows no network and no method.
 """
 
 from collections.abc import Callable
@@ -10,16 +10,16 @@ from nettrim_jax.convex.config import ADMM
 
 
 class Options(NamedTuple):
-    """What holds for all layers of one pruning."""
+    """The options that hold for all layers of one pruning."""
 
     solver: ADMM
-    rows: int  # at most so many rows per layer
-    held_out: float  # share of them that no solver sees
+    rows: int  # the largest number of rows per layer
+    held_out: float  # share of the rows that no solver sees
     keep: bool  # whether layers that fail stay as they were
-    memory: int  # bytes that one call may take
+    memory: int  # number of bytes that one call may take
     cascade: bool
-    show: Callable[[int, str], None]  # how many layers are done, and what runs
+    show: Callable[[int, str], None]  # gets the layers done, and the step
 
     def silent(self) -> "Options":
-        """The same, telling nothing."""
+        """The same options without progress."""
         return self._replace(show=lambda done, what: None)

@@ -1,6 +1,6 @@
-"""All layers at once, or in order of execution.
+"""Prunes all layers, at once or in order of execution.
 
-Knows the network's parts and the engine.
+Knows parts and the engine; knows no particular method.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,27 +19,27 @@ Methods = Mapping[int, Method]  # by the position of a site
 
 
 class Pruning(NamedTuple):
-    """What became of a network."""
+    """The outcome of a network."""
 
     leaves: list[Array]
     outcomes: dict[int, Outcome]
-    deviation: Array  # of the output, on the first part
+    deviation: Array  # relative change of the output on the first part
 
 
 class Seen(NamedTuple):
-    """What the trained network's layers see in all parts."""
+    """The activations of the trained network's layers over all parts."""
 
     first: Part
     activations: tuple[Activation, ...]  # in the order of the methods
 
 
 def run(parts: Iterable[Part], asked: Methods, options: Options) -> Pruning:
-    """Every layer by its method, in the order that the options ask for."""
+    """Prunes each layer by its method, in the order that the options ask for."""
     return (in_cascade if options.cascade else in_parallel)(parts, asked, options)
 
 
 def in_parallel(parts: Iterable[Part], asked: Methods, options: Options) -> Pruning:
-    """Every layer from the trained network's own activations, all solved together."""
+    """Prunes all layers together, from the trained network's own activations."""
     seen = observe(parts, asked, options)
     first, old = seen.first, seen.first.model.leaves
     jobs = jobs_of(first.network, asked, seen.activations)
@@ -48,7 +48,7 @@ def in_parallel(parts: Iterable[Part], asked: Methods, options: Options) -> Prun
 
 
 def observe(parts: Iterable[Part], asked: Methods, options: Options) -> Seen:
-    """What the trained network's layers see in all parts."""
+    """Captures the activations of the trained network's layers over all parts."""
     options.show(0, "activations")
     wanted = {k: method.statistics for k, method in asked.items()}
     draw = Draw(tuple(asked), options.rows, statistics.along(wanted))
@@ -68,7 +68,7 @@ def observe(parts: Iterable[Part], asked: Methods, options: Options) -> Seen:
 
 
 def in_cascade(parts: Iterable[Part], asked: Methods, options: Options) -> Pruning:
-    """In order of execution, inputs from the network as it is pruned by then."""
+    """Prunes in order of execution, with inputs from the network as pruned so far."""
     parts = list(parts)
     network, old = parts[0].network, parts[0].model.leaves
     new, outcomes = list(old), {}
@@ -91,7 +91,7 @@ def in_cascade(parts: Iterable[Part], asked: Methods, options: Options) -> Pruni
 
 
 def moved(part: Part, leaves: list[Array]) -> Array:
-    """How far the output moved, both by one program: another rounds in another way."""
+    """Relative change of the output; one program runs both, so they round alike."""
     return deviation_of(part.outputs(part.model.leaves), part.outputs(leaves))
 
 

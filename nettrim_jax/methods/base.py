@@ -1,7 +1,7 @@
-"""What every method is: records, and the protocol between a method and the engine.
+"""The protocol of a method, and the records between a method and the engine.
 
-Adding a method touches its own file, that of its statistic and the package's
-``__init__``; no other room knows which methods there are.
+Adding a method touches only its own file, that of its statistic and the package's
+``__init__``; no other package knows which methods there are.
 
 Knows activations and statistics; knows no other method and no network.
 """
@@ -23,19 +23,19 @@ from nettrim_jax.typing import Array
 
 
 class LayerKind(NamedTuple):
-    """What is static of a site; hashable."""
+    """The static facts about a site; hashable."""
 
     shape: tuple[int, int, int]  # b, d_in, d_out
     relu: bool  # whether a ReLU follows
     biased: bool  # whether it has a bias of its own that the method may move
-    layers: int  # to how many the lanes belong: the steps of a scan are apart
-    channels: int  # of the inputs, which a convolution has at each place of its window
-    held: int  # rows that no solver sees
+    layers: int  # number of layers of the lanes: each step of a scan is one
+    channels: int  # input channels, which are at each place of a convolution's window
+    held: int  # number of rows that no solver sees
     fed: bool  # whether pruned layers feed it
 
 
 class LayerData(NamedTuple):
-    """The arrays of one site: where its weights stand, and what it saw."""
+    """The arrays of one site: its weights and bias in the leaves, and its rows."""
 
     weights: Entries  # [b, d_in, d_out], trained
     bias: Entries | None  # [b, d_out], trained; None if it does not move
@@ -54,7 +54,7 @@ class LayerData(NamedTuple):
         return entries.read(self.bias).astype(self.seen.X.dtype)
 
     def to_fit(self, held: int) -> Activation:
-        """What was seen on all rows but those held out."""
+        """The activation on all rows but those held out."""
         _, rest = held_out(self.seen.X.shape[1], held)
         rows = {name: a[:, rest] for name, a in self.seen.rows().items()}
         return self.seen._replace(**rows)
@@ -66,28 +66,28 @@ class LayerData(NamedTuple):
         return without_rows(seen.stats["moments"], seen.X[:, out], seen.valid[:, out])
 
     def finite(self) -> Array:
-        """Whether all trained answers are numbers, ``[b]``."""
+        """Whether all trained responses are finite, ``[b]``."""
         answers = jnp.where(self.seen.valid[:, :, None], self.seen.P, 0)
         return jnp.isfinite(answers).all((1, 2))
 
 
 class Answer(NamedTuple):
-    """What a method makes of one site, in the units of its params."""
+    """A method's new weights of one site, in the units of the params."""
 
     W: Array  # [b, d_in, d_out]
     bias: Array | None  # [b, d_out]; None if it does not move
     result: Array  # [b] or [layers], int32, see nettrim_jax.results
-    figures: dict[str, Array]  # of the report's columns, per lane; the largest counts
-    live: Array | None = None  # [b] bool, what has changed at all; None for all
-    fallback: Array | None = None  # [b, d_in, d_out], where it failed; None as trained
+    figures: dict[str, Array]  # columns of the report, per lane; the largest counts
+    live: Array | None = None  # [b] bool, the lanes that change; None for all
+    fallback: Array | None = None  # [b, d_in, d_out], of failed lanes; None: as trained
 
 
 class Lanes(NamedTuple):
-    """How to solve a stack: the solver's settings, and what runs a stack's lanes.
+    """How to solve a stack: the solver's settings, and a map over the stack.
 
-    ``each(function, stack, **static)`` is the function of every entry along the stack's
-    first axis, together or in turns, compiled once per shape; what is static is given
-    to it by name.
+    ``each(function, stack, **static)`` applies the function to each entry along the
+    stack's first axis, together or in turns, and compiles it once per shape. The static
+    arguments are hashable, and are passed by name.
     """
 
     config: ADMM
@@ -95,19 +95,19 @@ class Lanes(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What one entry of a stack takes: terms of its largest product, and memory."""
+    """The cost of one entry of a stack: terms of its largest product, and memory."""
 
     terms: int
     bytes: int
 
 
 class Method(Protocol):
-    """What the user chooses for a layer: a frozen record, a pytree.
+    """The user's choice for a layer: a frozen record and a pytree.
 
-    ``prepare`` makes a problem of a site, ``solve`` solves the joined problems of all
-    sites that are alike, and ``conclude`` makes the weights of one site of its part of
-    what was solved. Where all is closed form ``prepare`` returns ``None``, and there is
-    nothing to solve. Each jits its own steps, with what must be static as plain values.
+    ``prepare`` makes the problem of a site, ``solve`` solves the joined problems of all
+    similar sites, and ``conclude`` makes the new weights of one site from its part of
+    the solution. A closed form has nothing to solve, and its ``prepare`` returns
+    ``None``. A method jits its own steps, with plain values as static arguments.
     """
 
     @property
@@ -117,21 +117,21 @@ class Method(Protocol):
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
-        """What it asks of the data beyond rows."""
+        """The statistics that it asks for beside rows."""
         ...
 
     @property
     def shared(self) -> Budget | Share | None:
-        """What it asks of the network as a whole; ``allocation`` answers.
+        """Its request to the whole network, which ``allocation`` meets.
 
-        A method that shares a :class:`Budget` has ``allotted(epsilon)``, one that has
-        its :class:`Share` of a number ``counted(left, shape)``: the same method with
-        what is one layer's.
+        A method with a :class:`Budget` has ``allotted(epsilon)``, and one with a
+        :class:`Share` has ``counted(left, shape)``: both return the same method for one
+        layer.
         """
         ...
 
     def check(self) -> None:
-        """Raises MethodError if what was asked for is not what it should be."""
+        """Raises MethodError if an attribute is not valid."""
         ...
 
     def bind(self, kind: LayerKind, cascade: bool) -> "Method":
@@ -141,35 +141,43 @@ class Method(Protocol):
     def prepare(self, data: LayerData, kind: LayerKind) -> Any:
         """The site's problem, a pytree of arrays with a leading axis, or None.
 
-        What of the method is an array belongs into it: joined problems are solved by
-        the method of the first.
+        It contains all arrays of the method, because the method of the first site
+        solves the joined problems.
         """
         ...
 
     def solve(self, problem: Any, lanes: Lanes, start: Any = None) -> Any:
-        """What solves the problem, with the same leading axis.
+        """The solution of the problem, with the same leading axis.
 
         Args:
-          problem: of one site or of several that are alike, joined.
+          problem: the problem of one site, or the joined problems of similar sites.
           lanes: how to solve.
-          start: what solved like problems, to start from.
+          start: the solution of a similar problem, to start from.
         """
         ...
 
     def conclude(self, data: LayerData, solved: Any, kind: LayerKind) -> Answer:
-        """The site's new weights, of what solved its problem."""
+        """The site's new weights, from the solution of its problem."""
         ...
 
     def cost(self, problem: Any) -> Cost:
-        """What the solve of one entry of a stack takes."""
+        """The cost of one entry of a stack."""
         ...
 
 
-def held_out(n: int, held: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows are held out, and the others.
+def is_method(value: Any) -> bool:
+    """Whether a value has everything that the engine asks of a method."""
+    names = ("check", "bind", "prepare", "solve", "conclude", "cost")
+    # names are listed and not read: a property may raise
+    given = {"bias", "statistics", "shared"} <= set(dir(value))
+    return given and all(callable(getattr(type(value), name, None)) for name in names)
 
-    Rows come in random order, those that do not count last, so evenly spaced ones take
-    the same share of those that do.
+
+def held_out(n: int, held: int) -> tuple[np.ndarray, np.ndarray]:
+    """The positions of the rows that are held out, and of the others.
+
+    Rows are in random order, and those that do not count are last, so evenly spaced
+    positions hold out the same share of the rows that count.
     """
     out = np.arange(held) * n // max(held, 1) + (n // max(held, 1)) // 2
     return out, np.setdiff1d(np.arange(n), out)
@@ -181,7 +189,7 @@ def squared_errors(seen: Activation, W: Array, move: Array | None, relu: bool) -
     Args:
       seen: the rows.
       W: ``[b, d_in, d_out]``.
-      move: what a bias adds to the response, ``[b, d_out]``.
+      move: the change of the response by the bias, ``[b, d_out]``.
       relu: whether a ReLU follows.
 
     Returns:
@@ -196,10 +204,10 @@ def squared_errors(seen: Activation, W: Array, move: Array | None, relu: bool) -
 
 
 def together(good: Array, layers: int) -> Array:
-    """Whether all lanes of a layer are good: they share the pattern's count."""
+    """Whether all lanes of each lane's layer are good, as they share a count."""
     return jnp.repeat(good.reshape(layers, -1).all(1), len(good) // layers)
 
 
 def by_layer(a: Array, layers: int) -> Array:
-    """Lanes ``[b, ...]`` apart by layer, ``[layers, b / layers, ...]``."""
+    """Splits lanes ``[b, ...]`` by layer, ``[layers, b / layers, ...]``."""
     return a.reshape(layers, -1, *a.shape[1:])

@@ -1,6 +1,6 @@
-"""What methods ask of the whole network: a budget, or a share of one number.
+"""The requests of methods to the whole network: a budget, or a share.
 
-Knows numbers only.
+Knows numbers; knows no network.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ class Budget:
     """What the network may lose.
 
     Attributes:
-      measure: ``"deviation"`` or ``"drop"``.
-      most: how much.
-      metric: for a drop, the function of params and batch that may fall so far.
+      measure: ``"deviation"`` of the output, or ``"drop"`` of the metric.
+      most: the largest ``measure`` that is allowed.
+      metric: for a drop, the user's function of params and batch; otherwise None.
     """
 
     measure: str
@@ -37,7 +37,7 @@ class Share:
     Attributes:
       level: the share of zeros among all their weights.
       measured: whether the network is measured to split the number; otherwise the
-        weights of all layers are compared by their size.
+        weights of all layers are compared by their magnitude.
     """
 
     level: float
@@ -45,7 +45,7 @@ class Share:
 
 
 def check_number(name: str, value: Any) -> None:
-    """Raises MethodError if this is no amount that a network could lose."""
+    """Raises MethodError unless the value is a concrete, finite, positive number."""
     number = isinstance(value, int | float | np.number) or (
         getattr(value, "dtype", None) is not None and np.shape(value) == ()
     )

@@ -1,6 +1,6 @@
 """Net-Trim: the convex program of one layer, as a method.
 
-Knows what a method is, programs and the solver; knows no network.
+Knows programs, the solver and the protocol of methods; knows no network.
 """
 
 import dataclasses
@@ -12,31 +12,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
-from nettrim_jax._numerics import divide, norm
+from nettrim_jax._numerics import divide
 from nettrim_jax._trees import known
-from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.calibration.statistics import Statistic
-from nettrim_jax.convex import admm, least_squares, programs
-from nettrim_jax.convex.config import ADMM
 from nettrim_jax.convex.entrywise import L1
-from nettrim_jax.convex.penalties import Groups, Penalty
+from nettrim_jax.convex.penalties import Groups, Penalty, is_penalty
 from nettrim_jax.convex.programs import (
     BIASES,
-    Program,
-    check_shapes,
     check_weights,
-    linear_program,
-    relu_program,
 )
 from nettrim_jax.convex.solution import Solution
 from nettrim_jax.methods.base import Answer, Cost, Lanes, LayerData, LayerKind
 from nettrim_jax.methods.budget import Budget, Metric, check_number
+from nettrim_jax.methods.layer_program import (
+    LayerPrograms,
+    prepared,
+    program_cost,
+    refit_lane,
+    reweight,
+    solve_lane,
+)
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array, ArrayLike
 
 
 class _Default(float):
-    """An epsilon that nobody gave, which a budget of the network may replace."""
+    """The default epsilon, which a budget of the whole network replaces."""
 
 
 DEFAULT = _Default(0.1)
@@ -45,64 +46,68 @@ DEFAULT = _Default(0.1)
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NetTrim:
-    r"""Net-Trim: the sparsest weights whose response stays within epsilon.
+    r"""Net-Trim: finds sparse weights whose response stays within epsilon.
 
     .. math::
         \min_W \|W\|_1 \quad\text{s.t.}\quad
         \|(X W + t - Y)_\Omega\|_F \le \epsilon \|Y\|_F, \quad
         (X W + t)_{ij} \le 0 \;\text{off}\; \Omega
 
-    for a layer that a ReLU follows, and the ball over all entries for any other.
-    (Aghasi et al., 2017, eq. 4.)
+    is the program of a layer that a ReLU follows (Aghasi et al., 2017, eq. 4), with
+    inputs ``X``, offset ``t``, the trained response ``Y`` after the ReLU, and
+    :math:`\Omega` where ``Y`` is positive. For other layers :math:`\Omega` is all
+    entries.
 
-    With more rounds the same program is solved again under weights that spare large
-    entries and press on small ones; each is convex and certified, and the zeros grow
-    at the same budget. (Candès, Wakin and Boyd, 2008.)
+    With more ``rounds`` the program is solved again under a penalty that is lower on
+    large weights and higher on small ones. Each round is convex and has a certificate,
+    and the same budget allows more zeros. (Candès, Wakin and Boyd, 2008.)
 
     With ``refit`` the weights that are left then take the values whose response is
-    nearest to the trained one: the same zeros, no shrinkage, an error still within the
-    budget and usually about half of it. The certificate speaks of the program's answer.
+    nearest to the trained one. This keeps the zeros, removes the shrinkage, and leaves
+    an error within the budget, usually about half of it. The certificate is that of the
+    program's solution.
 
-    In cascade mode, a layer that pruned ones feed has ``X`` from the pruned network,
-    :math:`\epsilon = \sqrt\gamma \, \|(X W_0 + t - Y)_\Omega\|_F` and the limit
-    :math:`\max(0, X W_0 + t)` off :math:`\Omega`, which the trained weights
-    :math:`W_0` meet. (Aghasi et al., 2017, eq. 6, there with the limit
-    :math:`X W_0`; where that is negative this one is wider and keeps the same promise
-    after the ReLU.)
+    In cascade mode, the program of a layer that pruned layers feed has ``X`` from the
+    pruned network, the budget :math:`\sqrt\gamma \, \|(X W_0 + t - Y)_\Omega\|_F` and
+    the limit :math:`\max(0, X W_0 + t)` off :math:`\Omega`. The trained weights
+    :math:`W_0` meet both. (Aghasi et al., 2017, eq. 6, have the limit :math:`X W_0`;
+    where that is negative, this one is wider and allows the same response after the
+    ReLU.)
 
-    With ``deviation`` or ``drop`` the budget is the whole network's, and each layer
-    gets the epsilon that leaves the fewest weights in all (Shoham and Gersho, 1988):
+    With ``deviation`` or ``drop`` the budget is that of the whole network, and a search
+    gives each layer an epsilon so that the fewest weights are left in all (Shoham and
+    Gersho, 1988):
 
     .. math::
         \min_\epsilon \; \sum_k \|W_k(\epsilon_k)\|_0 \quad\text{s.t.}\quad
         \frac{\|\hat N(x) - N(x)\|_F}{\|N(x)\|_F} \le \text{deviation}
         \quad\text{or}\quad m(N) - m(\hat N) \le \text{drop}
 
-    on rows that no solver sees. ``prune`` then splits the batch along its leading
-    axis: half to solve on, a quarter to steer by, a quarter to check on
-    (``report.checked``). The search keeps a margin, from how much the parts of the
-    steering rows differ, that other rows exceed one time in a hundred. It needs
+    for the trained network :math:`N`, the pruned one :math:`\hat N` and the metric
+    :math:`m`, on rows that no solver sees. ``prune`` splits the batch along its leading
+    axis: half to solve on, a quarter to steer the search and a quarter to check the
+    result (``report.checked``). The search keeps a margin, estimated from the spread of
+    the rows that steer, which other rows exceed one time in a hundred. It needs
     concrete values, solves each layer about a dozen times and keeps all answers.
 
     Attributes:
-      epsilon: budget relative to the norm of the layer's trained response, a
-        non-negative number; it may be traced. 0.1 unless there is a budget for the
-        whole network.
-      penalty: what is minimised. Where it has limits that the trained weights do not
-        meet, there may be no weights within the budget: ``infeasible``.
+      epsilon: each layer's budget, relative to the norm of its trained response: a
+        non-negative number, which may be traced. The default is 0.1, or none with a
+        budget for the whole network.
+      penalty: the penalty to minimise. If it has limits that the trained weights do not
+        meet, there may be no weights within the budget; the result is ``infeasible``.
       bias: ``"free"``: a layer's own bias moves without penalty. ``"fixed"``: it
         stays. ``"penalized"``: it moves under the penalty, as in the authors' code.
-      gamma: in cascade mode, the growth of the squared error that a layer may add,
-        at least 1.
-      rounds: how often the program is solved, each time but the first reweighted.
-      refit: whether the weights that are left are fitted anew at the end.
-      deviation: by how much the network's output may move, relative (Frobenius), over
-        all that it returns, padding too.
-      drop: by how much ``metric`` may fall, in its own units.
-      metric: a function ``metric(params, batch)`` that gives a number, larger is
-        better. It is called on parts of the batch, where labels can travel, and their
-        mean counts; one that moves in steps, as a share of right answers does, needs
-        many rows.
+      gamma: in cascade mode, the factor by which a layer may increase the squared error
+        of its trained weights, at least 1.
+      rounds: number of solves, all but the first with a reweighted penalty.
+      refit: whether to fit the weights that are left at the end.
+      deviation: the largest relative change of the network's output (Frobenius), over
+        all that it returns, including padding.
+      drop: the largest fall of ``metric``, in its own units.
+      metric: a function ``metric(params, batch)`` that returns a number, the larger the
+        better. It is called on pieces of the batch, which may contain labels, and its
+        mean counts. A metric that moves in steps, as an accuracy does, needs many rows.
 
     Raises:
       MethodError: an attribute is out of its range.
@@ -126,11 +131,11 @@ class NetTrim:
     metric: Metric | None = dataclasses.field(default=None, metadata={"static": True})
 
     statistics: ClassVar[tuple[Statistic, ...]] = ()
-    # whether a layer that has its share of a budget may use it in a cascade
+    # whether a layer of a cascade may use all of its epsilon
     entitled: ClassVar[bool] = False
 
     def __post_init__(self):
-        # also runs whenever JAX rebuilds the record, then with anything as a leaf
+        # also runs when JAX rebuilds the record, with values of any type as leaves
         plain = int | float | str
         given = [a for a in (self.deviation, self.drop) if a is not None]
         if given and isinstance(self.epsilon, _Default):
@@ -149,15 +154,15 @@ class NetTrim:
             raise MethodError(f"NetTrim(refit={self.refit!r}): expected True or False")
 
     def bind(self, kind: LayerKind, cascade: bool) -> "NetTrim":
-        """The same method, whose groups know the layer's channels."""
+        """The same method, where a penalty of groups gets the layer's channels."""
         if not isinstance(self.penalty, Groups):
             return self
         penalty = self.penalty.of_channels(kind.channels)
         return dataclasses.replace(self, penalty=penalty)
 
     def check(self) -> None:
-        """Raises MethodError if what was asked for is not what it should be."""
-        if not isinstance(self.penalty, Penalty):
+        """Raises MethodError if an attribute is not valid."""
+        if not is_penalty(self.penalty):
             raise MethodError(
                 "NetTrim(penalty): expected a penalty such as L1(), got "
                 f"{self.penalty!r}"
@@ -178,14 +183,14 @@ class NetTrim:
         self._check_budget()
 
     def allotted(self, epsilon: float) -> "Allotted":
-        """The same method with a layer's share of the budget."""
+        """The same method with the epsilon that a search gives one layer."""
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         given |= {"deviation": None, "drop": None, "metric": None}
         return Allotted(**given | {"epsilon": jnp.asarray(epsilon, jnp.float32)})
 
     @property
     def shared(self) -> Budget | None:
-        """What the whole network may lose; None if each layer has its epsilon."""
+        """The budget of the whole network; None if each layer has its epsilon."""
         if self.deviation is None and self.drop is None:
             return None
         name = "drop" if self.deviation is None else "deviation"
@@ -226,7 +231,7 @@ class NetTrim:
     def _check_numbers(self) -> None:
         for name, value in (("epsilon", self.epsilon), ("gamma", self.gamma)):
             if isinstance(value, list | tuple):
-                continue  # said below, with its shape
+                continue  # raised below, with its shape
             budget = self.deviation is not None or self.drop is not None
             if name == "epsilon" and value is None and budget:
                 continue
@@ -234,7 +239,7 @@ class NetTrim:
                 raise MethodError(
                     f"NetTrim({name}={value!r}): expected a number such as 0.1"
                 )
-        # a budget of the whole network stands in its place
+        # with a budget of the whole network there is none
         epsilon = 0.0 if self.epsilon is None else self.epsilon
         gamma = self.gamma
         if np.shape(epsilon) != ():
@@ -254,23 +259,25 @@ class NetTrim:
                 "least 1, or the trained weights would not meet the budget"
             )
 
-    def prepare(self, data: LayerData, kind: LayerKind) -> "_Problem":
-        """The program of every lane, on all rows but those held out."""
+    def prepare(self, data: LayerData, kind: LayerKind) -> LayerPrograms:
+        """The program of each lane, on all rows but those held out."""
         bias = self.bias if kind.biased else "fixed"
-        # of no matter here, and to be compiled for otherwise
+        # not used here; other values would only compile again
         kind = kind._replace(layers=1, channels=1)
-        return _prepare(self, data, bias, kind)
+        return prepared(self, data, bias, kind)
 
-    def solve(self, problem: "_Problem", lanes: Lanes, start: Any = None) -> "_Solved":
-        """Solves the programs, again reweighted and at the end refitted as asked."""
+    def solve(
+        self, problem: LayerPrograms, lanes: Lanes, start: Any = None
+    ) -> "_Solved":
+        """Solves the programs in all rounds, and refits the weights if asked to."""
         program, budget = problem
-        solve = functools.partial(lanes.each, _solve, config=lanes.config)
+        solve = functools.partial(lanes.each, solve_lane, config=lanes.config)
         first = solution = solve((program, None if start is None else start.first))
         for _ in range(self.rounds - 1):
-            solution = solve((_reweight(program, solution), solution))
+            solution = solve((reweight(program, solution), solution))
         if self.refit:
             stack = program, solution.W, solution.bias
-            W, bias = lanes.each(_refit, stack)
+            W, bias = lanes.each(refit_lane, stack)
             solution = solution._replace(W=W, bias=bias)
         return _Solved(solution, first, budget)
 
@@ -279,118 +286,23 @@ class NetTrim:
         penalized = kind.biased and self.bias == "penalized"
         return _conclude(data, solved, penalized, kind.held)
 
-    def cost(self, problem: "_Problem") -> Cost:
-        """Of one lane."""
+    def cost(self, problem: LayerPrograms) -> Cost:
+        """The cost of one lane."""
         return program_cost(problem.program)
 
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Allotted(NetTrim):
-    """Net-Trim with one layer's share of a budget of the whole network."""
+    """Net-Trim with the epsilon that a search gives one layer."""
 
     entitled: ClassVar[bool] = True
 
 
-class _Problem(NamedTuple):
-    program: Program  # with a leading lane axis
-    budget: Array  # [b], relative to the norm of the lane's trained response
-
-
 class _Solved(NamedTuple):
     solution: Solution
-    first: Solution  # of the first round, from which another solve may start
+    first: Solution  # of the first round; another solve may start from it
     budget: Array  # [b]
-
-
-def program_cost(program: Program) -> Cost:
-    """What the solve of one lane of a stack of programs takes."""
-    _, n, d_in = program.X.shape
-    d_out = program.response.Y.shape[1]
-    small = min(n, d_in)
-    arrays = 3 * n * d_in + 12 * n * d_out + 8 * d_in * d_out + 4 * small**2
-    return Cost(n * d_in * d_out, arrays * program.X.dtype.itemsize)
-
-
-def _solve(lane: tuple[Program, Solution | None], config: ADMM) -> Solution:
-    return admm.solve(lane[0], config, lane[1])
-
-
-def _refit(lane: tuple[Program, Array, Array]) -> tuple[Array, Array]:
-    return least_squares.refit(*lane)
-
-
-@jax.jit
-def _reweight(program: Program, solution: Solution) -> Program:
-    """The next round's program of every lane, from the first and its last answer."""
-    return jax.vmap(programs.reweighted)(program, solution.W, solution.bias)
-
-
-@functools.partial(jax.jit, static_argnames=("bias", "kind"))
-def _prepare(method: NetTrim, data: LayerData, bias: str, kind: LayerKind) -> _Problem:
-    seen = data.seen
-    if bias == "penalized" and data.bias0 is not None:
-        # all of it is to be found, so none of it stays in t
-        t = seen.t - (data.bias0 * seen.gain)[:, None, :]
-        data = data._replace(seen=seen._replace(t=t))
-    return programs_of(method, data.to_fit(kind.held), bias, kind)
-
-
-def programs_of(
-    method: NetTrim, seen: Activation, bias: str, kind: LayerKind
-) -> _Problem:
-    """The program of every lane of a site, stacked.
-
-    Columns are the units' weights times ``seen.scale``, so the penalty is of them
-    divided by it; a unit of scale zero costs the least at zero weights.
-
-    Args:
-      method: what was asked for.
-      seen: the rows to solve on, ``[b, n, ...]``.
-      bias: what of ``method.bias`` this site allows.
-      kind: whether a ReLU follows, and whether pruned layers feed the site.
-
-    Returns:
-      The program, with a leading lane axis, and each lane's budget relative to the
-      norm of its trained response.
-    """
-    relu, make = kind.relu, relu_program if kind.relu else linear_program
-    assert method.epsilon is not None, "a search gives every layer its epsilon"
-    epsilon = jnp.asarray(method.epsilon, seen.X.dtype)
-    gamma = jnp.asarray(method.gamma, seen.X.dtype)
-
-    def lane(seen: Activation) -> _Problem:
-        valid = seen.valid[:, None]
-        Y = jnp.where(valid, jnp.maximum(seen.P, 0) if relu else seen.P, 0)
-        size = norm(Y)
-        budget, V = epsilon * size, jnp.zeros((1, 1), Y.dtype)
-        if kind.fed and seen.P0 is not None:
-            on = valid & (Y > 0) if relu else valid
-            off = norm(jnp.where(on, seen.P0 - Y, 0))
-            # where all before was kept as trained there is nothing to scale
-            moved = off > 8 * jnp.finfo(off.dtype).eps * size
-            least = jnp.sqrt(gamma) * off
-            least = jnp.maximum(least, budget) if method.entitled else least
-            budget = jnp.where(moved, least, budget)
-            V = jnp.where(moved, jnp.maximum(seen.P0, 0), 0)
-        d_in, d_out = seen.X.shape[1], Y.shape[1]
-        scales = jnp.broadcast_to(seen.scale[None, :], (d_in, d_out))
-        if bias == "penalized":  # it moves the response by its own gain
-            scales = jnp.concatenate([scales, seen.gain[None, :]])
-        check_shapes(method.penalty, scales.shape)
-        penalty = method.penalty.scaled(1 / jnp.where(scales != 0, scales, 1))
-        X = jnp.where(valid, seen.X, 0)
-        t = jnp.where(valid, seen.t, 0)
-        program = make(X, Y, budget, t=t, penalty=penalty, bias=bias)
-        # a row that does not count is off, and free
-        V = jnp.where(valid, V, jnp.inf)
-        on = program.response.on & valid.T
-        response = dataclasses.replace(program.response, on=on, V=V.T)
-        program = dataclasses.replace(program, response=response)
-        known_size = jnp.where(size > 0, size, 1)
-        return _Problem(program, jnp.where(size > 0, budget / known_size, 0))
-
-    return jax.vmap(lane)(seen)
 
 
 @functools.partial(jax.jit, static_argnames=("penalized", "held"))
@@ -406,7 +318,7 @@ def _conclude(data: LayerData, solved: _Solved, penalized: bool, held: int) -> A
         "gap": certificate.gap,
         "violation": certificate.violation,
     }
-    # without a row that counted nothing is known of the weights: they stay
+    # without a row that counts nothing is known of a lane, so it stays as trained
     live = jnp.any(data.to_fit(held).valid, axis=1)
     W = divide(solution.W, seen.scale[:, None, :])
     return Answer(W, bias, solution.result, figures, live)

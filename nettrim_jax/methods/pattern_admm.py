@@ -1,12 +1,12 @@
-"""The loop of exact budgets: ADMM between a pattern and a quadratic.
+"""The loop of ``Reconstruct``: ADMM between a pattern and a quadratic.
 
-Its step size grows until the choice of the pattern settles. The quadratic is that of
-the Gram matrix, so the cost does not depend on the number of rows. Where a ReLU
-follows, its linear term is moved now and then to what the ReLU asks for at the present
-response; there the quadratic touches the loss, and it stays above it where errors of
-all units count alike.
+The step size grows until the choice of the pattern settles. The quadratic is that of
+the Gram matrix, so the cost of a step does not depend on the number of rows. Where a
+ReLU follows, the linear term is updated every few steps for the present response. There
+the quadratic touches the loss, and it stays above the loss where errors of all units
+count alike.
 
-Knows arrays and patterns only.
+Knows arrays and patterns; knows no method and no network.
 """
 
 import functools
@@ -21,21 +21,21 @@ from nettrim_jax.methods.patterns import NM, Pattern, Sparsity
 from nettrim_jax.methods.quadratic import Observed, Quadratic, quadratic_of
 from nettrim_jax.typing import HIGHEST, Array
 
-# the step size, beside a Gram matrix of unit diagonal and ridge, at start and end
+# first and last step size, relative to a Gram matrix of unit diagonal plus ridge
 FIRST, LAST = 0.03, 8.0
-EVERY = 3  # steps of one size, after which the ReLU is asked again
+EVERY = 3  # steps between changes of the step size and of the linear term
 RIDGES = (1e-3, 1e-2, 0.1, 0.3, 1.0)
 PLAINS = (0.0, 0.3, 1.0)
-WORK = 3 * 10**10  # terms that the products of all steps may have
-FEWEST, MOST = 36, 150  # steps
-TRIAL = 21  # steps to compare ridges and plain parts
-UNITS = 64  # units on which they are compared, at most
-ASIDE = 4  # one row of so many is kept aside for it
-CLOSE = 0.005  # of two that differ by less the more cautious is taken
+WORK = 3 * 10**10  # largest number of terms in the products of all steps
+FEWEST, MOST = 36, 150  # limits of the number of steps
+TRIAL = 21  # steps that compare ridges and plain parts
+UNITS = 64  # largest number of units on which they are compared
+ASIDE = 4  # one row in ``ASIDE`` is kept aside for that
+CLOSE = 0.005  # relative difference up to which the larger value is preferred
 
 
 class Settings(NamedTuple):
-    """What is static of the loop; hashable, see :class:`nettrim_jax.Reconstruct`."""
+    """Static settings of the loop, see :class:`nettrim_jax.Reconstruct`; hashable."""
 
     relu: bool  # whether a ReLU follows
     free: bool  # whether the bias moves
@@ -47,28 +47,28 @@ class Settings(NamedTuple):
 def reconstruct(
     pattern: Pattern, seen: Observed, settings: Settings
 ) -> tuple[Array, Array]:
-    """One layer's weights and how far its biases move.
+    """One layer's weights and the change of its biases.
 
     Args:
-      pattern: what may be left.
+      pattern: the pattern of the weights.
       seen: the layer's lanes, which share the pattern's count.
-      settings: of the loop.
+      settings: the settings of the loop.
 
     Returns:
-      ``W`` ``[b, d_in, d_out]`` and the bias' movement ``[b, d_out]``.
+      ``W`` ``[b, d_in, d_out]`` and the change of the biases ``[b, d_out]``.
     """
     parts = choose(pattern, seen, settings)
     quadratic = quadratic_of(seen, settings.free)
     settings = settings._replace(steps=_steps(settings, seen))
     W, b = _loop(pattern, quadratic, seen, parts, settings)
-    # where all is kept and nothing came before, every bit stays
+    # if all weights are kept and no earlier layer changed, every bit stays
     still = (seen.P == seen.P0) | ~seen.valid[:, :, None]
     whole = jnp.all(pattern.keep(jnp.ones_like(W))) & jnp.all(still)
     return jnp.where(whole, seen.W0, W), jnp.where(whole, 0, b)
 
 
 def _steps(settings: Settings, seen: Observed) -> int:
-    """Fewer of them where each takes long: the last ones gain least."""
+    """The number of steps, smaller where each takes long: the last ones gain least."""
     if settings.steps is not None:
         return settings.steps
     b, d_in, d_out = seen.W0.shape
@@ -76,7 +76,7 @@ def _steps(settings: Settings, seen: Observed) -> int:
 
 
 class Parts(NamedTuple):
-    """What keeps a layer from learning its rows by heart."""
+    """The terms that keep a layer from overfitting its rows."""
 
     ridge: Array  # []
     plain: Array  # []
@@ -85,8 +85,8 @@ class Parts(NamedTuple):
 def choose(pattern: Pattern, seen: Observed, settings: Settings) -> Parts:
     """The ridge and the plain part of a layer.
 
-    What is not given is tried on most of the rows, with few steps and some of the
-    units, and the others judge.
+    Values that are not given are tried with few steps, on most of the rows and some of
+    the units, and compared on the other rows.
     """
     n, dtype, relu = seen.X.shape[1], seen.X.dtype, settings.relu
     ridges = RIDGES if settings.ridge is None else (float(settings.ridge),)
@@ -115,12 +115,12 @@ def choose(pattern: Pattern, seen: Observed, settings: Settings) -> Parts:
         return jnp.sum(jnp.where(out.valid[:, :, None], (answer - want) ** 2, 0))
 
     def best(tried: Array, off: Array) -> Array:
-        """The last of those that are about as good as the best."""
+        """The last of the values that are about as good as the best."""
         off = jnp.where(jnp.isfinite(off), off, jnp.inf)
         good = off <= (1 + CLOSE) ** 2 * jnp.min(off)
         return tried[len(tried) - 1 - jnp.argmax(good[::-1])]
 
-    if len(ridges) > 1:  # from bold to cautious
+    if len(ridges) > 1:  # a larger value overfits less
         tried = jnp.asarray(ridges, dtype)
         ridge = best(tried, jax.vmap(error, (0, None))(tried, plain))
     if len(plains) > 1:
@@ -144,7 +144,7 @@ def _loop(
     parts: Parts,
     settings: Settings,
 ) -> tuple[Array, Array]:
-    """Weights within the pattern and how far biases move, after so many steps."""
+    """The weights within the pattern and the change of the biases, after all steps."""
     X, size, coupling = quadratic.X, quadratic.size, quadratic.coupling
     relu, free, steps = settings.relu, settings.free, settings.steps
     assert steps is not None
@@ -161,7 +161,7 @@ def _loop(
     rows = jnp.maximum(jnp.sum(valid, axis=1), 1).astype(X.dtype)
 
     def aim(W: Array, b: Array) -> tuple[Array, Array]:
-        """The linear term, and the bias, that the present response asks for."""
+        """The linear term and the bias for the target at the present response."""
         want = seen.P
         if relu:
             R = seen.P0 + matmul(X, W - B) + b[:, None, :]
@@ -212,7 +212,7 @@ def _rows(seen: Observed, pick: np.ndarray) -> Observed:
 
 
 def _some_units(pattern: Pattern, seen: Observed) -> Observed:
-    """Evenly spaced units, where a pattern asks the same of any number of them."""
+    """Takes evenly spaced units, if the pattern is the same for any number of them."""
     d_out = seen.W0.shape[2]
     if d_out <= UNITS or not isinstance(pattern, Sparsity | NM):
         return seen

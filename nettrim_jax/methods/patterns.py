@@ -1,14 +1,14 @@
-"""What may be left of a layer: so many weights, n of every m, so many whole units.
+"""Patterns, which say by an exact choice which weights of a layer may be left.
 
-A pattern is hashable configuration with an exact choice: ``keep(score)`` marks, of
-scores ``[b, d_in, d_out]``, the highest ones that the pattern allows; ties go to what
-comes first. Scores of weights are energies (squares), so that a group's is their sum.
+A pattern is a hashable configuration. Its ``keep(score)`` marks the highest of the
+scores ``[b, d_in, d_out]`` that it allows, and the first among equals. The scores of
+weights are energies (squares), so the score of a group is their sum.
 
-The lanes of one operation (groups, heads, experts) share a pattern's count. A unit's
-inputs are in the order of the folded problem; a convolution's are one channel at one
-place of the window each, all channels of a place side by side.
+The lanes of one operation (groups, heads, experts) share a pattern's count. The inputs
+of a unit are in the order of the folded problem: an input of a convolution is one
+channel at one place of the window, and all channels of a place are side by side.
 
-Knows arrays only.
+Knows arrays; knows no method and no network.
 """
 
 import dataclasses
@@ -34,20 +34,21 @@ SCOPES = ("layer", "column", "network")
 class Sparsity:
     """A share of the weights is zero.
 
-    Under ``scope="network"`` the share is that of all layers to which the same method
-    is given, or one equal to it, and ``prune`` finds how many weights each keeps. By
-    :class:`Magnitude` all their weights are compared at once. For the other methods
-    layers are pruned to several levels and the network is measured, so the batch is
-    dealt out: half to solve on, a quarter to choose by, and on the last quarter the
-    same share in every layer is taken instead if the output then moves less, over all
-    that the network returns, padding too. The chosen numbers are then pruned to on all
-    rows. This needs concrete values and nine to twelve solves of each layer.
+    With ``scope="network"`` the share is that of all layers that have the same method,
+    or an equal one, and ``prune`` finds how many weights each layer keeps.
+    :class:`Magnitude` compares all their weights at once. For any other method, each
+    layer is solved at several levels and the network is measured, on a batch split in
+    three: half to solve on, a quarter to choose the numbers, and a quarter to compare
+    the choice with equal shares, which are taken if the output then moves less (over
+    all that the network returns, including padding). Finally the layers are pruned to
+    these numbers on all rows. This needs concrete values and nine to twelve solves of
+    each layer.
 
     Attributes:
-      level: the share, in [0, 1]; ``round(level * size)`` weights are zero.
-      scope: what ``size`` is. ``"layer"``: of all weights together. ``"column"``: of
-        the weights of every unit, rounded for each. ``"network"``: of the weights of
-        all layers.
+      level: the share of zeros, in [0, 1]; ``round(level * size)`` weights are zero.
+      scope: the weights that ``size`` counts. ``"layer"``: all weights of the layer.
+        ``"column"``: the weights of one unit, for each unit. ``"network"``: the weights
+        of all layers.
 
     Raises:
       MethodError: an attribute is out of its range.
@@ -73,7 +74,7 @@ class Sparsity:
         """Raises MethodError if the pattern does not fit a layer."""
 
     def nonzeros(self, shape: Shape) -> Any:
-        """How many weights of a layer are left."""
+        """The number of weights of a layer that are left."""
         b, d_in, d_out = shape
         self._of_a_layer()
         if self.scope == "column":
@@ -86,7 +87,7 @@ class Sparsity:
         return self.largest(score, left)
 
     def largest(self, score: Array, left: Any) -> Array:
-        """The ``left`` largest, in this scope; under ``"column"`` evenly shared."""
+        """Marks the ``left`` highest; under ``"column"`` each unit has as many."""
         b, _, d_out = score.shape
         self._of_a_layer()
         if self.scope == "column":
@@ -105,15 +106,15 @@ class Sparsity:
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Count(Sparsity):
-    """So many weights of a layer are left, a number that may be traced.
+    """A number of weights of a layer is left, and the number may be traced.
 
-    What a budget of the whole network comes to in one of its layers.
+    It replaces a pattern of the whole network in each of its layers.
 
     Attributes:
-      level: is not looked at.
-      scope: as of any layer.
-      left: the number, int32.
-      shape: of the layer; a part of it has its share of the number.
+      level: not used.
+      scope: ``"layer"``.
+      left: number of weights that are left, int32.
+      shape: shape of the layer; a smaller one leaves a proportional number.
     """
 
     level: float = dataclasses.field(default=0.0, metadata=STATIC)
@@ -121,11 +122,11 @@ class Count(Sparsity):
     shape: Shape = dataclasses.field(default=(1, 1, 1), metadata=STATIC)
 
     def nonzeros(self, shape: Shape) -> Any:
-        """How many weights of a layer, or of some inputs and units of it, are left."""
+        """The number of weights left of a layer, or of some of its inputs and units."""
         if shape == self.shape:
             return self.left
         b, d_in, d_out = self.shape
-        # products of a count and a size would overflow 32 bits
+        # the product of a count and a size would overflow 32 bits
         whole, rest = self.left // d_in, self.left % d_in
         left = whole * shape[1] + (rest * shape[1] + d_in // 2) // d_in
         if shape[::2] == self.shape[::2]:
@@ -137,15 +138,16 @@ class Count(Sparsity):
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NM:
-    """At most ``n`` of every ``m`` consecutive weights of a unit, along its inputs.
+    """At most ``n`` of every ``m`` consecutive weights of a unit are left.
 
-    In a convolution these are channels at one place of the window, if ``m`` divides
-    their number.
+    In a convolution they belong to channels at one place of the window, if ``m``
+    divides the number of channels.
 
     Attributes:
-      n: how many are left, at least 0.
-      m: of so many, at least ``n`` and 1.
-      pad: whether inputs that ``m`` does not divide may end in a shorter group.
+      n: number of weights of a group that are left, at least 0.
+      m: number of weights of a group, at least 1 and at least ``n``.
+      pad: whether the last group may be smaller, where ``m`` does not divide the number
+        of inputs.
 
     Raises:
       MethodError: an attribute is out of its range.
@@ -196,12 +198,13 @@ class NM:
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """A share of the blocks is zero, the others are whole.
+    """A share of the blocks of ``W`` is zero, and the others stay whole.
 
     Attributes:
       level: the share, in [0, 1]; ``round(level * blocks)`` of them are zero.
-      shape: inputs and units of a block.
-      pad: whether blocks may end beyond the layer, where its sizes do not divide.
+      shape: number of inputs and number of units of a block.
+      pad: whether the last blocks may be smaller, where ``shape`` does not divide the
+        layer's shape.
 
     Raises:
       MethodError: an attribute is out of its range.
@@ -254,7 +257,7 @@ class Blocks:
 
 @dataclasses.dataclass(frozen=True)
 class _Lines:
-    """A share of the lines along one axis is zero, the others are whole."""
+    """A share of the lines along one axis is zero, and the others stay whole."""
 
     level: float = dataclasses.field(metadata=STATIC)
     axis: ClassVar[int]
@@ -274,7 +277,7 @@ class _Lines:
 
 @register_dataclass
 class Neurons(_Lines):
-    """A share of the units is zero: whole columns of ``W``.
+    """A share of the units, whole columns of ``W``, is zero.
 
     Attributes:
       level: the share, in [0, 1]; ``round(level * units)`` of them are zero.
@@ -294,12 +297,12 @@ class Neurons(_Lines):
 
 @register_dataclass
 class Inputs(_Lines):
-    """A share of the inputs is not used: whole rows of ``W`` are zero.
+    """A share of the inputs, whole rows of ``W``, is zero.
 
     An input of a convolution is one channel at one place of the window.
 
     Attributes:
-      level: the share, in [0, 1]; ``round(level * inputs)`` of them are not used.
+      level: the share, in [0, 1]; ``round(level * inputs)`` of them are zero.
 
     Raises:
       MethodError: the share is out of its range.
@@ -317,8 +320,13 @@ class Inputs(_Lines):
 Pattern = Sparsity | NM | Blocks | Neurons | Inputs
 
 
+def is_pattern(value: Any) -> bool:
+    """Whether a value has the functions of a pattern."""
+    return all(callable(getattr(type(value), name, None)) for name in ("check", "keep"))
+
+
 def share_of(pattern: Pattern) -> Share | None:
-    """The one number that a pattern gives all layers together; None if it does not."""
+    """The share of a pattern of the whole network; None for any other pattern."""
     if isinstance(pattern, Sparsity) and pattern.scope == "network":
         return Share(pattern.level, measured=True)
     return None

@@ -1,6 +1,6 @@
-"""The curvature of an exact budget's loss: second moments, and what errors count for.
+"""The quadratic loss of ``Reconstruct``, from moments and the weights of errors.
 
-Knows arrays only: no pattern and no loop.
+Knows arrays; knows no pattern and no loop.
 """
 
 from typing import NamedTuple
@@ -11,25 +11,25 @@ import jax.numpy as jnp
 from nettrim_jax._numerics import matmul, norm
 from nettrim_jax.typing import Array
 
-LOST = 1e-3  # of the spread of an input, that rounding may take
-POWER, SHORT = 20, 1.05  # steps of a power iteration, and what they fall short
-FLOOR = 0.01  # of the mean energy of the inputs: what a rare input counts at least
+LOST = 1e-3  # share of the spread of an input that rounding may take
+POWER, SHORT = 20, 1.05  # steps of a power iteration, and a factor for their shortfall
+FLOOR = 0.01  # least energy of an input, relative to their mean energy
 
 
 class Observed(NamedTuple):
-    """One layer's lanes: rows, what is wanted of them, and all rows' moments."""
+    """One layer's lanes: rows with their target, and the moments of all rows."""
 
     X: Array  # [b, n, d_in]
-    P: Array  # [b, n, d_out], the trained answer before the ReLU
-    P0: Array  # [b, n, d_out], what the trained weights answer to X
+    P: Array  # [b, n, d_out], the trained response before the ReLU
+    P0: Array  # [b, n, d_out], the trained weights' response to X
     valid: Array  # [b, n], the rows that count
     moments: Array  # [b, d_in + 1, d_in + 1], of the inputs and a one, over all rows
     W0: Array  # [b, d_in, d_out]
-    coupling: Array | None = None  # [b, d_out, d_out], what errors of units count for
+    coupling: Array | None = None  # [b, d_out, d_out], weights of the errors
 
 
 class Coupling(NamedTuple):
-    """What errors of units count for, with its eigenvalues and eigenvectors."""
+    """The weights of the errors of pairs of units, with their eigendecomposition."""
 
     M: Array  # [b, d_out, d_out]
     e: Array  # [b, d_out]
@@ -37,7 +37,7 @@ class Coupling(NamedTuple):
 
 
 def coupling_of(M: Array | None) -> Coupling | None:
-    """The coupling ``[b, d_out, d_out]`` with its spectrum; None where all is alike."""
+    """The coupling with its eigendecomposition; None if all errors count alike."""
     if M is None:
         return None
     e, Q = jnp.linalg.eigh(M)
@@ -45,7 +45,7 @@ def coupling_of(M: Array | None) -> Coupling | None:
 
 
 class Quadratic(NamedTuple):
-    """The curvature of the plain loss over all rows, in units of the inputs' size."""
+    """The quadratic loss over all rows, with inputs divided by their size."""
 
     X: Array  # [b, n, d_in], centred if the bias is free, divided by ``size``
     A: Array  # [b, d_in, d_in]
@@ -53,8 +53,8 @@ class Quadratic(NamedTuple):
     Q: Array  # [b, d_in, d_in], its eigenvectors
     size: Array  # [b, d_in]
     mean: Array  # [b, d_in], zero if the bias is fixed
-    share: Array  # [b], what a row counts for
-    least: Array  # [b], the plain part that some rows need beside moments of all
+    share: Array  # [b], the number of rows for which one of X counts
+    least: Array  # [b], the least plain part where moments are of more rows than X
     coupling: Coupling | None
 
 
@@ -63,12 +63,12 @@ def _mean(X: Array, valid: Array, here: Array) -> Array:
 
 
 def quadratic_of(seen: Observed, free: bool) -> Quadratic:
-    """The curvature of what one layer's lanes saw; centred if the bias is free."""
+    """The quadratic loss of one layer's lanes; centred if the bias is free."""
     sums, count = seen.moments[:, -1, :-1], seen.moments[:, -1, -1]
     valid, here = seen.valid[:, :, None], jnp.sum(seen.valid, axis=1)
     here = jnp.maximum(here, 1).astype(count.dtype)
     count = jnp.maximum(count, here)
-    # no rows but those in hand, or so large a mean that only they can be centred
+    # there are no rows but these, or the mean is so large that moments lose the spread
     apart = jnp.where(valid, seen.X - _mean(seen.X, valid, here), 0)
     raw = jnp.diagonal(seen.moments, axis1=1, axis2=2)[:, :-1] / count[:, None]
     spread = jnp.sum(apart**2, axis=1) / here[:, None]
@@ -77,7 +77,7 @@ def quadratic_of(seen: Observed, free: bool) -> Quadratic:
     near = (count == here) | (jnp.any(lost, axis=1) & free)
     mean = sums / count[:, None] if free else jnp.zeros_like(sums)
     X = jnp.where(valid, seen.X - mean[:, None, :], 0)
-    if free:  # once more: the first mean is off by its rounding
+    if free:  # centres again, as the first mean is off by its rounding
         rest = jnp.where(near[:, None], jnp.sum(X, axis=1) / here[:, None], 0)
         mean, X = mean + rest, jnp.where(valid, X - rest[:, None, :], 0)
     H = seen.moments[:, :-1, :-1]
@@ -89,7 +89,7 @@ def quadratic_of(seen: Observed, free: bool) -> Quadratic:
     size = jnp.sqrt(energy + jnp.where(floor > 0, floor, 1))
     A = H / (size[:, :, None] * size[:, None, :])
     e, Q = jnp.linalg.eigh(A)
-    # rounding leaves no direction that costs less than nothing
+    # only rounding makes an eigenvalue negative
     e, share = jnp.maximum(e, 0), count / here
     X, coupling = X / size[:, None, :], coupling_of(seen.coupling)
     excess = _excess(X, e, Q, share)
@@ -98,9 +98,9 @@ def quadratic_of(seen: Observed, free: bool) -> Quadratic:
 
 
 def _excess(X: Array, e: Array, Q: Array, share: Array) -> Array:
-    """By how much the rows in hand exceed the moments of all, where most, ``[b]``.
+    """The largest ratio of the moments of the rows in ``X`` to those of all, ``[b]``.
 
-    By power iteration, which stops a little short.
+    It comes from a power iteration, which falls a little short.
     """
     floor = jnp.finfo(e.dtype).eps * jnp.max(e, axis=1, keepdims=True)
     root = jnp.where(e > 8 * floor, e, jnp.inf) ** -0.5

@@ -1,6 +1,6 @@
-"""The highest of some scores, by a search for the value of the last one.
+"""Marks the highest of some scores, by a search for the value of the last of them.
 
-Knows arrays only.
+Knows arrays; knows no pattern.
 """
 
 from typing import Any
@@ -11,20 +11,20 @@ import numpy as np
 
 from nettrim_jax.typing import Array, wide
 
-FEW = 16  # so many are faster compared one with another
+FEW = 16  # number of scores up to which comparing all pairs is faster
 
 
 def highest(score: Array, count: Any, axis: int) -> Array:
-    """Marks the ``count`` highest along an axis; among equals the first.
+    """Marks the ``count`` highest along an axis, and the first among equals.
 
-    By a search for the value of the last one, because a sort of all scores costs more
-    than the rest of a solver's step.
+    It searches for the value of the last of them, because a sort of all scores costs
+    more than the rest of a solver's step.
     """
     size = score.shape[axis]
     if isinstance(count, int) and not 0 < count < size:
         return jnp.full(score.shape, count > 0)
     count = jnp.asarray(count, jnp.int32)
-    # what is not a number is never chosen before what is
+    # NaN is never chosen before a number
     score = score.astype(wide(score.dtype))
     score = jnp.where(jnp.isnan(score), -jnp.inf, score)
     if size <= FEW:
@@ -37,7 +37,7 @@ def highest(score: Array, count: Any, axis: int) -> Array:
         return jnp.sum(order >= value, axis=axis, keepdims=True, dtype=jnp.int32)
 
     def narrow(ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends  # of a value that the count-th highest reaches, no other does
+        low, high = ends  # the value of the count-th highest is between them
         # their mean, rounded up, without overflow
         middle = (low & high) + ((low ^ high) >> 1) + ((low ^ high) & 1)
         found = at_least(middle)
@@ -60,7 +60,7 @@ def highest(score: Array, count: Any, axis: int) -> Array:
 
 
 def _beaten(score: Array, axis: int) -> Array:
-    """How many are higher, or as high and before, along a short axis."""
+    """The number of scores before each one in the ranking, along a short axis."""
     score = jnp.moveaxis(score, axis, 0)
     mine, other = score[:, None], score[None]
     first = np.arange(len(score))[None, :] < np.arange(len(score))[:, None]
@@ -70,8 +70,8 @@ def _beaten(score: Array, axis: int) -> Array:
 
 
 def _ordered(score: Array) -> Array:
-    """Integers in the order of the scores, of which there are as many as numbers."""
-    score = jnp.where(score == 0, jnp.zeros_like(score), score)  # there is one zero
+    """Integers in the order of the scores, made from the bits of these."""
+    score = jnp.where(score == 0, jnp.zeros_like(score), score)  # -0 equals 0
     kind = jnp.int64 if score.dtype == jnp.float64 else jnp.int32
     bits = jax.lax.bitcast_convert_type(score, kind)
     return jnp.where(bits < 0, bits ^ jnp.iinfo(kind).max, bits)

@@ -1,6 +1,6 @@
-"""The best values on a mask that is given: the method, and the mask read for it.
+"""The best values on a given mask: the method, and the checks of the mask.
 
-Knows what a method is, trees of arrays and the network's sites.
+Knows the protocol of methods, trees of arrays and the network's sites; knows no batch.
 """
 
 import dataclasses
@@ -28,7 +28,8 @@ from nettrim_jax.methods.base import (
     LayerKind,
     squared_errors,
 )
-from nettrim_jax.methods.nettrim import NetTrim, program_cost, programs_of
+from nettrim_jax.methods.layer_program import program_cost, programs_of
+from nettrim_jax.methods.nettrim import NetTrim
 from nettrim_jax.results import MethodError, ParamsError
 from nettrim_jax.tracing import entries
 from nettrim_jax.tracing.sites import Network
@@ -40,10 +41,10 @@ BIASES = ("free", "fixed")
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Refit:
-    """The best values where a layer's weights may stay.
+    """Fits the weights of a layer that a mask keeps.
 
     Attributes:
-      support: where they may, ``[b, d_in, d_out]`` bool.
+      support: the weights that may be other than zero, ``[b, d_in, d_out]`` bool.
       bias: ``"free"``: the layer's own bias moves. ``"fixed"``: it stays.
     """
 
@@ -54,26 +55,26 @@ class Refit:
     shared: ClassVar[None] = None
 
     def check(self) -> None:
-        """Nothing is left to check once it is made."""
+        """Does nothing: the attributes are checked before."""
 
     def bind(self, kind: LayerKind, cascade: bool) -> "Refit":
-        """Fits every layer."""
+        """The same method, since it fits every layer."""
         return self
 
     def prepare(self, data: LayerData, kind: LayerKind) -> "_Problem":
-        """A program without slack, of which only the response counts."""
+        """A program with a budget of zero, of which only the response is used."""
         return _prepare(self.support, data, self.bias, kind._replace(fed=False))
 
     def solve(self, problem: "_Problem", lanes: Lanes, start: None = None) -> Any:
-        """Weights times the scale, and how far biases move the response."""
+        """Weights times the scale, and the change of the response by the biases."""
         return lanes.each(_fit, tuple(problem))
 
     def conclude(self, data: LayerData, solved: Any, kind: LayerKind) -> Answer:
-        """The fitted values, where they serve a unit better."""
+        """The fitted values of the units whose error they do not increase."""
         return _conclude(data, self.support, solved, kind)
 
     def cost(self, problem: "_Problem") -> Cost:
-        """Of one lane."""
+        """The cost of one lane."""
         return program_cost(problem.program)
 
 
@@ -91,7 +92,7 @@ def _fit(lane: tuple[Program, Array, Array, Array]) -> tuple[Array, Array]:
 @functools.partial(jax.jit, static_argnames=("bias", "kind"))
 def _prepare(support: Array, data: LayerData, bias: str, kind: LayerKind) -> _Problem:
     bias = bias if kind.biased else "fixed"
-    # a fed layer's target is the trained answer, not the limit of its cascade program
+    # a fed layer's target is the trained response, not the limit of its cascade program
     method = NetTrim(epsilon=0.0, bias=bias)
     program, _ = programs_of(method, data.to_fit(kind.held), bias, kind)
     # weights as a program has them: times the scale
@@ -103,17 +104,17 @@ def _prepare(support: Array, data: LayerData, bias: str, kind: LayerKind) -> _Pr
 def _conclude(
     data: LayerData, support: Array, solved: tuple[Array, Array], kind: LayerKind
 ) -> Answer:
-    """Fitted values where they serve a unit better, as stored.
+    """The fitted values of the units whose error, as stored, does not increase.
 
-    Other units keep the trained values on the support. Whole layers stay as trained; so
-    do whole units that no pruned layer feeds.
+    Other units keep the trained values on the support. A layer of which all is kept
+    stays as trained, and so does such a unit unless pruned layers feed it.
     """
     W, move = solved
     rows = data.to_fit(kind.held)
     old = entries.read(data.weights)
     before = jnp.where(support, old, 0)
     scale = rows.scale[:, None, :]
-    # weights that a scale of zero hides are as good as any
+    # weights behind a scale of zero do not matter
     after = jnp.where(scale != 0, divide(W, scale).astype(old.dtype), before)
     bias = None if data.bias is None else entries.read(data.bias)
     if bias is not None:
@@ -136,14 +137,14 @@ def _conclude(
 
 
 def check_bias(bias: Any) -> str:
-    """The way to treat a bias; raises MethodError if it is none."""
+    """The given value; raises MethodError if it is none of ``BIASES``."""
     if bias not in BIASES:
         raise MethodError(f"refit(bias={bias!r}): expected one of {BIASES}")
     return bias
 
 
 def read(params: Params, mask: Params) -> list[Array | np.ndarray]:
-    """The mask of every array of the params, as bool; NumPy's where it is known.
+    """The mask of each array of the params, as bool; a NumPy array if it is known.
 
     Raises:
       ParamsError: the mask's tree or a shape is not that of the params.
@@ -174,7 +175,7 @@ def read(params: Params, mask: Params) -> list[Array | np.ndarray]:
 
 
 def warn_if_pruned(leaves: list[Array], keeps: list[Array | np.ndarray]) -> None:
-    """Warns if what the mask removes is zero already, so that nothing is to be done."""
+    """Warns if all that the mask removes is zero already, so nothing is left to fit."""
     if not all(known(a) for a in [*leaves, *keeps]):
         return
     both = zip(leaves, keeps, strict=True)
@@ -194,17 +195,17 @@ def by_site(
     keeps: list[Array | np.ndarray],
     bias: str,
 ) -> Mapping[int, Refit]:
-    """What each of the chosen sites may keep.
+    """The method of each chosen site, with the site's entries of the mask.
 
     Args:
       network: the network's layers.
       chosen: positions in ``network.sites``.
-      skipped: all that is left alone, with reasons.
+      skipped: the leaves that are left alone, with reasons.
       keeps: a mask per leaf, see :func:`read`.
       bias: as in :class:`Refit`.
 
     Raises:
-      ParamsError: the mask removes what no chosen site has.
+      ParamsError: the mask removes entries that no chosen site has.
     """
     inside = [np.zeros(keep.size, bool) for keep in keeps]
     out = {}
@@ -215,7 +216,7 @@ def by_site(
     reasons = dict(skipped)
     for path, keep, mine in zip(network.paths, keeps, inside, strict=True):
         if not isinstance(keep, np.ndarray):
-            continue  # traced: nothing raises on values
+            continue  # a traced mask raises no error on values
         count = int(np.sum(~keep.ravel() & ~mine))
         if count:
             why = reasons.get(path, "they are no weights of a layer")
@@ -228,7 +229,7 @@ def by_site(
 
 
 def hold(leaf: Array, keep: Array | np.ndarray) -> Array:
-    """The leaf under a traced mask, which no error could refuse if it is no layer's."""
+    """Applies a traced mask, for which no error can report entries of no layer."""
     if isinstance(keep, np.ndarray) or not jnp.issubdtype(leaf.dtype, jnp.number):
         return leaf
     return jnp.where(keep, leaf, jnp.zeros((), leaf.dtype))

@@ -1,11 +1,11 @@
-"""Pruning methods of the literature that are rules: closed forms for one layer.
+"""Rules: pruning methods of the literature that are closed forms for one layer.
 
-A rule is hashable configuration with a pattern. ``answer(W, evidence)`` takes a layer's
-weights ``[b, d_in, d_out]`` and what its statistic sums, and gives new weights with
-zeros as the pattern says. None moves a bias, knows of the ReLU behind the layer, or has
-a certificate.
+A rule is a hashable configuration with a pattern. Its ``answer(W, evidence)`` takes a
+layer's weights ``[b, d_in, d_out]`` and the sums of its statistic, and returns new
+weights with the zeros of the pattern. No rule moves a bias, considers the ReLU after
+the layer, or has a certificate.
 
-Knows arrays, patterns and what a method is.
+Knows arrays, patterns and the protocol of methods; knows no network.
 """
 
 import dataclasses
@@ -30,17 +30,17 @@ from nettrim_jax.methods.base import (
     together,
 )
 from nettrim_jax.methods.budget import Share
-from nettrim_jax.methods.patterns import Count, Pattern, share_of
+from nettrim_jax.methods.patterns import Count, Pattern, is_pattern, share_of
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What all rules share.
+    """The base of all rules.
 
     Attributes:
-      pattern: what may be left of a layer.
+      pattern: the pattern of the weights that may be left.
     """
 
     pattern: Pattern
@@ -49,7 +49,7 @@ class Rule:
     statistics: ClassVar[tuple[Statistic, ...]] = ()
 
     def __post_init__(self):
-        if not isinstance(self.pattern, Pattern):
+        if not is_pattern(self.pattern):
             raise MethodError(
                 f"{type(self).__name__}({self.pattern!r}): expected a pattern, such as "
                 f"{type(self).__name__}(nettrim_jax.Sparsity(0.9))"
@@ -57,15 +57,15 @@ class Rule:
 
     @property
     def shared(self) -> Share | None:
-        """One number of weights for all layers, if the pattern says so."""
+        """The pattern's :class:`Share`; None if the pattern is for single layers."""
         return share_of(self.pattern)
 
     def counted(self, left: Array, shape: tuple[int, ...]) -> Self:
-        """The same rule for one layer that keeps so many weights."""
+        """The same rule for one layer, which keeps ``left`` weights."""
         return dataclasses.replace(self, pattern=Count(left=left, shape=shape))
 
     def check(self) -> None:
-        """Nothing is left to check once it is made."""
+        """Does nothing: the attributes are checked when they are set."""
 
     def bind(self, kind: LayerKind, cascade: bool) -> Self:
         """The same rule; raises MethodError if the pattern does not fit the layer."""
@@ -73,7 +73,7 @@ class Rule:
         return self
 
     def evidence(self, data: LayerData, held: int) -> Array | None:
-        """What ``answer`` looks at beside the weights, ``[b, ...]``."""
+        """The sums that ``answer`` uses, ``[b, ...]``; None if it uses only weights."""
         return None
 
     def answer(self, W: Array, evidence: Array | None) -> Array:
@@ -81,23 +81,23 @@ class Rule:
         raise NotImplementedError
 
     def prepare(self, data: LayerData, kind: LayerKind) -> None:
-        """There is nothing to solve."""
+        """Returns None, as there is nothing to solve."""
 
     def solve(self, problem: None, lanes: Lanes, start: None = None) -> None:
-        """Is not called, as there is no problem."""
+        """Is never called, as there is no problem."""
 
     def cost(self, problem: None) -> Cost:
-        """Nothing."""
+        """The cost, which is zero."""
         return Cost(0, 0)
 
     def conclude(self, data: LayerData, solved: None, kind: LayerKind) -> Answer:
-        """What the rule leaves of the trained weights."""
+        """The rule's new weights."""
         return _conclude(self, data, kind.layers, kind.held)
 
 
 @functools.partial(jax.jit, static_argnames=("layers", "held"))
 def _conclude(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
-    """The rule's answer; its arrays have one entry for each of the ``layers``."""
+    """The rule's answer; arrays of the rule have one entry for each layer."""
     W, evidence = data.W0, rule.evidence(data, held)
 
     def apart(a: Array) -> Array:
@@ -110,8 +110,8 @@ def _conclude(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
     good = jnp.isfinite(new).all((1, 2)) & data.finite()
     live = None
     if evidence is not None:
-        good &= jnp.isfinite(evidence).all((1, 2))
-        # without a row that counted nothing is known of the weights: they stay
+        good &= jnp.isfinite(evidence).all(axis=tuple(range(1, evidence.ndim)))
+        # without a row that counts nothing is known of a lane, so it stays as trained
         live = jnp.any(data.to_fit(held).valid, axis=1)
     good = together(good, layers)
     result = jnp.where(good, results.DIRECT, results.NAN).astype(jnp.int32)
@@ -120,7 +120,7 @@ def _conclude(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
 
 @dataclasses.dataclass(frozen=True)
 class MomentRule(Rule):
-    """A rule that looks at the second moments of the inputs, ``[b, d_in, d_in]``."""
+    """A rule that uses the second moments of the inputs, ``[b, d_in, d_in]``."""
 
     statistics: ClassVar[tuple[Statistic, ...]] = (Moments(),)
 
@@ -132,9 +132,9 @@ class MomentRule(Rule):
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Magnitude(Rule):
-    r"""Removes the weights that are smallest by :math:`|W_{ij}|`; the others stay.
+    r"""Removes the weights with the least :math:`|W_{ij}|`; the others stay.
 
-    (Han, Pool, Tran and Dally, 2015.) Groups are ranked by their Euclidean norm.
+    Groups are ranked by their Euclidean norm. (Han, Pool, Tran and Dally, 2015.)
 
     Example:
       >>> import jax.numpy as jnp
@@ -146,7 +146,7 @@ class Magnitude(Rule):
 
     @property
     def shared(self) -> Share | None:
-        """All layers' weights are compared by their size."""
+        """The pattern's share, for which the weights of all layers are compared."""
         share = share_of(self.pattern)
         return share and dataclasses.replace(share, measured=False)
 
@@ -158,18 +158,18 @@ class Magnitude(Rule):
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Random(Rule):
-    """Keeps a choice drawn at random; what it keeps stays as trained.
+    """Keeps weights that are chosen at random; they stay as trained.
 
-    Under ``Sparsity`` every choice that the pattern allows is as likely as any other,
-    and so it is among groups of one size. Layers draw apart: the key is made of the
-    seed and of the layer's weights.
+    With ``Sparsity`` all choices that the pattern allows are equally likely, and so are
+    those of groups of one size. Each layer has a choice of its own, because the key is
+    made of the seed and the layer's weights.
 
     Attributes:
-      pattern: what may be left of a layer.
-      seed: an integer in [0, 2**32); the same one draws the same choice.
+      pattern: the pattern of the weights that may be left.
+      seed: an integer in [0, 2**32); the same seed makes the same choice.
 
     Raises:
-      MethodError: the seed is no such integer.
+      MethodError: the seed is not such an integer.
 
     Example:
       >>> import jax.numpy as jnp
@@ -204,10 +204,11 @@ class Random(Rule):
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Wanda(MomentRule):
-    r"""Removes what is smallest by :math:`|W_{ij}| \, \|X_{\cdot i}\|`; the rest stays.
+    r"""Removes the weights with the least :math:`|W_{ij}| \, \|X_{\cdot i}\|`.
 
-    The paper compares the weights of one unit with each other:
-    ``Sparsity(level, scope="column")``. (Sun, Liu, Bair and Kolter, 2024.)
+    Here :math:`\|X_{\cdot i}\|` is the norm of an input over the rows; other weights
+    stay. The paper compares only the weights of one unit with each other, as
+    ``Sparsity(level, scope="column")`` does. (Sun, Liu, Bair and Kolter, 2024.)
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,6 +1,6 @@
-"""SparseGPT: weights removed input by input, those after it make up for each.
+"""``SparseGPT``: removes weights input by input and adapts those of later inputs.
 
-Knows arrays, patterns and rules.
+Knows arrays, patterns and rules; knows no network.
 """
 
 import dataclasses
@@ -21,21 +21,21 @@ from nettrim_jax.typing import HIGHEST, Array
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SparseGPT(MomentRule):
-    r"""Removes weights input by input and lets the inputs after it make up for each.
+    r"""Removes weights input by input, and adapts the weights of later inputs.
 
     With :math:`H = X^\top X + \lambda I` and :math:`U` the upper Cholesky factor of
-    :math:`H^{-1}`, weights are chosen within blocks of inputs by least
-    :math:`W_{ij}^2 / U_{ii}^2`, and removing :math:`W_{ij}` moves those behind it by
-    :math:`-W_{ij} U_{ik} / U_{ii}`. Inputs that are zero on every row lose their
-    weights, even beyond the pattern. (Frantar and Alistarh, 2023.)
+    :math:`H^{-1}`, each block of inputs loses its weights with the least
+    :math:`W_{ij}^2 / U_{ii}^2`. To make up for :math:`W_{ij}`, the weight of each later
+    input :math:`k` moves by :math:`-W_{ij} U_{ik} / U_{ii}`. Inputs that are zero on
+    all rows lose all weights, even beyond the pattern. (Frantar and Alistarh, 2023.)
 
     Attributes:
-      pattern: ``Sparsity`` or ``NM``.
+      pattern: the pattern of the weights that may be left, ``Sparsity`` or ``NM``.
       damping: :math:`\lambda` relative to the mean of the diagonal of :math:`X^\top X`.
-      block: inputs among which weights are chosen at once.
+      block: number of inputs in a block.
 
     Raises:
-      MethodError: the pattern is of another kind, or a number out of its range.
+      MethodError: the pattern is of another kind, or a number is out of its range.
 
     Example:
       >>> import jax
@@ -79,7 +79,7 @@ class SparseGPT(MomentRule):
         H = gram + lift[:, :, None] * jnp.eye(d_in, dtype=W.dtype)[None]
         U = jax.vmap(_factor)(H)
         pattern = self.pattern
-        # groups of m must not be torn apart
+        # a block must not split a group of m
         m = pattern.m if isinstance(pattern, NM) else 1
         size = max(self.block // m, 1) * m
         kept = 0
@@ -111,12 +111,12 @@ def _factor(H: Array) -> Array:
 
 
 def _costs(W: Array, U: Array) -> Array:
-    """The squared error that removing each weight makes, all behind it adapting."""
+    """The squared error of removing each weight, once later inputs have adapted."""
     return (W / jnp.diagonal(U, axis1=1, axis2=2)[:, :, None]) ** 2
 
 
 def _remove_groups(W: Array, U: Array, pattern: NM) -> tuple[Array, Array]:
-    """A block of which every group is chosen when its turn comes."""
+    """Removes weights of a block, each group chosen when its first input is reached."""
     b, d_in, d_out = W.shape
     missing = -d_in % pattern.m
     W = jnp.pad(W, ((0, 0), (0, missing), (0, 0)))
@@ -142,9 +142,9 @@ def _remove(
     keep: Array,
     choose: Callable[[Array, Array, Array], Array],
 ) -> tuple[Array, Array]:
-    """Removes what is not kept, input by input; also the errors that this makes.
+    """Removes the weights not kept, input by input; also returns the errors made.
 
-    ``choose`` may change what is kept of this input and those behind it.
+    At each input ``choose`` may change what is kept of this input and of later ones.
     """
 
     def step(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -157,5 +157,5 @@ def _remove(
 
     start = W, jnp.zeros_like(W), keep
     W, errors, keep = jax.lax.fori_loop(0, W.shape[1], step, start)
-    # exact zeros: the step only rounds to them
+    # the steps leave rounding errors in the place of zeros
     return jnp.where(keep, W, 0), errors

@@ -1,1 +1,11 @@
-"""The network as a program: its layers, found in the jaxpr; knows no solver."""
+"""Traces a network and finds its sites in the jaxpr; knows no solver.
+
+- ``jaxprs``: a jaxpr as a flat program, and its evaluation.
+- ``index_maps``: operations that only move the entries of a leaf.
+- ``dataflow``: the facts about every value, found before anything runs.
+- ``folding``: one linear operation as a stack of matrix products.
+- ``epilogue``: the operations after a linear one, up to a ReLU.
+- ``uses``: the uses of every leaf, linear or not.
+- ``sites``: ``trace``, which makes a network with its sites.
+- ``entries``: reads and writes a site's entries of leaves.
+"""

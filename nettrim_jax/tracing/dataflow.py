@@ -1,7 +1,9 @@
-"""What is known of a value before anything runs.
+"""Facts about every value of a flat program, found before anything runs.
 
-Where it comes from, whether it depends on the data, along which axes it may vary,
-which linear operations lie upstream. Knows the flat program; no layers yet.
+A fact says which leaf a value comes from, whether it depends on the data, along which
+axes it may vary, and which linear operations are upstream of it.
+
+Knows the flat program; knows no sites.
 """
 
 import dataclasses
@@ -22,22 +24,22 @@ ELEMENTWISE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """A value that is some entries of one leaf, moved about."""
+    """The entries of one leaf that a value consists of."""
 
     leaf: int
-    index: np.ndarray  # [*loops, *shape] int; a loop it does not vary over: size one
+    index: np.ndarray  # [*loops, *shape] int; size one for a loop without effect
 
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """What is known of one slot.
+    """The facts about one slot.
 
     Attributes:
       varies: per axis, whether the value may vary along it.
       data: whether it depends on the batch.
       leaves: the leaves that it depends on.
       upstream: bits of the linear operations that it depends on.
-      origin: the one leaf that it is taken from, by index maps only.
+      origin: the entries of one leaf that it consists of, or ``None``.
       zero: whether it is known to be zero everywhere.
     """
 
@@ -50,7 +52,7 @@ class Fact:
 
 
 def literal(value: Any) -> Fact:
-    """The fact of a constant that stands in an operation."""
+    """The fact of a constant operand."""
     return Fact(varies=(False,) * np.ndim(value), zero=bool(np.all(value == 0)))
 
 
@@ -61,7 +63,7 @@ def fact_of(ref: Ref, facts: dict[int, Fact]) -> Fact:
 
 def combine(op: Op, inputs: Sequence[Fact], flat: Flat, loops: int) -> list[Fact]:
     """The facts of an operation's outputs, from those of its inputs."""
-    if op.name == "optimization_barrier":  # each operand passes on its own
+    if op.name == "optimization_barrier":  # each operand passes by itself
         return list(inputs)
     data = any(f.data for f in inputs)
     leaves = frozenset().union(*(f.leaves for f in inputs))
@@ -110,7 +112,7 @@ def _origins(
 def _joined(
     op: Op, inputs: Sequence[Fact], flat: Flat, loops: int
 ) -> list[Origin] | None:
-    """Parts of one leaf, and constants, side by side."""
+    """The origin of pieces of one leaf, and constants, that are concatenated."""
     origins = [f.origin for f in inputs if f.origin is not None]
     if len({origin.leaf for origin in origins}) != 1:
         return None
@@ -143,7 +145,7 @@ def _varies(
     if op.name in ("reshape", "squeeze", "transpose", *index_maps.SAME) and inputs:
         before = flat.aval(op.inputs[0]).shape
         labels = index_maps.relabel(op.name, op.params, first, before)
-        if labels is not None:  # "one" and "mixed" tell nothing: keep what may be
+        if labels is not None:  # "one" and "mixed" may vary, as far as is known
             return tuple(
                 m and label is not False for m, label in zip(may, labels, strict=True)
             )

@@ -1,6 +1,6 @@
-"""Between leaves and the matrices within them: read, write, and the mask tree.
+"""Reads and writes the entries of leaves that sites consist of, and finds the mask.
 
-Knows arrays, index maps and sites; knows no solver.
+Knows arrays and sites; knows no solver.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,7 +34,7 @@ def write(entries: Entries, values: Array) -> Array:
 
 
 def kept(leaf: Array, indices: Sequence[np.ndarray]) -> Array:
-    """True where a leaf keeps its entry; outside of ``indices`` all is kept."""
+    """True where an entry of a leaf is not zero, or is not among ``indices``."""
     touched = np.zeros(leaf.size, bool)
     for index in indices:
         touched[index.ravel()] = True
@@ -44,7 +44,7 @@ def kept(leaf: Array, indices: Sequence[np.ndarray]) -> Array:
 def kept_leaves(
     network: Network, chosen: Iterable[int], leaves: Sequence[Array]
 ) -> list[Array]:
-    """True where an entry is kept; all of a leaf that was not pruned."""
+    """The mask of every leaf; all entries of a leaf that was not pruned are true."""
     indices: dict[int, list[np.ndarray]] = {}
     for k in chosen:
         site = network.sites[k]
@@ -56,7 +56,7 @@ def kept_leaves(
 
 
 class Values(NamedTuple):
-    """The weights of one site, and its bias if that moves, out of their leaves."""
+    """The weights of one site, and its bias if that moves."""
 
     weights: Array  # [b, d_in, d_out]
     bias: Array | None  # [b, d_out]
@@ -72,7 +72,7 @@ def take(site: Site, leaves: Sequence[Array], moves: bool) -> Values:
 
 
 def put(site: Site, leaves: Sequence[Array], values: Values) -> list[Array]:
-    """The leaves with these values of a site."""
+    """The leaves with ``values`` as the site's weights and bias."""
     new = list(leaves)
     entries = Entries(new[site.leaf], jnp.asarray(site.index))
     new[site.leaf] = _write(entries, values.weights)

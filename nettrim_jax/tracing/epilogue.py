@@ -1,11 +1,10 @@
-"""What follows a linear operation: a ReLU behind sums and scales, or nothing of use.
+"""The epilogue of a linear operation: sums and scales, up to a ReLU if there is one.
 
-From the operation's result the only reader is followed through additions whose
-other operand does not depend on it, scales per unit, and index maps. If that ends
-in a ReLU, ``relu(scale * X W + t)`` is what must be kept; a value that anything
-else reads is kept whole.
+As long as a value has one reader, it is followed through additions whose other operand
+does not depend on it, scales per unit, and index maps. If that ends in a ReLU,
+``relu(scale * X W + t)`` must be kept; otherwise the value must be kept whole.
 
-Knows the flat program and its facts; no solver.
+Knows the flat program and its facts; knows no solver.
 """
 
 import dataclasses
@@ -26,31 +25,31 @@ ARITHMETIC = ("add", "add_any", "sub", "mul", "div", "neg")
 SCALING = ("mul", "div", "neg", "sub")  # "sub": the result may be subtracted
 MAXIMA = ("reduce_max", "reduce_window_max")
 MOVES = ("reshape", "squeeze", "transpose", "rev", "broadcast_in_dim")
-# comparison -> does it hold where the value is above zero?
+# whether the comparison of a value with zero holds where the value is above zero
 COMPARISONS = {"gt": True, "ge": True, "lt": False, "le": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class Bias:
-    """A bias leaf that is added along the way and read nowhere else."""
+    """A leaf that a chain adds as its bias and that is read nowhere else."""
 
     leaf: int
     index: np.ndarray  # [*loops, b, d_out], entries of the leaf
-    head: tuple[Op, ...]  # from the result to the sum
-    tail: tuple[Op, ...]  # from the sum on
-    start: int  # slot of the sum
+    head: tuple[Op, ...]  # from the result to the sum with the bias
+    tail: tuple[Op, ...]  # from that sum on
+    start: int  # slot of that sum
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """The affine way from an operation's result to what must be kept.
+    """The affine map from a linear operation's result to the value to be kept.
 
     Attributes:
       ops: its operations; empty if the result itself must be kept.
-      start: slot of the operation's result.
-      end: slot of what must be kept, before the ReLU.
+      start: slot of the linear operation's result.
+      end: slot of the value to be kept, before the ReLU.
       response: ``"relu"`` or ``"linear"``.
-      scales: whether a multiplication lies on the way.
+      scales: whether one of its operations may scale.
       bias: the bias that may move, if there is one.
     """
 
@@ -63,7 +62,7 @@ class Chain:
 
 
 def whole(chain: Chain) -> Chain:
-    """The chain that keeps the operation's own result."""
+    """The chain that keeps the linear operation's own result."""
     return Chain((), chain.start, chain.start, "linear", False, None)
 
 
@@ -79,27 +78,26 @@ def readers(block: Block) -> dict[int, list[Op]]:
 def follow(
     block: Block,
     read_by: Mapping[int, Sequence[Op]],
-    op: Op,
     folding: Folding,
     facts: Mapping[int, Fact],
     mark: int,
     avals: Mapping[int, Any],
 ) -> Chain:
-    """Follows one operation's result.
+    """Follows the result of one linear operation.
 
     Args:
       block: the block that the operation stands in.
       read_by: its :func:`readers`.
-      op: the linear operation.
-      folding: its folding.
-      facts: what is known of every slot.
+      folding: the folding of the linear operation.
+      facts: the facts about every slot.
       mark: the operation's bit in ``Fact.upstream``.
       avals: shape of every slot.
 
     Returns:
-      The chain to the ReLU; without one, the chain through what only parameters add
-      or scale.
+      The chain to the ReLU; without a ReLU, the chain through the operations whose
+      other operands depend on parameters only.
     """
+    op = folding.op
     slot, labels, ops = op.outputs[0], folding.labels, []
     plain = 0  # how many of the first ops have no operand from the data
     end = {0: slot}
@@ -137,7 +135,7 @@ def _through(
     mark: int,
     avals: Mapping[int, Any],
 ) -> tuple[tuple, bool] | None:
-    """Labels after one more operation and whether data came in; None to stop."""
+    """The labels after ``op``, and whether it adds data; None to stop before it."""
     shape = avals[slot].shape
     out = avals[op.outputs[0]]
     if not jnp.issubdtype(out.dtype, jnp.floating):
@@ -172,7 +170,7 @@ def _is_relu(
     facts: Mapping[int, Fact],
     read_by: Mapping[int, Sequence[Op]],
 ) -> bool:
-    """Whether the readers of a value are together one ReLU of it."""
+    """Whether the readers of a value together compute its ReLU."""
 
     def zero(ref: Ref) -> bool:
         if isinstance(ref, Literal):
@@ -184,7 +182,7 @@ def _is_relu(
 
     if next_ops and all(op.name == "max" and zero(other(op)) for op in next_ops):
         after = [read_by.get(op.outputs[0], []) for op in next_ops]
-        # clipped, as ReLU6 is
+        # a clipped ReLU, such as ReLU6, is not one
         return not any(len(ops) == 1 and ops[0].name == "min" for ops in after)
     compares = [op for op in next_ops if op.name in COMPARISONS]
     rest = [op for op in next_ops if op.name not in COMPARISONS]
@@ -216,7 +214,7 @@ def _is_pooled(
     read_by: Mapping[int, Sequence[Op]],
     avals: Mapping[int, Any],
 ) -> bool:
-    """Whether only a ReLU of maxima of a value is read: it commutes with them."""
+    """Whether a value is only read by maxima before a ReLU, which commute with it."""
     pooled = False
     while True:
         ops = read_by.get(slot, [])
@@ -242,10 +240,10 @@ def find_bias(
     avals: Mapping[int, Any],
 ) -> Bias | None:
     """The first leaf among ``free`` that is added per unit, in the result's layout."""
-    if folding.ragged:  # its rows' lanes are not known before it runs
+    if folding.ragged:  # the lane of a row is not known before it runs
         return None
     slot, shape = chain.start, avals[chain.start].shape
-    order = tuple(range(len(shape)))  # which axis of the result each axis is by now
+    order = tuple(range(len(shape)))  # the axis of the result that each axis is now
     for i, op in enumerate(chain.ops):
         if op.name == "transpose":
             order = tuple(order[p] for p in op.params["permutation"])
@@ -268,7 +266,7 @@ def find_bias(
 def _per_unit(
     index: np.ndarray, folding: Folding, shape: tuple[int, ...], loops: int
 ) -> np.ndarray | None:
-    """``[*loops, b, d_out]`` if every unit of every lane has an entry of its own."""
+    """``[*loops, b, d_out]`` if every unit of every lane has its own entry."""
     head = index.shape[:loops]
     if 0 in shape:
         return None
@@ -284,7 +282,7 @@ def _per_unit(
 
 
 def run(ops: Sequence[Op], start: int, value: Array, read: Any) -> Array:
-    """Runs a chain on another value of its start."""
+    """Runs the operations of a chain on another value of its start."""
     env = {start: value}
     for op in ops:
         args = [
@@ -296,7 +294,7 @@ def run(ops: Sequence[Op], start: int, value: Array, read: Any) -> Array:
 
 
 def moves(ops: Sequence[Op], value: Array) -> Array:
-    """Runs only a chain's index maps, so that its transpose leads back."""
+    """Runs only the index maps of a chain, whose transposes lead back."""
     for op in ops:
         if op.name not in ARITHMETIC:
             value = apply(op, value)[0]
@@ -304,7 +302,7 @@ def moves(ops: Sequence[Op], value: Array) -> Array:
 
 
 def pull_back(ops: Sequence[Op], like: Array, value: Array) -> Array:
-    """Brings what has the layout of a chain's end to the layout of its start."""
+    """Brings an array from the layout of a chain's end to that of its start."""
     if not ops:
         return value
     _, pull = jax.vjp(lambda a: moves(ops, a), jnp.zeros(like.shape, value.dtype))

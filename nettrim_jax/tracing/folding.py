@@ -2,11 +2,11 @@
 
 ``[b, n, d_in] @ [b, d_in, d_out] -> [b, n, d_out]``.
 
-``fold`` reads a ``dot_general`` or a convolution and says how its activations, its
+``fold`` reads a matrix product or a convolution and says how its activations, its
 weight and its result are laid out as matrices. Groups and batch dimensions of the
-weight are lanes ``b``; samples, positions and all else are rows ``n``.
+weight are lanes ``b``; all other axes, such as samples and positions, are rows ``n``.
 
-Knows one operation at a time: no graph, no solver.
+Knows one operation; knows no network and no solver.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ LINEAR = ("dot_general", "conv_general_dilated", "ragged_dot_general")
 
 @dataclasses.dataclass(frozen=True)
 class Folding:
-    """How one operation's arrays become matrices.
+    """The layout of one operation's arrays as matrices.
 
     Attributes:
       kind: ``"dense"`` or ``"conv"``.
@@ -40,8 +40,8 @@ class Folding:
       result_order: axes of the result: lanes, rows, units.
       labels: per axis of the result ``"row"`` or ``"unit"``.
       window: a convolution's kernel size.
-      op: the operation, for convolutions' geometry.
-      ragged: whether every row meets one lane alone, by sizes of groups.
+      op: the operation, for the geometry of a convolution.
+      ragged: whether each row belongs to one lane only, given by sizes of groups.
     """
 
     kind: str
@@ -73,7 +73,7 @@ class Folding:
         return jnp.take(A, pick, axis=1)
 
     def result(self, A: Array, pick: Array) -> Array:
-        """Chosen rows of what has the result's layout, ``[b, m, d_out]``."""
+        """Chosen rows of an array in the result's layout, ``[b, m, d_out]``."""
         A = A.transpose(self.result_order)
         if self.ragged:
             return A[pick]
@@ -85,13 +85,13 @@ class Folding:
         return jnp.take(A, pick, axis=0).transpose(1, 0, 2)
 
     def members(self, sizes: Array) -> Array:
-        """Which rows meet which lane of a ragged operation, ``[b, n]`` bool."""
+        """Which rows belong to each lane of a ragged operation, ``[b, n]`` bool."""
         ends = jnp.cumsum(sizes)[:, None]
         row = jnp.arange(self.rows, dtype=ends.dtype)[None, :]
         return (row < ends) & (row >= ends - sizes[:, None].astype(ends.dtype))
 
     def weight(self, index: Any, loops: int) -> Any:
-        """An array of the weight's layout as ``[*loops, b, d_in, d_out]``."""
+        """An array in the weight's layout as ``[*loops, b, d_in, d_out]``."""
         head = index.shape[:loops]
         order = tuple(range(loops)) + tuple(loops + a for a in self.weight_order)
         index = index.transpose(order)
@@ -101,7 +101,7 @@ class Folding:
         return index.reshape(*head, self.lanes, self.d_in, self.d_out)
 
     def units(self, index: np.ndarray, loops: int) -> np.ndarray:
-        """One row of an array of the result's layout as ``[*loops, b, d_out]``.
+        """One row of an array in the result's layout as ``[*loops, b, d_out]``.
 
         Row axes of ``index`` are of size one.
         """
@@ -223,7 +223,7 @@ def _fold_conv(op: Op, side: int, rhs: Any, out: Any) -> Folding | str:
         d_out=rhs.shape[rhs_spec[0]] // lanes,
         row_shape=row_shape,
         side=1,
-        # channels innermost: consecutive inputs are one place's, as N:M wants them
+        # channels are innermost, so that consecutive inputs, for N:M, are of one place
         weight_order=(rhs_spec[0], *rhs_spec[2:], rhs_spec[1]),
         inputs_order=(),
         result_order=(*row_axes, out_spec[1]),
@@ -234,14 +234,14 @@ def _fold_conv(op: Op, side: int, rhs: Any, out: Any) -> Folding | str:
 
 
 def _windows(folding: Folding, A: Array, pick: Array) -> Array:
-    """The windows of an image that chosen rows see, ``[b, m, d_in]``.
+    """The windows of an image that belong to chosen rows, ``[b, m, d_in]``.
 
-    Only copies: gathering ``m`` windows needs neither the whole unfolded image nor
+    It only copies: gathering ``m`` windows needs neither the whole unfolded image nor
     a convolution's arithmetic.
     """
     params = folding.op.params
     batch, channel, *space = params["dimension_numbers"].lhs_spec
-    # channels last: what is copied then lies side by side
+    # channels are last, so that copied entries are contiguous
     A = A.transpose((batch, *space, channel))
     inner = [
         (lo, hi, d - 1)

@@ -1,12 +1,12 @@
 """Index maps in NumPy: which entry of a leaf stands where after transposes and slices.
 
-A weight may reach its operation through transposes, reshapes, casts, slices. All
-only move entries, so pushing ``arange`` through them reads off where each entry
-went, and writing back is the inverse scatter. Entries that come from elsewhere
-(padding, concatenated constants) are -1.
+A weight may reach its operation through transposes, reshapes, casts and slices. They
+only move entries, so pushing ``arange`` through them finds where each entry went, and
+writing back is the inverse scatter. Entries that come from elsewhere (padding,
+concatenated constants) are -1. Every array may have leading loop axes, one per
+enclosing ``scan``, which the operations do not see.
 
-Every array here may have leading loop axes (one per enclosing ``scan``), which the
-operations do not see. Knows arrays only.
+Knows arrays; knows no program.
 """
 
 from collections.abc import Mapping
@@ -30,15 +30,15 @@ def move(
       name: the primitive's name.
       params: its parameters.
       index: ``[*loops, *shape]``.
-      loops: how many leading axes are loops.
+      loops: number of leading loop axes.
 
     Returns:
-      One index array per output, or ``None`` if the operation is no index map.
+      One index array per output, or ``None`` if the operation is not an index map.
     """
     shape = index.shape[loops:]
     head = index.shape[:loops]
     skip = tuple(range(loops))
-    if name == "convert_element_type":  # to integers it rounds
+    if name == "convert_element_type":  # a cast to integers rounds
         floating = jnp.issubdtype(params["new_dtype"], jnp.floating)
         return [index] if floating else None
     if name in SAME:
@@ -95,7 +95,7 @@ def _padded(
 def join(
     parts: list[np.ndarray | tuple[int, ...]], axis: int, loops: int
 ) -> np.ndarray:
-    """Index arrays and shapes of constants, which become -1, side by side."""
+    """Concatenates index arrays and shapes of constants, which become -1."""
     arrays = [part for part in parts if isinstance(part, np.ndarray)]
     head = np.broadcast_shapes(*(part.shape[:loops] for part in arrays))
     whole = []
@@ -110,8 +110,8 @@ def join(
 def groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list, list]]:
     """Which axes of a reshape's operand become which axes of its result.
 
-    Returns pairs of axes of ``before`` and of ``after`` with equal products; axes
-    of size one stand in pairs of their own with nothing on the other side.
+    Returns pairs of axes of ``before`` and of ``after`` with equal products; an axis
+    of size one is in its own pair, with no axis on the other side.
     """
     pairs: list[tuple[list, list]] = []
     i = j = 0
@@ -138,7 +138,7 @@ def groups(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list, 
 def relabel(
     name: str, params: Mapping[str, Any], labels: tuple, shape: tuple[int, ...]
 ) -> tuple | None:
-    """Carries one label per axis through an index map; ``None`` if it is none.
+    """Carries one label per axis through an index map; ``None`` if it is not one.
 
     Axes merged by a reshape take their common label, or ``"mixed"``; new axes of
     size one take ``"one"``. ``shape`` is the operand's.

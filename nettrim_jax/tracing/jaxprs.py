@@ -1,11 +1,11 @@
-"""A jaxpr as a flat program: calls inlined, control flow kept, names made numbers.
+"""A jaxpr as a flat program, with calls inlined, control flow kept and numbered slots.
 
-``flatten`` turns ``apply_fn`` into blocks of operations on numbered slots, so that
-whoever reads it need not care how often it was wrapped in ``jit``, ``remat`` or a
-custom derivative. ``evaluate`` runs it and shows chosen operations' surroundings to
-a visitor: that is how activations are seen, with no module patched.
+``flatten`` turns a jaxpr into blocks of operations on slots, however often ``apply_fn``
+was wrapped in ``jit``, ``remat`` or a custom derivative. ``evaluate`` runs them and
+calls a visitor after chosen operations, which captures activations without patching
+modules.
 
-Knows jaxprs only: no layers, no solver.
+Knows jaxprs; knows no layers and no solver.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.extend import core as jex_core
 
-# calls that mean their body; what is not here and not control flow stays opaque
+# calls that are replaced by their body; all others but control flow stay opaque
 CALLS = frozenset(
     "jit pjit closed_call core_call call remat remat2 checkpoint custom_jvp_call "
     "custom_vjp_call custom_vjp_call_jaxpr custom_lin".split()
@@ -29,7 +29,7 @@ BODY_NAMES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Literal:
-    """A constant that stands in an operation itself."""
+    """A constant operand."""
 
     value: Any
 
@@ -56,7 +56,7 @@ class Op:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Block:
-    """A straight run of operations from its inputs to its outputs."""
+    """A sequence of operations from its inputs to its outputs."""
 
     inputs: tuple[int, ...]
     ops: tuple[Op, ...]
@@ -69,7 +69,7 @@ class Flat:
 
     Attributes:
       block: the main block; its inputs are the arguments' leaves.
-      consts: slots of the arrays closed over, which are handed in at each run.
+      consts: slots of the arrays closed over, whose values are given to every run.
       avals: shape and dtype of every slot.
       signature: equal for programs that compute the same.
     """
@@ -88,7 +88,7 @@ class Flat:
 
 
 def flatten(closed: Any) -> tuple[Flat, list[Any]]:
-    """Flattens a closed jaxpr; returns it and the values of its constants."""
+    """The flat program of a closed jaxpr, and the values of its constants."""
     builder = _Builder()
     block = builder.block(closed.jaxpr, closed.consts)
     parts: list[str] = []
@@ -164,7 +164,7 @@ def _body(eqn: Any) -> Any:
 
 
 def _branches(eqn: Any) -> tuple[Any, ...]:
-    """Bodies of control flow in the order of ``Op.blocks``."""
+    """The bodies of control flow, in the order of ``Op.blocks``."""
     names = {"scan": ["jaxpr"], "while": ["cond_jaxpr", "body_jaxpr"]}
     if eqn.primitive.name == "cond":
         return tuple(eqn.params["branches"])
@@ -203,7 +203,7 @@ Visitor = Callable[[Op, Callable[[Ref], Any], tuple[Any, ...]], Any]
 
 
 def apply(op: Op, *args: Any) -> list[Any]:
-    """Runs one operation as it is."""
+    """Runs one operation."""
     bound = op.primitive.get_bind_params(op.params)
     subfuns, params = bound if isinstance(bound, tuple) else ((), bound)
     out = op.primitive.bind(*subfuns, *args, **params)
@@ -211,7 +211,7 @@ def apply(op: Op, *args: Any) -> list[Any]:
 
 
 def _nothing_seen(*_: Any) -> None:
-    """For runs that visit nothing."""
+    """The visitor of a run without visits."""
 
 
 def evaluate(
@@ -222,7 +222,7 @@ def evaluate(
     visit: Visitor = _nothing_seen,
     nudges: Mapping[int, Any] = MappingProxyType({}),
 ) -> tuple[list[Any], dict[int, Any]]:
-    """Runs the program and collects what the visitor saw.
+    """Runs the program and collects the visitor's results.
 
     Args:
       flat: the program.
@@ -232,13 +232,13 @@ def evaluate(
         ``read`` gives the value of any slot known by then, ``steps`` the counters
         of the enclosing loops.
       visit: returns a pytree of arrays.
-      nudges: by id of an operation, what is added to its first result; of one within
-        a ``scan`` with one more leading axis per loop.
+      nudges: by id of an operation, an array that is added to its first result; within
+        a ``scan`` it has one more leading axis per loop.
 
     Returns:
-      The outputs, and ``op.id -> pytree``. Of an operation within a ``scan`` the
-      arrays have one more leading axis per loop; within a ``cond`` those of a branch
-      not taken are zero.
+      The outputs, and ``op.id -> pytree``. Within a ``scan`` the arrays of an operation
+      have one more leading axis per loop; within a branch of ``cond`` that is not taken
+      they are zero.
     """
     env = dict(zip(flat.consts, consts, strict=True))
     env.update(zip(flat.block.inputs, inputs, strict=True))
@@ -251,7 +251,7 @@ def run_block(
     visits: Collection[int] = (),
     visit: Visitor = _nothing_seen,
 ) -> dict[int, Any]:
-    """Runs a block on ``env``, which it fills; returns what the visitor saw."""
+    """Runs a block on ``env``, which it fills; returns the visitor's results."""
     return _Run(visits, visit, {}).block(block, env, ())[1]
 
 
@@ -268,13 +268,13 @@ def slots_read(op: Op) -> set[int]:
 
 
 def ids_within(op: Op) -> list[int]:
-    """Its own id, then those of all operations in its blocks."""
+    """The id of an operation, then those of all operations in its blocks."""
     inner = [i for block in op.blocks for o in block.ops for i in ids_within(o)]
     return [op.id, *inner]
 
 
 def scan_counts(op: Op) -> tuple[int, int]:
-    """How many operands of a ``scan`` are constants, and how many are carried."""
+    """The number of constant and of carried operands of a ``scan``."""
     if "num_consts" in op.params:
         return op.params["num_consts"], op.params["num_carry"]
     consts, carry, _ = op.params["ft_in"].unpack()  # since jax 0.12

@@ -1,10 +1,10 @@
-"""Finds the layers of any JAX function in its jaxpr, and says why others are none.
+"""Finds the sites of any JAX function in its jaxpr, and reasons for all other leaves.
 
-``trace`` walks the flat program of ``apply_fn`` once. Every linear operation with
-an operand that comes from one leaf by index maps only is a use of that leaf; the
-uses of one matrix are one site. Whatever else happens to a leaf is a reason.
+``trace`` walks the flat program of ``apply_fn`` once. A linear operation with an
+operand that comes from one leaf by index maps only is a use of that leaf; the uses of
+one matrix are one site. Every other use of a leaf is a reason not to prune it.
 
-Knows programs of JAX; knows no solver and no framework's modules.
+Knows jaxprs; knows no solver and no framework's modules.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax._trees import is_array, paths_of
+from nettrim_jax._trees import Filler, is_array, paths_of
 from nettrim_jax.results import ApplyFnError, LayersError, ParamsError
 from nettrim_jax.tracing import epilogue, jaxprs
 from nettrim_jax.tracing.epilogue import Bias, whole
@@ -35,10 +35,10 @@ class Site:
       path: its path.
       kind: ``"dense"`` or ``"conv"``.
       response: ``"relu"`` or ``"linear"``.
-      index: where each entry stands in the leaf, ``[b, d_in, d_out]``.
+      index: position of each entry in the leaf, ``[b, d_in, d_out]``.
       bias: the leaf of a bias that may move and its entries, ``[b, d_out]``.
       uses: in order of execution; their rows together are the problem's.
-      caution: why it is only pruned if it is asked for, if that is so.
+      caution: the reason if it is only pruned when ``include`` names it.
     """
 
     leaf: int
@@ -57,18 +57,21 @@ class Site:
 
     @property
     def layers(self) -> int:
-        """How many layers the lanes belong to: the steps of a loop are layers apart."""
+        """Number of layers of the lanes: each step of a loop is its own layer."""
         return self.index.shape[0] // self.uses[0].folding.lanes
 
     @property
     def channels(self) -> int:
-        """Of the inputs, which a convolution has at every place of its window."""
+        """Number of input channels, which are at every place of a window."""
         return self.index.shape[1] // math.prod(self.uses[0].folding.window)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """What :func:`trace` found. Equal graphs compute the same and compile once."""
+    """A traced program with its sites.
+
+    Equal networks compute the same and are compiled once.
+    """
 
     flat: Flat
     consts: tuple[Any, ...]
@@ -90,12 +93,12 @@ class Network:
 
 
 def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Network:
-    """Finds the layers of ``apply_fn``.
+    """Traces ``apply_fn`` and finds its sites.
 
     Args:
       apply_fn: ``apply_fn(params, batch)``, traceable by JAX.
       params: a pytree with arrays; other leaves (functions, strings) stay as they are.
-      batch: what ``apply_fn`` takes; only shapes and dtypes matter here.
+      batch: the second argument of ``apply_fn``; only shapes and dtypes matter here.
 
     Returns:
       Sites in order of execution, and a reason for every other leaf of two or more
@@ -104,10 +107,9 @@ def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Network:
     Raises:
       ApplyFnError: ``apply_fn`` is not callable or fails on these arguments.
       ParamsError: there is no floating leaf.
-      LayersError: there is no layer to prune.
     """
-    leaves, tree = jax.tree.flatten(params)
-    arrays = [leaf for leaf in leaves if is_array(leaf)]
+    fill = Filler(params)
+    arrays = [leaf for leaf in jax.tree.leaves(params) if is_array(leaf)]
     if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in arrays):
         kinds = sorted({str(leaf.dtype) for leaf in arrays}) or "no array at all"
         raise ParamsError(
@@ -117,10 +119,8 @@ def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Network:
         )
 
     def call(arrays: list[Any], batch: Batch) -> Any:
-        given = iter(arrays)
-        filled = [next(given) if is_array(leaf) else leaf for leaf in leaves]
-        answer = apply_fn(jax.tree.unflatten(tree, filled), batch)
-        # names, flags and the like are no business of ours
+        answer = apply_fn(fill(arrays), batch)
+        # outputs other than arrays, such as names and flags, do not matter
         return [leaf for leaf in jax.tree.leaves(answer) if is_array(leaf)]
 
     closed = _make_jaxpr(call, arrays, batch, apply_fn)
@@ -170,7 +170,7 @@ def _make_jaxpr(call: Any, arrays: list[Any], batch: Batch, apply_fn: Any) -> An
 
 
 def _hint(batch: Batch) -> str:
-    """What may be wrong with a batch of several parts."""
+    """A hint on a possible mistake if the batch has several components."""
     if not isinstance(batch, tuple | list):
         return ""
     return (
@@ -181,13 +181,13 @@ def _hint(batch: Batch) -> str:
 
 
 def _matrices(seen: Seen) -> np.ndarray:
-    """Where each entry of a use's matrices stands in the leaf, ``[b, d_in, d_out]``."""
+    """Position in the leaf of each entry of a use's matrices, ``[b, d_in, d_out]``."""
     assert seen.index is not None
     return np.ascontiguousarray(seen.index.reshape(-1, *seen.index.shape[-2:]))
 
 
 class _Sites:
-    """From uses to sites; what is none has its reasons in ``why_not``."""
+    """Groups uses into sites; ``why_not`` has the reasons for all other leaves."""
 
     def __init__(self, walk: Walk, arrays: list[Any]):
         self.walk, self.arrays = walk, arrays
@@ -219,7 +219,7 @@ class _Sites:
         return tuple(sorted(found, key=lambda site: site.uses[0].op.id))
 
     def groups(self, linear: list[Seen]) -> list[list[Seen]] | str:
-        """The uses of each matrix of one leaf, or why they are no matrices."""
+        """The uses of each matrix of one leaf, or the reason if there are none."""
         count = np.zeros(self.arrays[linear[0].leaf].size, np.int32)
         groups: dict[object, list[Seen]] = {}
         for seen in linear:
@@ -237,10 +237,10 @@ class _Sites:
     def site(
         self, group: list[Seen], reads: dict[int, int], caution: str | None
     ) -> Site:
-        """One problem from all uses of one matrix."""
+        """The site of all uses of one matrix."""
         uses = [seen.use for seen in group if seen.use is not None]
         if len(uses) > 1 and any(use.chain.scales for use in uses):
-            # one matrix, whose scales may differ from use to use
+            # the scales of one matrix may differ from use to use
             uses = [
                 dataclasses.replace(use, chain=whole(use.chain), visit=use.op.id)
                 for use in uses
@@ -256,7 +256,7 @@ class _Sites:
             leaf=group[0].leaf,
             path=self.walk.paths[group[0].leaf],
             kind=uses[0].folding.kind,
-            # what only some uses cut off must be kept whole
+            # a response that only some uses pass through a ReLU must be kept whole
             response="relu" if responses == {"relu"} else "linear",
             index=index,
             bias=moved,
@@ -273,7 +273,7 @@ class _Sites:
     ) -> tuple[tuple[int, np.ndarray] | None, list[Bias | None]]:
         """The bias that moves with a matrix: added at every use and read nowhere else.
 
-        First as its leaf and entries, then as it stands at each use.
+        Returns its leaf and entries, and the bias of each use.
         """
         free = frozenset(leaf for leaf, count in reads.items() if count == len(uses))
         biases: list[Bias | None] = []

@@ -1,10 +1,9 @@
-"""Every use that a program makes of its parameters: linear operations, and the rest.
+"""Every use of every leaf by a program: linear operations, and all others.
 
-One walk over the flat program carries a fact per slot forward and notes, of each
-leaf, where it is the matrix of a linear operation and where something else happens
-to it, in words.
+One walk over the flat program carries a fact per slot forward. It records where a leaf
+is the matrix of a linear operation and, in words, how else it is used.
 
-Knows the flat program; no solver and no framework's modules.
+Knows the flat program; knows no solver and no framework's modules.
 """
 
 import dataclasses
@@ -30,21 +29,21 @@ REASONS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Use:
-    """One linear operation that a matrix takes part in.
+    """One linear operation on a matrix of a leaf.
 
     Attributes:
       op: the operation.
       folding: its layout as matrices.
-      act: where its activations are.
-      weight: where its weight is.
-      chain: what follows it.
-      visit: the operation after which all of that is known.
+      act: slot of its activations.
+      weight: slot of its weight.
+      chain: the operations that follow it.
+      visit: id of the operation after which all of these values are known.
       loops: lengths of the enclosing scans.
-      lanes: for each of them, whether each step has a matrix of its own.
+      lanes: for each of them, whether each step has its own matrix.
       mark: its bit among all linear operations.
-      upstream: bits of those that it depends on, by its activations or ``t``.
-      live: the inputs and the units that are no constants joined to the leaf;
-        ``None`` if all are.
+      upstream: bits of those on which its activations or ``t`` depend.
+      live: the inputs and the units that are not constants joined to the leaf;
+        ``None`` if there are no such constants.
     """
 
     op: Op
@@ -68,9 +67,9 @@ class Use:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Seen:
-    """A use of a leaf: a linear operation, or another with its reason.
+    """A use of a leaf: a linear operation, or another one with its reason.
 
-    ``lookup`` marks rows taken by index, beside which a matrix may still be pruned.
+    A ``lookup`` takes rows by index; the leaf may be pruned in spite of it.
     """
 
     leaf: int
@@ -82,7 +81,7 @@ class Seen:
 
 
 class Walk:
-    """Facts of every slot and, in ``seen``, every use of every leaf.
+    """The facts about every slot and, in ``seen``, every use of every leaf.
 
     Args:
       flat: the program; its first inputs are the leaves.
@@ -176,7 +175,7 @@ class Walk:
             return
         avals, facts = self.flat.avals, self.facts
         mark = self.marks[op.id]
-        chain = epilogue.follow(block, read_by, op, folding, facts, mark, avals)
+        chain = epilogue.follow(block, read_by, folding, facts, mark, avals)
         visit = chain.ops[-1].id if chain.ops else op.id
         index = folding.weight(origin.index, len(loops))
         live = None
@@ -193,7 +192,7 @@ class Walk:
         if chain.scales and any(
             n > 1 for n, own in zip(loops, lanes, strict=True) if not own
         ):
-            # one matrix for all steps, whose scales may differ
+            # the steps share one matrix, but their scales may differ
             chain = epilogue.whole(chain)
             visit = op.id
         use = Use(
@@ -211,7 +210,7 @@ class Walk:
         )
         self.seen.append(Seen(origin.leaf, None, use, index, len(loops)))
 
-    # control flow: what goes in, what comes out
+    # control flow: facts about the inputs and the outputs of bodies
 
     def _scan(self, op: Op, loops: tuple[int, ...], known: bool) -> None:
         first, carried = scan_counts(op)
@@ -286,7 +285,7 @@ class Walk:
         return Fact((), any(f.data for f in facts), leaves, upstream)
 
     def _outputs(self, op: Op, body: Block, everything: Fact) -> Fact:
-        """All outputs of a loop or branch depend on all that went in or ran."""
+        """Lets all outputs of a loop or branch depend on all inputs and on the body."""
         for ref in body.outputs:
             if ref not in body.inputs:
                 self._note(ref, f"returned from inside a `{op.name}`")
@@ -300,7 +299,7 @@ class Walk:
 
 
 def _live(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The inputs and the units that have an entry of the leaf at all."""
+    """The inputs and the units with at least one entry of the leaf."""
     own = index >= 0
     axes = tuple(range(index.ndim))
     return (

@@ -1,5 +1,6 @@
 """Fine-tuning after a pruning: optimisers that leave zeros zero.
 
+optax is imported only where :func:`keep_sparse` is called.
 Knows optax and trees of arrays; knows no solver.
 """
 
@@ -18,20 +19,20 @@ if TYPE_CHECKING:
 def keep_sparse(
     optimizer: "optax.GradientTransformation", mask: Params
 ) -> "optax.GradientTransformationExtraArgs":
-    r"""An optimiser under which what a mask removed is zero after every step.
+    r"""Wraps an optimiser so that removed weights are zero after every step.
 
     .. math::
         W \leftarrow W + M \circ \Delta(M \circ \nabla) - (1 - M) \circ W
 
-    The optimiser sees gradients that are zero where nothing is kept, so that its
-    moments are zero there, and whatever it answers there (momentum, decay, noise) is
-    replaced. It goes wherever an optimiser goes: within ``optax.multi_transform``,
+    The optimiser sees zero gradients of removed weights, so that its moments are zero
+    there, and its updates of them (momentum, decay, noise) are replaced. The result
+    works as any optimiser does: within ``optax.multi_transform`` or
     ``optax.MultiSteps``, on sharded params, and last in an ``optax.chain``.
 
     Args:
       optimizer: any transformation of optax.
-      mask: the tree of the params; zero or False where weights stay zero. What is no
-        array is passed over, as in ``Pruned.mask``.
+      mask: a tree like the params; zero or False where weights stay zero. Leaves that
+        are not arrays are ignored, as in ``Pruned.mask``.
 
     Returns:
       The optimiser; its ``update`` needs ``params``.
@@ -63,7 +64,7 @@ def keep_sparse(
     def answer(u: Any, keep: Any, p: Any) -> Any:
         if hidden(u) or not hasattr(keep, "dtype"):
             return u
-        # in the wider dtype: a rounded step would not end at zero
+        # in the wider dtype, since a rounded step would not end at zero
         dtype = jnp.promote_types(u.dtype, p.dtype)
         return jnp.where(
             jnp.asarray(keep).astype(bool), u.astype(dtype), -p.astype(dtype)
