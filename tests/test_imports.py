@@ -1,4 +1,4 @@
-"""Who may import whom: the order of the rooms, read from the source."""
+"""Who may import whom: one table of packages, read against the source."""
 
 import ast
 import pathlib
@@ -10,174 +10,255 @@ import pytest
 import nettrim_jax
 
 PACKAGE = pathlib.Path(nettrim_jax.__file__).parent
-LONGEST = 400  # lines; a room that grows past them is two rooms
+LONGEST = 400  # lines; a file that grows past them is two
+ARROWS = 130  # between places, at most
+PARAMETERS = 6  # of a function that may be given by position
+UNPACKED = 4  # names that a call's answer is unpacked into
 
-# A room imports only from rooms above it, so there are no cycles.
-ORDER = [
-    "typing",
-    "results",
-    # numerics: matrices only
-    "_jaxopt",
-    "linalg",
-    "spectral",
-    "slopes",
-    "entrywise",
-    "grouping",
-    "penalties",
-    "responses",
-    "patterns",
-    "criteria",
-    "curvature",
-    "reconstruction",
-    "programs",
-    "interop",
-    "settings",
-    "solutions",
-    "implicit",
-    "steps",
-    "derivatives",
-    "admm",
-    "paths",
-    "refitting",
-    # the network as a program: no solver
-    "jaxprs",
-    "indexing",
-    "facts",
-    "folding",
-    "following",
-    "uses",
-    "tracing",
-    "activations",
-    "cascade",
-    "sensitivity",
-    # what joins the two
-    "budgets",
-    "splitting",
-    "methods",
-    "batching",
-    "masks",
-    "answers",
-    "layers",
-    "tables",
-    "report",
-    "progress",
-    "checks",
-    "loading",
-    "products",
-    "lipschitz",
-    "bounds",
-    "normalizing",
-    "dealing",
-    "selection",
-    "supports",
-    "solving",
-    "meters",
-    "sharing",
-    "steering",
-    "pruning",
-    "restoring",
-    "training",
-    "drawing",
-    "plots",
-    "__init__",
-]
-SHARED = {"typing", "results"}
-SOLVER = set(ORDER[ORDER.index("_jaxopt") : ORDER.index("jaxprs")])
-NETWORK = set(ORDER[ORDER.index("jaxprs") : ORDER.index("methods")])
-ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py"))
+GROUND = {"typing", "results", "_numerics", "_trees", "_tables", "report"}
+# what each package may import, beside the ground
+PACKAGES = {
+    "convex": set(),
+    "tracing": set(),
+    "calibration": {"tracing"},
+    "bounds": {"tracing"},
+    "methods": {"convex", "tracing", "calibration"},
+    "training": {"methods"},
+    "execution": {
+        "methods.base",
+        "calibration",
+        "tracing",
+        "convex.config",
+        "convex.solution",
+    },
+    "allocation": {"execution", "methods", "calibration", "tracing", "convex.solution"},
+}
+# what stands above all packages, in the order in which it may import itself
+TOP = ["_progress", "_checks", "_drawing", "selection", "pruning", "refitting", "plots"]
+FILES = sorted(PACKAGE.rglob("*.py"))
+NAMES = [".".join(f.relative_to(PACKAGE).with_suffix("").parts) for f in FILES]
 
 
-def tree(room):
-    return ast.parse((PACKAGE / f"{room}.py").read_text())
+def place(name):
+    """The package of a file, or the file itself where it stands at the top."""
+    return name.split(".")[0]
 
 
-def imported(room):
-    """Dotted names of all modules that a room imports, wherever it does."""
+def tree(name):
+    return ast.parse((PACKAGE / (name.replace(".", "/") + ".py")).read_text())
+
+
+def imported(name):
+    """Dotted names of all modules that a file imports, wherever it does."""
     out = set()
-    for node in ast.walk(tree(room)):
+    for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
             out |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{room}.py: relative import; write nettrim_jax.x"
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            out |= names if node.module == "nettrim_jax" else {node.module}
+            assert node.level == 0, f"{name}.py: relative import; write nettrim_jax.x"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                known = whole.removeprefix("nettrim_jax.") in NAMES
+                out.add(whole if known else node.module)
     return out
 
 
-def rooms_of(room):
-    """The rooms that a room imports; the package itself counts as ``__init__``."""
-    names = [n.split(".") for n in imported(room) if n.split(".")[0] == "nettrim_jax"]
-    return {
-        name[1] if len(name) > 1 and name[1] in ROOMS else "__init__" for name in names
+def own(name):
+    """The files of this library that a file imports, without its name in front."""
+    ours = {n for n in imported(name) if n.split(".")[0] == "nettrim_jax"}
+    return {n.removeprefix("nettrim_jax").removeprefix(".") or "__init__" for n in ours}
+
+
+def allowed(name, other):
+    """Whether a file may import another one."""
+    here, there = place(name), place(other)
+    if name == "__init__" or here == there:
+        return True
+    if here in GROUND:
+        return there in GROUND
+    if there in GROUND:
+        return True
+    if here in PACKAGES:
+        return bool({there, other} & PACKAGES[here])
+    return there in PACKAGES or TOP.index(there) < TOP.index(here)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_import_what_their_package_may(name):
+    assert place(name) in {*GROUND, *PACKAGES, *TOP, "__init__"}, (
+        f"{name}.py has no place: a new package or a new file at the top belongs into "
+        "the table of this test and into docs/design.md"
+    )
+    wrong = sorted(other for other in own(name) if not allowed(name, other))
+    assert not wrong, f"{name}.py imports {wrong}"
+
+
+def test_there_is_no_circle():
+    waiting = {name: own(name) - {name} for name in NAMES if name != "__init__"}
+    while waiting:
+        free = [n for n, needs in waiting.items() if not needs & waiting.keys()]
+        assert free, f"a circle among {sorted(waiting)}"
+        waiting = {n: needs for n, needs in waiting.items() if n not in free}
+
+
+def test_arrows_between_places_are_few():
+    arrows = {
+        (place(name), place(other))
+        for name in NAMES
+        for other in own(name)
+        if name != "__init__" and place(name) != place(other)
     }
+    files = {
+        (name, place(other))
+        for name in NAMES
+        for other in own(name)
+        if name != "__init__" and place(name) != place(other)
+    }
+    assert len(arrows) <= ARROWS, f"{len(arrows)} arrows"
+    assert files
 
 
-def test_the_package_is_flat():
-    folders = {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}
-    assert not folders, "one folder, one room per file: see docs/design.md"
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_room_has_a_place(room):
-    assert room in ORDER, (
-        f"{room}.py has no place among the rooms: add it to ORDER in {__file__}, below "
-        "everything that it imports, and describe it in docs/design.md"
+@pytest.mark.parametrize("name", NAMES)
+def test_jaxopt_is_behind_one_door(name):
+    names = {other.split(".")[0] for other in imported(name)}
+    assert name == "convex._jaxopt" or "jaxopt" not in names, (
+        f"{name}.py imports jaxopt; import prox from nettrim_jax.convex._jaxopt"
     )
-    design = PACKAGE.parent / "docs" / "design.md"
-    assert room == "__init__" or f"`{room}" in design.read_text(), (
-        f"docs/design.md does not name {room}.py: say there what the room is for"
-    )
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_point_upwards_in_the_list(room):
-    above = ORDER[: ORDER.index(room)] if room in ORDER else []
-    wrong = rooms_of(room) - set(above)
-    assert not wrong, f"{room}.py imports {sorted(wrong)}, which are not above it"
-
-
-@pytest.mark.parametrize("room", sorted(SOLVER & set(ROOMS)))
-def test_numerics_know_no_models(room):
-    wrong = rooms_of(room) - SOLVER - SHARED
-    assert not wrong, f"{room}.py is numerics and imports {sorted(wrong)}"
-
-
-@pytest.mark.parametrize("room", sorted(NETWORK & set(ROOMS)))
-def test_finding_layers_knows_no_solver(room):
-    wrong = rooms_of(room) & SOLVER
-    assert not wrong, f"{room}.py finds layers and imports {sorted(wrong)}"
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_jaxopt_is_behind_one_door(room):
-    names = {name.split(".")[0] for name in imported(room)}
-    assert room == "_jaxopt" or "jaxopt" not in names, (
-        f"{room}.py imports jaxopt; import prox from nettrim_jax._jaxopt"
-    )
-    assert room in ("entrywise", "grouping") or "_jaxopt" not in rooms_of(room), (
-        f"{room}.py imports _jaxopt; proxes live in entrywise.py and grouping.py"
+    proxes = ("convex.entrywise", "convex.groups")
+    assert name in proxes or "convex._jaxopt" not in own(name), (
+        f"{name}.py imports _jaxopt; proxes live in entrywise.py and groups.py"
     )
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_no_public_function_is_named_like_a_room(room):
-    nodes = [
-        n for n in tree(room).body if isinstance(n, ast.FunctionDef | ast.ClassDef)
+# ---- methods are known in their package and where users' words are read
+
+KINDS = (
+    "NetTrim Allotted Reconstruct Refit Rule MomentRule Magnitude Random Wanda".split()
+)
+KINDS += ["SparseGPT", "Taylor"]
+FLAGS = {"moments", "downstream", "pattern", "penalty", "entitled"}
+
+
+def asks_for_a_kind(node):
+    """Whether a call looks at which method it was given."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        return False
+    if node.func.id in ("isinstance", "issubclass"):
+        names = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
+        names |= {
+            n.attr for n in ast.walk(node.args[1]) if isinstance(n, ast.Attribute)
+        }
+        return bool(names & {*KINDS, "Method"})
+    if node.func.id in ("getattr", "hasattr") and isinstance(
+        node.args[1], ast.Constant
+    ):
+        return node.args[1].value in {*FLAGS, "shared", "budget", "statistics"}
+    return False
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if place(n) not in ("methods", "selection", "__init__")]
+)
+def test_no_file_asks_which_method_it_has(name):
+    wrong = [node.lineno for node in ast.walk(tree(name)) if asks_for_a_kind(node)]
+    assert not wrong, f"{name}.py:{wrong}: ask the method through its protocol"
+    flags = [
+        node.lineno
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.Attribute)
+        and node.attr in FLAGS
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("method", "m")
     ]
-    same = {node.name for node in nodes} & set(ROOMS)
-    assert not same, f"{sorted(same)}: defined in {room}.py, and a room"
+    assert not flags, f"{name}.py:{flags}: a flag of one kind of method"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_rooms_are_small(room):
-    lines = len((PACKAGE / f"{room}.py").read_text().splitlines())
-    assert lines <= LONGEST, f"{room}.py has {lines} lines: make two rooms of it"
+@pytest.mark.parametrize("name", [n for n in NAMES if place(n) in ("execution",)])
+def test_the_engine_knows_no_method(name):
+    assert {n for n in own(name) if place(n) == "methods"} <= {"methods.base"}
+
+
+# ---- sizes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_are_small(name):
+    path = PACKAGE / (name.replace(".", "/") + ".py")
+    lines = len(path.read_text().splitlines())
+    assert lines <= LONGEST, f"{name}.py has {lines} lines: make two files of it"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_functions_take_few_parameters(name):
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.FunctionDef):
+            given = [*node.args.posonlyargs, *node.args.args]
+            given = [a for a in given if a.arg not in ("self", "cls")]
+            assert len(given) <= PARAMETERS, f"{name}.{node.name}: {len(given)}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_records_of_other_files_are_read_by_name(name):
+    module = tree(name)
+    own = {node.name for node in ast.walk(module) if isinstance(node, ast.ClassDef)}
+    mine = {  # what holds a record that is defined in this very file
+        argument.arg
+        for argument in ast.walk(module)
+        if isinstance(argument, ast.arg)
+        and isinstance(argument.annotation, ast.Name)
+        and argument.annotation.id in own
+    }
+    for node in ast.walk(module):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
+            given = isinstance(node.value, ast.Call | ast.Name | ast.Attribute)
+            given = given and getattr(node.value, "id", "") not in mine
+            count = len(node.targets[0].elts)
+            assert not given or count <= UNPACKED, f"{name}.py:{node.lineno}"
+
+
+def test_the_body_of_prune_is_short():
+    [prune] = [
+        n
+        for n in tree("pruning").body
+        if isinstance(n, ast.FunctionDef) and n.name == "prune"
+    ]
+    first = prune.body[1]  # behind the docstring
+    assert prune.end_lineno - first.lineno + 1 <= 40
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("package", ["", *PACKAGES])
+def test_no_public_name_is_that_of_a_file_beside_it(package):
+    module = tree(f"{package}.__init__" if package else "__init__")
+    names = {
+        alias.asname or alias.name
+        for node in module.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if not (PACKAGE / node.module.split(".", 1)[-1] / f"{alias.name}.py").exists()
+    }
+    depth = package.count(".") + bool(package)
+    files = {
+        name.split(".")[depth]
+        for name in NAMES
+        if not package or name.startswith(package + ".")
+    } - {"__init__"}
+    namespaces = {"methods", "training", "plots", "results"}
+    assert not (names & files) - namespaces
 
 
 def test_all_is_sorted_and_exists():
-    assert list(nettrim_jax.__all__) == sorted(nettrim_jax.__all__)
-    for name in nettrim_jax.__all__:
-        assert hasattr(nettrim_jax, name), name
+    for module in (
+        nettrim_jax,
+        nettrim_jax.methods,
+        nettrim_jax.penalties,
+        nettrim_jax.training,
+    ):
+        assert list(module.__all__) == sorted(module.__all__), module
+        for name in module.__all__:
+            assert hasattr(module, name), name
 
 
 def run(code):

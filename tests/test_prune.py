@@ -15,8 +15,8 @@ from marks import only_fast, slow
 
 import nettrim_jax as nt
 from nettrim_jax._trees import is_array
-from nettrim_jax.calibration.capture import capture
-from nettrim_jax.execution.layer import split
+from nettrim_jax.calibration.capture import Draw, capture
+from nettrim_jax.methods.base import held_out
 from nettrim_jax.results import CONVERGED, MAX_STEPS, SolveError
 from nettrim_jax.tracing.sites import trace
 
@@ -170,8 +170,9 @@ def test_error_is_what_the_network_does(name):
     def answers(leaves):
         chosen = tuple(range(len(graph.sites)))
         batch = [jnp.asarray(leaf) for leaf in jax.tree.leaves(model.batch)]
+        draw = Draw(chosen, 4096, ((),) * len(chosen))
         seen, _ = capture(
-            graph, chosen, 4096, graph.consts, leaves, batch, jax.random.key(0)
+            graph, draw, graph.consts, [*leaves, *batch], jax.random.key(0)
         )
         return [
             np.where(rows.valid[:, :, None], np.asarray(rows.P, float), 0)
@@ -195,7 +196,7 @@ def test_error_is_what_the_network_does(name):
         want, got = trained[k], answers(leaves)[k]
         if site.response == "relu":
             want, got = np.maximum(want, 0), np.maximum(got, 0)
-        out, rest = split(trained[k].shape[1], held)
+        out, rest = held_out(trained[k].shape[1], held)
         for rows, figure in ((rest, entry.error), (out, entry.held_out_error)):
             error = np.linalg.norm((got - want)[:, rows])
             error /= np.linalg.norm(want[:, rows])

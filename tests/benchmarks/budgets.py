@@ -182,7 +182,7 @@ def main():
         ]
         for method in methods:
             start = time.perf_counter()
-            if args.only and args.only != method.budget.measure:
+            if args.only and args.only != method.shared.measure:
                 continue
             pruned = nt.prune(
                 params,

@@ -20,8 +20,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 from resnet_cifar import ResNet20  # noqa: E402
 
 from nettrim_jax.calibration import cascade  # noqa: E402
-from nettrim_jax.calibration.capture import capture  # noqa: E402
-from nettrim_jax.tracing.sites import trace  # noqa: E402
+from nettrim_jax.calibration.batches import Source, parts  # noqa: E402
+from nettrim_jax.calibration.capture import Draw, capture  # noqa: E402
+from nettrim_jax.calibration.model import Model  # noqa: E402
 
 
 def seconds(function):
@@ -41,18 +42,23 @@ def main():
     x = jax.random.normal(jax.random.key(0), (args.images, 32, 32, 3))
     trained = ResNet20().init(jax.random.key(1), x[:1])
     network = jax.jit(ResNet20().apply)
-    graph = trace(ResNet20().apply, trained, x)
-    chosen, leaves = tuple(range(len(graph.sites))), jax.tree.leaves(trained)
-    key = jax.random.key(2)
+    model = Model(trained, ResNet20().apply)
+    [part] = parts(Source(model, x, jax.random.key(2), None))
+    graph, leaves = part.network, model.leaves
+    chosen = tuple(range(len(graph.sites)))
+
+    def draw(sites):
+        return Draw(sites, args.rows, ((),) * len(sites))
 
     def parallel():
-        return capture(graph, chosen, args.rows, graph.consts, leaves, [x], key)[0]
+        inputs = [*leaves, *part.batch]
+        return capture(graph, draw(chosen), graph.consts, inputs, part.key)[0]
 
     def in_cascade():
-        run = cascade.Run(graph, [x], key, None, chosen, leaves)
+        run = cascade.Run(part, chosen, leaves)
         seen = []
-        for at in range(len(run.plan.levels)):
-            seen.append(run.capture(at, leaves, leaves, args.rows))
+        for at, level in enumerate(run.plan.levels):
+            seen.append(run.capture(at, leaves, leaves, draw(level)))
             run.advance(at + 1, leaves, leaves)
         return seen
 

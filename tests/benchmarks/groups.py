@@ -22,8 +22,10 @@ from mnist import load
 from problems import data_file
 
 import nettrim_jax as nt
-from nettrim_jax.calibration.capture import capture
+from nettrim_jax.calibration.capture import Draw, capture
 from nettrim_jax.convex import least_squares, programs
+from nettrim_jax.execution.engine import kind_of
+from nettrim_jax.methods.layer_program import programs_of
 from nettrim_jax.tracing.sites import trace
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "examples"))
@@ -53,8 +55,8 @@ def seen_by(params, apply_fn, batch, names, rows):
         k for k, site in enumerate(graph.sites) if any(n in site.path for n in names)
     )
     leaves = jax.tree.leaves(params)
-    key = jax.random.key(0)
-    seen, _ = capture(graph, chosen, rows, graph.consts, leaves, [batch], key)
+    draw, key = Draw(chosen, rows, ((),) * len(chosen)), jax.random.key(0)
+    seen, _ = capture(graph, draw, graph.consts, [*leaves, batch], key)
     return [
         (graph.sites[k], a, leaves[graph.sites[k].leaf])
         for k, a in zip(chosen, seen, strict=True)
@@ -120,7 +122,7 @@ def compare(site, seen, leaf, groups, epsilon, rounds):
         penalty = penalty.of_channels(site.channels)
     bias = "fixed" if site.bias is None else "free"
     method = nt.NetTrim(epsilon, penalty=penalty)
-    made, _ = method.program(fit, site.response == "relu", bias, False)
+    made, _ = programs_of(method, fit, bias, kind_of(site, method))
     program = jax.tree.map(lambda x: x[0], made)
     scale = seen.scale[0][None, :]
     W0 = jnp.ravel(leaf)[jnp.asarray(site.index[0])] * scale

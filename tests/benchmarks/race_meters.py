@@ -8,11 +8,14 @@ import time
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax.calibration.capture import capture
-from nettrim_jax.execution import layer as layers
-from nettrim_jax.execution.layer import Place
-from nettrim_jax.tracing.entries import Entries
+import nettrim_jax as nt
+from nettrim_jax.calibration.capture import Draw, capture
+from nettrim_jax.execution import layer
+from nettrim_jax.execution.engine import kind_of
+from nettrim_jax.tracing import entries
 from nettrim_jax.tracing.sites import trace
+
+measure = jax.jit(layer.measure, static_argnames="kind")
 
 
 class Compilation:
@@ -86,19 +89,17 @@ class Errors:
     def _seen(self, leaves):
         graph, key = self.graph, jax.random.key(0)  # the same rows of every network
         every, rows = tuple(range(len(graph.sites))), self.case.held_rows
-        batch = jax.tree.leaves(self.case.held)
-        return capture(graph, every, rows, graph.consts, leaves, batch, key)[0]
+        draw = Draw(every, rows, ((),) * len(every))
+        inputs = [*leaves, *jax.tree.leaves(self.case.held)]
+        return capture(graph, draw, graph.consts, inputs, key)[0]
 
     def _alone(self, site, seen, new):
-        weights = Entries(self.leaves[site.leaf], jnp.asarray(site.index))
-        bias, moved = None, None
-        if site.bias is not None:
-            leaf, index = site.bias
-            bias, moved = Entries(self.leaves[leaf], jnp.asarray(index)), new[leaf]
-        relu = site.response == "relu"
-        return layers.measure(
-            Place(weights, bias), seen, new[site.leaf], moved, relu, 0, site.channels
-        ).error
+        now, old = (entries.take(site, leaves, True) for leaves in (new, self.leaves))
+        move = None
+        if now.bias is not None:
+            b, b0 = (bias.astype(seen.X.dtype) for bias in (now.bias, old.bias))
+            move = (b - b0) * seen.gain
+        return measure(seen, now.weights, move, kind_of(site, nt.NetTrim())).error
 
 
 def _distance(want, got, relu):

@@ -27,9 +27,11 @@ import numpy as np  # noqa: E402
 import problems  # noqa: E402
 
 import nettrim_jax as nt  # noqa: E402
-from nettrim_jax.convex import projection  # noqa: E402
+from nettrim_jax._numerics import matmul  # noqa: E402
+from nettrim_jax.convex import admm, projection  # noqa: E402
 from nettrim_jax.convex.step import cold, step  # noqa: E402
 from nettrim_jax.execution import batching  # noqa: E402
+from nettrim_jax.methods.layer_program import program_cost  # noqa: E402
 
 ROWS = 4096
 EPSILONS = (0.05, 0.2)
@@ -182,8 +184,8 @@ def step_cost(rows, repeats, length=20):
         # each product takes what the one before it made, so none leaves the loop; its
         # eigenvalues lie between 0 and 1, so nothing overflows
         def body(_, R):
-            W = projection.matmul(projection.matmul(R, graph.X), graph.inverse)
-            return projection.matmul(W, graph.XT)
+            W = matmul(matmul(R, graph.X), graph.inverse)
+            return matmul(W, graph.XT)
 
         return jax.lax.fori_loop(0, length, body, R)
 
@@ -258,7 +260,8 @@ def stacks_against_cvxpy(tol=1e-4, lanes=16):
     one_by_one = jax.jit(lambda one: nt.solve(one, config))
 
     def in_a_call(stack):
-        return batching.solve_all([stack], config, 2**31)[0]
+        chunk = batching.at_once(*program_cost(stack), 2**31)
+        return batching.each(admm.solve, stack, chunk=chunk, config=config)
 
     rows = []
     sizes = ((60, 12, 5), (100, 30, 8), (150, 40, 10), (300, 60, 20))

@@ -27,7 +27,7 @@ from problems import layer
 
 import nettrim_jax as nt
 from nettrim_jax.convex import admm
-from nettrim_jax.convex.projection import HIGHEST
+from nettrim_jax.typing import HIGHEST
 
 
 def replaced(name, **changes):

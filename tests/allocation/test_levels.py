@@ -36,7 +36,8 @@ def curves(rng, layers, convex):
         if rng.random() < 0.5:  # straight in the logarithm of the number
             counts, costs = (counts[:2], costs[:2]) if convex else (counts, costs)
             costs[-1] = 0
-        out.append(list(zip(counts.tolist(), costs.tolist(), strict=True)))
+        pairs = zip(counts.tolist(), costs.tolist(), strict=True)
+        out.append([splitting.Point(n, c) for n, c in pairs])
     return out
 
 

@@ -13,7 +13,7 @@ from problems import data_file, inputs
 from scipy import stats
 
 import nettrim_jax as nt
-from nettrim_jax.execution.layer import split
+from nettrim_jax.methods.base import held_out
 from nettrim_jax.results import DIRECT, BatchError, MethodError, SolveError
 
 RULES = [
@@ -200,7 +200,7 @@ def test_held_out_rows_have_no_part_in_the_moments():
     rule, n = nt.SparseGPT(nt.Sparsity(0.5)), len(model.batch)
     # rows come in random order; those that a solver sees are known by their effect
     report = nt.prune(w, apply_fn, model.batch, method=rule, held_out=0.25).report
-    seen, _ = split(n, round(0.25 * n))
+    seen, _ = held_out(n, round(0.25 * n))
     assert report.sites[0].shape[1] == n - len(seen)
     errors = [
         float(getattr(report.sites[0], name)) for name in ("error", "held_out_error")

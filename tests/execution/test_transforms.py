@@ -160,13 +160,13 @@ def test_20_layers_in_3_shapes_compile_the_solver_3_times(monkeypatch, rows):
         return cold(program, *rest)
 
     monkeypatch.setattr(admm, "cold", counted)
-    before = batching.solve_stack._cache_size()
+    before = batching._each._cache_size()
     x = models.data(rows, 5)
     if rows == 40:  # traces all there is and compiles nothing
         answer = jax.eval_shape(lambda p, x: prune_deep(p, batch=x), DEEP, x)
     else:
         answer = prune_deep(DEEP, batch=x)
-        assert batching.solve_stack._cache_size() - before == 3
+        assert batching._each._cache_size() - before == 3
     assert len(answer.report.sites) == 20
     assert len({site.shape for site in answer.report.sites}) == 3
     assert len(traces) == len(set(traces)) == 3

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
+from exact import choose, reconstruct, seen
 from marks import only_fast, slow
 from problems import inputs
 
 import nettrim_jax as nt
-from nettrim_jax.methods import reconstruct as reconstruction
-from nettrim_jax.methods.reconstruct import Reconstruct, Seen, choose
+from nettrim_jax.methods.reconstruct import Reconstruct
 from nettrim_jax.results import DIRECT, MethodError, SolveError
 
 PATTERNS = [
@@ -26,21 +26,11 @@ PATTERNS = [
 ]
 
 
-reconstruct = jax.jit(reconstruction.reconstruct, static_argnums=(0, 2, 3))
-
-
 def layer(d_in=12, d_out=6, n=60, lanes=1, kind="correlated", seed=0):
     """What one layer saw: all rows kept, nothing pruned before it."""
     rng = np.random.default_rng(seed)
     X = np.stack([inputs(kind, n, d_in, rng) for _ in range(lanes)])
     return seen(X, rng.normal(size=(lanes, d_in, d_out)))
-
-
-def seen(X, W, t=0.0):
-    ones = np.concatenate([X, np.ones_like(X[:, :, :1])], axis=2)
-    moments = np.einsum("bni,bnj->bij", ones, ones)
-    P = np.einsum("bni,bio->bno", X, W) + t
-    return Seen(*map(jnp.asarray, (X, P, P, np.ones(X.shape[:2], bool), moments, W)))
 
 
 def error(seen, W, b, relu):

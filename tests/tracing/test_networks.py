@@ -11,7 +11,7 @@ from marks import slow
 from networks import network
 
 import nettrim_jax as nt
-from nettrim_jax.calibration.capture import capture
+from nettrim_jax.calibration.capture import Draw, capture
 from nettrim_jax.tracing.sites import trace
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -42,9 +42,8 @@ def folded_problems_are_the_operations(seed):
     assert not taken & skipped
     assert matrices <= taken | skipped
     chosen = tuple(range(len(graph.sites)))
-    seen, outputs = capture(
-        graph, chosen, 10**6, graph.consts, leaves, [x], jax.random.key(0)
-    )
+    draw = Draw(chosen, 10**6, ((),) * len(chosen))
+    seen, outputs = capture(graph, draw, graph.consts, [*leaves, x], jax.random.key(0))
     for site, rows in zip(graph.sites, seen, strict=True):
         W = np.asarray(leaves[site.leaf], float).ravel()[site.index]
         X, t, P, scale = (

@@ -11,8 +11,9 @@ from marks import only_fast, slow
 from scipy import stats
 
 import nettrim_jax as nt
-from nettrim_jax.calibration import batches as loading
-from nettrim_jax.calibration.capture import capture, gather
+from nettrim_jax.calibration.batches import Source, parts
+from nettrim_jax.calibration.capture import Draw, capture, gather
+from nettrim_jax.calibration.model import Model
 from nettrim_jax.results import BatchError
 
 _, PARAMS, APPLY, X, *_ = models.get("square")
@@ -48,12 +49,11 @@ class Tensor:
 def seen(batch, rows, key=0):
     """What the first layer sees, by the way that ``prune`` goes."""
     params = {"w": jnp.eye(2, dtype="float32")}
-    parts = loading.parts(
-        lambda p, x: x @ p["w"], params, batch, jax.random.key(key), None
-    )
+    model = Model(params, lambda p, x: x @ p["w"])
+    draw = Draw((0,), rows, ((),))
     captured = (
-        capture(part.network, (0,), rows, [], [params["w"]], part.batch, part.key)[0]
-        for part in parts
+        capture(part.network, draw, [], [params["w"], *part.batch], part.key)[0]
+        for part in parts(Source(model, batch, jax.random.key(key), None))
     )
     return gather(captured, rows)[0]
 

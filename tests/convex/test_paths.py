@@ -10,6 +10,7 @@ import pytest
 from marks import only_fast, slow
 
 import nettrim_jax as nt
+from nettrim_jax.convex.programs import BIASES
 from nettrim_jax.results import CONVERGED, ProgramError
 
 TIGHT = nt.ADMM(tol=1e-6)
@@ -74,7 +75,7 @@ def test_a_start_that_is_not_finite_is_passed_over():
 
 @pytest.mark.parametrize(
     "bias",
-    only_fast(["free"], nt.programs.BIASES),
+    only_fast(["free"], BIASES),
 )
 def test_a_path_is_its_solves(bias):
     base = helpers.problem("tall-zero_columns-relu-free-0.2")

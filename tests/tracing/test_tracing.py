@@ -11,7 +11,7 @@ import pytest
 from marks import only_fast
 
 from nettrim_jax._trees import is_array, paths_of
-from nettrim_jax.calibration.capture import capture
+from nettrim_jax.calibration.capture import Draw, capture
 from nettrim_jax.tracing import entries as masks
 from nettrim_jax.tracing.sites import trace
 
@@ -111,13 +111,12 @@ def test_each_entry_is_in_one_place(name):
 @CAPTURED
 def test_folded_problem_is_the_operation(name):
     model, graph, leaves = models.get(name), graph_of(name), leaves_of(name)
+    chosen = tuple(range(len(graph.sites)))
     seen, outputs = capture(
         graph,
-        tuple(range(len(graph.sites))),
-        EVERY_ROW,
+        Draw(chosen, EVERY_ROW, ((),) * len(chosen)),
         graph.consts,
-        leaves,
-        jax.tree.leaves(model.batch),
+        [*leaves, *jax.tree.leaves(model.batch)],
         jax.random.key(0),
     )
     for site, rows in zip(graph.sites, seen, strict=True):
@@ -274,9 +273,8 @@ def test_einsums_fold(spec):
     graph = trace(apply_fn, weight, act)
     [site] = graph.sites
     assert site.index.shape == EINSUMS[spec]
-    [rows], [out] = capture(
-        graph, (0,), EVERY_ROW, (), [weight], [act], jax.random.key(0)
-    )
+    draw = Draw((0,), EVERY_ROW, ((),))
+    [rows], [out] = capture(graph, draw, (), [weight, act], jax.random.key(0))
     W = weight.ravel()[site.index]
     np.testing.assert_allclose(rows.X @ W, rows.P, atol=1e-5)
     pair = (weight, act) if side == 0 else (act, weight)
@@ -294,11 +292,9 @@ def test_capture_draws_rows_without_bias():
     for seed in range(40):
         seen, _ = capture(
             graph,
-            (0,),
-            16,
+            Draw((0,), 16, ((),)),
             graph.consts,
-            leaves_of("plain"),
-            [model.batch],
+            [*leaves_of("plain"), model.batch],
             jax.random.key(seed),
         )
         draws.append(np.asarray(seen[0].X[0]))
@@ -318,11 +314,9 @@ def test_capture_puts_padding_last_and_marks_it():
     weights = jnp.asarray(np.arange(models.N) % 3 > 0, jnp.float32)
     seen, _ = capture(
         graph,
-        (0, 1),
-        EVERY_ROW,
+        Draw((0, 1), EVERY_ROW, ((), ())),
         graph.consts,
-        leaves_of("plain"),
-        [model.batch],
+        [*leaves_of("plain"), model.batch],
         jax.random.key(0),
         weights,
     )

@@ -5,14 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exact import reconstruct, seen
 from marks import only_fast
-from test_reconstruction import reconstruct, seen
 
 import nettrim_jax as nt
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.calibration.sensitivity import sensitivities
-from nettrim_jax.execution.layer import _blend
-from nettrim_jax.methods.reconstruct import Reconstruct
+from nettrim_jax.methods.base import LayerKind
+from nettrim_jax.methods.reconstruct import Reconstruct, blend
 from nettrim_jax.tracing.sites import trace
 
 N = 5  # samples
@@ -89,7 +89,7 @@ def measured(apply_fn, params, x, weights=None, seed=1):
     graph = trace(apply_fn, params, x)
     leaves, key = jax.tree.leaves(params), jax.random.key(seed)
     every = tuple(range(len(graph.sites)))
-    found = sensitivities(graph, every, graph.consts, leaves, [x], key, weights)
+    found = sensitivities(graph, every, graph.consts, [*leaves, x], key, weights)
     return {graph.sites[k].path: M for k, M in found.items()}
 
 
@@ -169,7 +169,7 @@ def test_values_are_least_squares_under_the_metric(rng):
     root, shift = rng.normal(size=(4, 4)), rng.normal(size=(1, 80, 4))
     M = root @ root.T + 0.1 * np.eye(4)
     one = seen(X, W0[None])
-    one = one._replace(P=one.P + shift, metric=jnp.asarray(M)[None])
+    one = one._replace(P=one.P + shift, coupling=jnp.asarray(M)[None])
     method = Reconstruct(nt.Sparsity(0.5), ridge=0.0, downstream=1.0, steps=600)
     W, _ = reconstruct(method, one, False, False)
     kept = np.asarray(W[0] != 0).ravel()
@@ -209,11 +209,12 @@ def test_what_has_no_derivative_in_reverse_is_pruned_without(rng):
 
 
 def test_each_mode_has_its_own_share():
+    kind = LayerKind((1, 4, 3), True, True, layers=1, channels=4, held=0, fed=False)
     method = Reconstruct(nt.Sparsity(0.5))
-    parallel, cascade = (method.of_mode(mode).downstream for mode in (False, True))
+    parallel, cascade = (method.bind(kind, mode).downstream for mode in (False, True))
     assert 0 < parallel < cascade < 1
     given = Reconstruct(nt.Sparsity(0.5), downstream=0.0)
-    assert given.of_mode(True).downstream == 0.0
+    assert given.bind(kind, True).downstream == 0.0
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), "all", True])
@@ -268,8 +269,9 @@ def test_a_stream_counts_as_its_batches_together(mode):
 def blended(metric, layers):
     b, d_out = metric.shape[:2]
     rows, ones = jnp.ones((b, 3, d_out)), jnp.ones((b, d_out))
-    seen = Activation(rows, rows, rows, None, rows[:, :, 0], ones, ones, metric=metric)
-    return _blend(seen, layers, 0.5)
+    stats = {"sensitivity": metric}
+    seen = Activation(rows, rows, rows, None, rows[:, :, 0], ones, ones, stats)
+    return blend(seen, layers, 0.5)
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, 1e308, 0.0])

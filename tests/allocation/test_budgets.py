@@ -13,7 +13,8 @@ from marks import slow
 
 import nettrim_jax as nt
 from nettrim_jax.allocation import budget as budgets
-from nettrim_jax.allocation.budget import Point, Reading
+from nettrim_jax.allocation.budget import Reading
+from nettrim_jax.allocation.curves import Point
 from nettrim_jax.calibration import splits as dealing
 from nettrim_jax.results import BatchError, MethodError
 
@@ -27,9 +28,9 @@ def curves(rng, layers, points):
         left = np.sort(rng.integers(0, size, points))[::-1]
         swap = rng.permutation(points) if rng.random() < 0.3 else np.arange(points)
         out.append(
-            [Point(0.0, size, 0.0)]
+            [Point(size, 0.0, 0.0)]
             + [
-                Point(float(i + 1), int(left[i]), float(cost[j]))
+                Point(int(left[i]), float(cost[j]), float(i + 1))
                 for i, j in enumerate(swap)
             ]
         )
@@ -132,7 +133,7 @@ def test_scale_brackets_and_bisects():
 
 
 def test_between_halves_the_steps():
-    curve = [Point(e, 1, 1.0) for e in (0.0, 1.0, 0.25, 0.0625)]
+    curve = [Point(1, 1.0, e) for e in (0.0, 1.0, 0.25, 0.0625)]
     assert budgets.between(curve, 2, 0.001) == (0.5, 0.125)
     assert budgets.between(curve, 1, 0.001) == (0.5, 0.5)
     assert budgets.between(curve, 3, 0.001) == (0.125, 0.03125)
@@ -455,9 +456,9 @@ def test_budgets_that_contradict():
 
 def test_epsilon_is_as_before():
     assert nt.NetTrim().epsilon == 0.1 == nt.NetTrim(0.1).epsilon
-    assert nt.NetTrim().budget is None
+    assert nt.NetTrim().shared is None
     changed = dataclasses.replace(nt.NetTrim(), deviation=0.1)
-    assert changed.epsilon is None and changed.budget.most == 0.1
+    assert changed.epsilon is None and changed.shared.most == 0.1
     again = jax.tree.map(lambda a: a, changed)
     assert again == changed
     assert dataclasses.replace(changed, rounds=2).epsilon is None

@@ -1,0 +1,37 @@
+"""Exact budgets without a network: what one layer saw, and what is made of it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nettrim_jax.methods import pattern_admm
+from nettrim_jax.methods.pattern_admm import Settings
+from nettrim_jax.methods.quadratic import Observed
+
+
+def seen(X, W, t=0.0):
+    """What a layer of these weights saw, all rows kept, nothing pruned before it."""
+    ones = np.concatenate([X, np.ones_like(X[:, :, :1])], axis=2)
+    moments = np.einsum("bni,bnj->bij", ones, ones)
+    P = np.einsum("bni,bio->bno", X, W) + t
+    valid = np.ones(X.shape[:2], bool)
+    return Observed(*map(jnp.asarray, (X, P, P, valid, moments, W)))
+
+
+def settings(method, relu, free):
+    """What of a ``Reconstruct`` its loop is told."""
+    return Settings(relu, free, method.ridge, method.plain, method.steps)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def reconstruct(method, seen, relu, free):
+    """Weights by a ``Reconstruct``, and how far biases move."""
+    told = settings(method, relu, free)
+    return pattern_admm.reconstruct(method.pattern, seen, told)
+
+
+def choose(method, seen, relu, free):
+    """The ridge and the plain part that a ``Reconstruct`` comes to."""
+    return pattern_admm.choose(method.pattern, seen, settings(method, relu, free))
