@@ -82,7 +82,7 @@ def draw_if_older(folder):
     """Draws unless all pictures are newer than everything that they depend on."""
     draw_race(folder)
     made = [folder / f"{name}.png" for name in NAMES]
-    sources = [pathlib.Path(__file__), *ROOT.glob("nettrim_jax/*.py")]
+    sources = [pathlib.Path(__file__), *ROOT.glob("nettrim_jax/**/*.py")]
     sources.append(ROOT / "examples" / "digits.py")
     newest = max(path.stat().st_mtime for path in sources)
     if not all(path.exists() and path.stat().st_mtime >= newest for path in made):
