@@ -3,6 +3,7 @@
 Knows arrays; knows no network.
 """
 
+import jax
 import jax.numpy as jnp
 
 from nettrim_jax.typing import HIGHEST, Array
@@ -24,3 +25,15 @@ def norm(
 def divide(a: Array, b: Array) -> Array:
     """``a / b``, and zero where ``b`` is zero."""
     return jnp.where(b != 0, a / jnp.where(b != 0, b, 1), 0)
+
+
+def after(A: Array, done: Array) -> Array:
+    """``A``, which XLA can compute only once ``done`` is.
+
+    XLA may run two loops of one program at once if neither needs the other. On CPU each
+    then waits for threads that the other holds, on two cores for ever.
+    """
+    # a barrier is gone before operations are put in order; a product with zero is not
+    one = jax.lax.stop_gradient(done).ravel()[0]
+    nothing = 0 * jnp.where(jnp.isfinite(one), one, 0)
+    return A + nothing.astype(A.dtype)

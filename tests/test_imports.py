@@ -23,15 +23,9 @@ PACKAGES = {
     "calibration": {"tracing"},
     "bounds": {"tracing"},
     "methods": {"convex", "tracing", "calibration"},
-    "training": {"methods"},
-    "execution": {
-        "methods.base",
-        "calibration",
-        "tracing",
-        "convex.config",
-        "convex.solution",
-    },
-    "allocation": {"execution", "methods", "calibration", "tracing", "convex.solution"},
+    "training": set(),  # what is to come may import methods
+    "execution": {"methods.base", "calibration", "tracing", "convex.config"},
+    "allocation": {"execution", "methods", "calibration", "tracing"},
 }
 # what stands above all packages, in the order in which it may import itself
 TOP = ["_progress", "_checks", "_drawing", "selection", "pruning", "refitting", "plots"]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax._numerics import matmul
+from nettrim_jax._numerics import after, matmul
 from nettrim_jax.methods.patterns import NM, Pattern, Sparsity
 from nettrim_jax.methods.quadratic import Observed, Quadratic, quadratic_of
 from nettrim_jax.typing import HIGHEST, Array
@@ -58,12 +58,12 @@ def reconstruct(
       ``W`` ``[b, d_in, d_out]`` and the change of the biases ``[b, d_out]``.
     """
     parts = choose(pattern, seen, settings)
-    quadratic = quadratic_of(seen, settings.free)
+    quadratic = quadratic_of(seen, settings.free, parts.ridge + parts.plain)
     settings = settings._replace(steps=_steps(settings, seen))
     W, b = _loop(pattern, quadratic, seen, parts, settings)
     # if all weights are kept and no earlier layer changed, every bit stays
     still = (seen.P == seen.P0) | ~seen.valid[:, :, None]
-    whole = jnp.all(pattern.keep(jnp.ones_like(W))) & jnp.all(still)
+    whole = jnp.all(pattern.keep(after(jnp.ones_like(W), W))) & jnp.all(still)
     return jnp.where(whole, seen.W0, W), jnp.where(whole, 0, b)
 
 

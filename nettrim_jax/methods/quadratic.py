@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax._numerics import matmul, norm
+from nettrim_jax._numerics import after, matmul, norm
 from nettrim_jax.typing import Array
 
 LOST = 1e-3  # share of the spread of an input that rounding may take
@@ -62,8 +62,11 @@ def _mean(X: Array, valid: Array, here: Array) -> Array:
     return (jnp.sum(jnp.where(valid, X, 0), axis=1) / here[:, None])[:, None, :]
 
 
-def quadratic_of(seen: Observed, free: bool) -> Quadratic:
-    """The quadratic loss of one layer's lanes; centred if the bias is free."""
+def quadratic_of(seen: Observed, free: bool, done: Array | None = None) -> Quadratic:
+    """The quadratic loss of one layer's lanes; centred if the bias is free.
+
+    Its loops start only once ``done`` is computed, see :func:`_numerics.after`.
+    """
     sums, count = seen.moments[:, -1, :-1], seen.moments[:, -1, -1]
     valid, here = seen.valid[:, :, None], jnp.sum(seen.valid, axis=1)
     here = jnp.maximum(here, 1).astype(count.dtype)
@@ -88,11 +91,13 @@ def quadratic_of(seen: Observed, free: bool) -> Quadratic:
     floor = FLOOR * jnp.mean(energy, axis=1, keepdims=True)
     size = jnp.sqrt(energy + jnp.where(floor > 0, floor, 1))
     A = H / (size[:, :, None] * size[:, None, :])
-    e, Q = jnp.linalg.eigh(A)
+    e, Q = jnp.linalg.eigh(A if done is None else after(A, done))
     # only rounding makes an eigenvalue negative
     e, share = jnp.maximum(e, 0), count / here
-    X, coupling = X / size[:, None, :], coupling_of(seen.coupling)
+    X = X / size[:, None, :]
     excess = _excess(X, e, Q, share)
+    M = seen.coupling
+    coupling = coupling_of(M if M is None else after(M, excess))
     least = jnp.where(near, 0, jnp.maximum(1 - 1 / jnp.maximum(excess, 1), 0))
     return Quadratic(X, A, e, Q, size, mean, share, least, coupling)
 
