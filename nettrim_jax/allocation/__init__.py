@@ -5,6 +5,6 @@
 - ``deviation``: the search for the epsilon of each layer within a budget.
 - ``search``: the solves of single layers, for both searches.
 - ``evaluation``: measurements of networks on some rows.
-- ``budget``: the choice among measured answers for a budget, as numbers.
+- ``budget``: pure functions that choose for a budget, given measured numbers.
 - ``curves``: the split of a number of weights by the layers' curves, as numbers.
 """

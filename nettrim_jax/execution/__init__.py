@@ -3,6 +3,6 @@
 - ``options``: the options of a pruning, as one record.
 - ``engine``: some sites, of which similar ones are solved in one call.
 - ``layer``: one site's answer, written into the leaves and measured.
-- ``batching``: stacks of problems, and functions that run over their entries.
+- ``batching``: joining, splitting, and mapping a function over a stack of problems.
 - ``orders``: all layers, at once or in order of execution.
 """

@@ -2,10 +2,11 @@
 
 - ``jaxprs``: a jaxpr as a flat program, and its evaluation.
 - ``index_maps``: operations that only move the entries of a leaf.
-- ``dataflow``: the facts about every value, found before anything runs.
+- ``dataflow``: for each value, which leaf it is, what it depends on, and along which
+  axes it varies.
 - ``folding``: one linear operation as a stack of matrix products.
 - ``epilogue``: the operations after a linear one, up to a ReLU.
 - ``uses``: the uses of every leaf, linear or not.
 - ``sites``: ``trace``, which makes a network with its sites.
-- ``entries``: reads and writes a site's entries of leaves.
+- ``entries``: reads and writes a site's entries of leaves, and makes the mask.
 """
