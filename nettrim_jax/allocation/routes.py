@@ -34,7 +34,7 @@ class Route(NamedTuple):
     dealt: Dealt | None  # the rows to steer by and to check on, for a budget
 
 
-class Came(NamedTuple):
+class Finished(NamedTuple):
     """The result of a pruning."""
 
     leaves: list[Array]
@@ -95,7 +95,7 @@ def _is_measured(shared: Budget | Share | None) -> bool:
 
 def follow(
     route: Route, parts: Iterable[Part], asked: Methods, options: Options
-) -> Came:
+) -> Finished:
     """Prunes the network on its route; ``parts`` are those of ``route.source``."""
     parts = iter(parts)
     first = next(parts)
@@ -108,7 +108,7 @@ def follow(
         return _within(route, route.dealt, list(every), asked, options)
     leaves, outcomes, deviation = orders.run(every, asked, options)
     reports = {k: outcome.report for k, outcome in outcomes.items()}
-    return Came(leaves, reports, deviation, extra)
+    return Finished(leaves, reports, deviation, extra)
 
 
 def _split(
@@ -123,7 +123,7 @@ def _split(
 
 def _within(
     route: Route, dealt: Dealt, parts: list[Part], asked: Methods, options: Options
-) -> Came:
+) -> Finished:
     """Prunes as far as a budget of the whole network allows."""
     source, budget = route.source, route.budget
     assert budget is not None
@@ -145,7 +145,7 @@ def _within(
         "search": found.steps,
     }
     moved = orders.moved(seen.first, found.leaves)
-    return Came(found.leaves, found.reports, moved, extra)
+    return Finished(found.leaves, found.reports, moved, extra)
 
 
 def _meter(

@@ -106,7 +106,7 @@ def test_weighted_penalties_and_other_limits(variant):
     best = optimum(base, weight=weight, V=V)
     assert abs(best.value / oracle(base.name).value - 1) > 1e-2  # it does matter
     other = nt.relu_program(
-        base.X, base.Y, base.epsilon, base.t, V, nt.L1(weight), base.bias
+        base.X, base.Y, base.epsilon, base.t, V, nt.L1(weight), bias=base.bias
     )
     answer = helpers.solve(other, tol=1e-8)
     assert answer.result == nt.results.CONVERGED
