@@ -7,7 +7,7 @@ Knows the engine and budgets; knows no particular method.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,7 @@ from nettrim_jax.allocation.search import Leaves, Workshop
 from nettrim_jax.execution import layer
 from nettrim_jax.execution.options import Options
 from nettrim_jax.execution.orders import Methods, Pruning, Seen
-from nettrim_jax.methods.base import Method
+from nettrim_jax.methods.base import Budgeted, Method
 from nettrim_jax.methods.budget import Budget
 from nettrim_jax.report import SearchStep, SiteReport
 from nettrim_jax.results import MethodError
@@ -56,7 +56,7 @@ class _Search:
     """The answers so far, by layer and epsilon, and the readings of networks."""
 
     def __init__(self, seen: Seen, asked: Methods, options: Options, meter: Meter):
-        self.mine = {k: m for k, m in asked.items() if isinstance(m.shared, Budget)}
+        self.mine = _budgeted(asked)
         self.shop = Workshop(seen, asked, self.mine, options, meter)
         self.meter = meter
         self.activations = dict(zip(asked, seen.activations, strict=True))
@@ -129,6 +129,13 @@ class _Search:
         site, old = self.shop.site(k), self.shop.old
         report = as_trained(site, old[site.leaf], self.activations[k].X)
         return _Solved(self.shop.values(k, old), report)
+
+
+def _budgeted(asked: Methods) -> dict[int, Budgeted]:
+    """The methods that share a budget."""
+    return {
+        k: cast(Budgeted, m) for k, m in asked.items() if isinstance(m.shared, Budget)
+    }
 
 
 def step_of(
@@ -263,11 +270,12 @@ def search_cascade(
     network, old = seen.first.network, seen.first.model.leaves
     activations = dict(zip(asked, seen.activations, strict=True))
     taken = {k: e for k, e in found.epsilons.items() if e > 0}
+    mine = _budgeted(asked)
     fixed = {k: m for k, m in asked.items() if k not in found.epsilons}
 
     def fits(factor: float) -> bool:
         epsilons = {k: min(e * factor, LARGEST) for k, e in taken.items()}
-        given = {k: asked[k].allotted(e) for k, e in epsilons.items()}
+        given = {k: mine[k].allotted(e) for k, e in epsilons.items()}
         methods = {k: {**fixed, **given}[k] for k in asked if k in fixed or k in given}
         new, reports = list(old), {}
         if methods:

@@ -9,7 +9,7 @@ Knows sites, the engine and curves; knows no particular method.
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,7 @@ from nettrim_jax.allocation.evaluation import Meter
 from nettrim_jax.allocation.search import Leaves, Workshop
 from nettrim_jax.execution.options import Options
 from nettrim_jax.execution.orders import Methods, Seen
-from nettrim_jax.methods.base import Method
+from nettrim_jax.methods.base import Method, Sharing
 from nettrim_jax.methods.budget import Share
 from nettrim_jax.methods.patterns import Sparsity
 from nettrim_jax.report import Split
@@ -64,7 +64,7 @@ def counted(
     for k in {k for k, _ in counts}:
         units, (lanes, *sizes) = _sizes(network, k), network.sites[k].index.shape
         left = jnp.stack([jnp.asarray(counts[unit], jnp.int32) for unit in units])
-        out[k] = asked[k].counted(left, (lanes // len(units), *sizes))
+        out[k] = cast(Sharing, asked[k]).counted(left, (lanes // len(units), *sizes))
     return out
 
 

@@ -11,7 +11,7 @@ Knows the network; knows no solver.
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -67,10 +67,7 @@ class _Captured(NamedTuple):
 class RowStatistic(Protocol):
     """A sum over all rows, taken while the network runs; hashable."""
 
-    @property
-    def name(self) -> str:
-        """The name under which a method finds it."""
-        ...
+    name: ClassVar[str]  # under which a method finds it
 
     def of_rows(self, use: Use, A: Array, counts: Array, dtype: DTypeLike) -> Array:
         """The sum over the rows of one operation that count, ``[b, ...]``."""

@@ -28,10 +28,7 @@ CHUNK = 2**22  # numbers of X held at once in a sum over all rows
 class PartStatistic(Protocol):
     """A sum over batches, measured on the trained network; hashable."""
 
-    @property
-    def name(self) -> str:
-        """The name under which a method finds it."""
-        ...
+    name: ClassVar[str]  # under which a method finds it
 
     def of(
         self, part: Part, chosen: tuple[int, ...], leaves: Sequence[Array]

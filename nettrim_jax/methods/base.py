@@ -165,6 +165,22 @@ class Method(Protocol):
         ...
 
 
+class Budgeted(Method, Protocol):
+    """A method that shares a :class:`Budget`."""
+
+    def allotted(self, epsilon: float) -> Method:
+        """The same method with the epsilon of one layer."""
+        ...
+
+
+class Sharing(Method, Protocol):
+    """A method that has a :class:`Share` of one number of weights."""
+
+    def counted(self, left: Array, shape: tuple[int, ...]) -> Method:
+        """The same method for one layer, of this shape, that keeps so many weights."""
+        ...
+
+
 def is_method(value: Any) -> bool:
     """Whether a value has everything that the engine asks of a method."""
     names = ("check", "bind", "prepare", "solve", "conclude", "cost")

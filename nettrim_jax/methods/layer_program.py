@@ -5,7 +5,7 @@ Knows programs and the solver; knows no network.
 
 import dataclasses
 import functools
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -44,10 +44,7 @@ class Asked(Protocol):
         """The penalty, which is minimised."""
         ...
 
-    @property
-    def entitled(self) -> bool:
-        """Whether a layer of a cascade may use all of its epsilon."""
-        ...
+    entitled: ClassVar[bool]  # whether a layer of a cascade may use all of its epsilon
 
 
 class LayerPrograms(NamedTuple):

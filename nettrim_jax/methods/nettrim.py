@@ -184,9 +184,14 @@ class NetTrim:
 
     def allotted(self, epsilon: float) -> "Allotted":
         """The same method with the epsilon that a search gives one layer."""
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        given |= {"deviation": None, "drop": None, "metric": None}
-        return Allotted(**given | {"epsilon": jnp.asarray(epsilon, jnp.float32)})
+        return Allotted(
+            epsilon=jnp.asarray(epsilon, jnp.float32),
+            penalty=self.penalty,
+            gamma=self.gamma,
+            bias=self.bias,
+            rounds=self.rounds,
+            refit=self.refit,
+        )
 
     @property
     def shared(self) -> Budget | None:

@@ -6,8 +6,8 @@ Knows the protocol of methods, trees of arrays and the network's sites; knows no
 import dataclasses
 import functools
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from nettrim_jax.methods.base import (
     Lanes,
     LayerData,
     LayerKind,
+    Method,
     squared_errors,
 )
 from nettrim_jax.methods.layer_program import program_cost, programs_of
@@ -51,8 +52,14 @@ class Refit:
     support: Array
     bias: str = dataclasses.field(default="free", metadata={"static": True})
 
-    statistics: ClassVar[tuple[Statistic, ...]] = ()
-    shared: ClassVar[None] = None
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """Asks for rows alone."""
+        return ()
+
+    @property
+    def shared(self) -> None:
+        """Asks nothing of the network as a whole."""
 
     def check(self) -> None:
         """Does nothing: the attributes are checked before."""
@@ -194,7 +201,7 @@ def by_site(
     skipped: Iterable[tuple[LeafPath, str]],
     keeps: list[Array | np.ndarray],
     bias: str,
-) -> Mapping[int, Refit]:
+) -> dict[int, Method]:
     """The method of each chosen site, with the site's entries of the mask.
 
     Args:
@@ -208,7 +215,7 @@ def by_site(
       ParamsError: the mask removes entries that no chosen site has.
     """
     inside = [np.zeros(keep.size, bool) for keep in keeps]
-    out = {}
+    out: dict[int, Method] = {}
     for k in chosen:
         site = network.sites[k]
         inside[site.leaf][site.index.ravel()] = True
