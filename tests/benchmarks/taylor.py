@@ -16,7 +16,7 @@ from problems import data_file
 
 import nettrim_jax as nt
 
-LEVELS = (0.5, 0.7, 0.8, 0.9)
+LEVELS = (0.5, 0.7)
 
 
 def network(params, batch):

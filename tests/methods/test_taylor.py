@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import only_fast, slow
 from problems import data_file
 
 import nettrim_jax as nt
@@ -76,7 +77,7 @@ def by_layer(a):  # the steps of a scan are layers of their own
     return [np.ravel(step) for step in np.asarray(a)]
 
 
-@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+@pytest.mark.parametrize("mode", only_fast(["cascade"], ["parallel", "cascade"]))
 def test_it_keeps_the_weights_of_largest_first_order_effect(given, mode):
     new = pruned(given, nt.Sparsity(0.5), mode=mode)
     score = scores(given[0], [given[1]])
@@ -112,6 +113,7 @@ def test_squares_are_summed_over_batches(given):
     assert not np.allclose(alone, score.reshape(6, 3), rtol=0.1)
 
 
+@slow
 def test_a_loss_loses_less_than_by_chance():
     """On labels that the network itself gives, a gradient for every few rows."""
     lost = []
@@ -151,7 +153,7 @@ def test_jit_and_vmap_are_the_loop(given):
         np.testing.assert_array_equal(jitted[name], alone[0][name])
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", only_fast(["bfloat16"], ["float64", "bfloat16"]))
 def test_dtypes_stay(given, dtype, rng):
     params, (x, y) = params_of(rng, dtype), given[1]
     new = pruned((params, (x.astype(dtype), y)), nt.Sparsity(0.5))
@@ -189,7 +191,7 @@ def test_what_is_no_loss(wrong):
         nt.Taylor(nt.Sparsity(0.5), wrong)
 
 
-@pytest.mark.slow
+@slow
 def test_on_a_trained_network():
     """LeNet-300-100 at 80 %, without a refit: nearer to its loss than by size."""
     if data_file("lenet300_mnist.npz") is None or data_file("mnist.npz") is None:
