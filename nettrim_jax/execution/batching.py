@@ -49,7 +49,7 @@ def _each(
     function: Callable, stack: Any, chunk: int, static: tuple[tuple[str, Any], ...]
 ) -> Any:
     function = functools.partial(function, **dict(static))
-    if chunk >= jax.tree.leaves(stack)[0].shape[0]:
+    if chunk >= length(stack):
         return jax.vmap(function)(stack)
     if chunk == 1:
         return jax.lax.map(function, stack)

@@ -65,6 +65,10 @@ class LayerData(NamedTuple):
         out, _ = held_out(seen.X.shape[1], held)
         return without_rows(seen.stats["moments"], seen.X[:, out], seen.valid[:, out])
 
+    def live(self, held: int) -> Array:
+        """Whether any of the rows to fit counts, ``[b]``; otherwise weights stay."""
+        return jnp.any(self.to_fit(held).valid, axis=1)
+
     def finite(self) -> Array:
         """Whether all trained responses are finite, ``[b]``."""
         answers = jnp.where(self.seen.valid[:, :, None], self.seen.P, 0)

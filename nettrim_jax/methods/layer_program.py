@@ -68,8 +68,8 @@ def solve_lane(lane: tuple[Program, Solution | None], config: ADMM) -> Solution:
     return admm.solve(lane[0], config, lane[1])
 
 
-def refit_lane(lane: tuple[Program, Array, Array]) -> tuple[Array, Array]:
-    """The best values of one program's weights and bias on a support."""
+def refit_lane(lane: tuple) -> tuple[Array, Array]:
+    """The best values of one program, ``W``, ``b`` and, if it is given, a support."""
     return least_squares.refit(*lane)
 
 

@@ -324,6 +324,6 @@ def _conclude(data: LayerData, solved: _Solved, penalized: bool, held: int) -> A
         "violation": certificate.violation,
     }
     # without a row that counts nothing is known of a lane, so it stays as trained
-    live = jnp.any(data.to_fit(held).valid, axis=1)
+    live = data.live(held)
     W = divide(solution.W, seen.scale[:, None, :])
     return Answer(W, bias, solution.result, figures, live)

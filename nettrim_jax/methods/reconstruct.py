@@ -279,7 +279,7 @@ def _conclude(data: LayerData, solved: _Solved, layers: int, held: int) -> Answe
         good &= jnp.isfinite(a).all((1, 2))
     good = together(good, layers)
     # without a row that counts nothing is known of a lane, so it stays as trained
-    live = jnp.any(data.to_fit(held).valid, axis=1)
+    live = data.live(held)
     same = W == W0 * scale
     # a zero may be a weight removed behind a scale of zero, unless all weights stay
     same &= (W != 0) | jnp.all(same)

@@ -16,9 +16,8 @@ from jax.tree_util import register_dataclass
 
 from nettrim_jax import results
 from nettrim_jax._numerics import divide
-from nettrim_jax._trees import is_array, known
+from nettrim_jax._trees import is_array, known, path_of
 from nettrim_jax.calibration.statistics import Statistic
-from nettrim_jax.convex import least_squares
 from nettrim_jax.convex.programs import Program
 from nettrim_jax.methods.base import (
     Answer,
@@ -29,7 +28,7 @@ from nettrim_jax.methods.base import (
     Method,
     squared_errors,
 )
-from nettrim_jax.methods.layer_program import program_cost, programs_of
+from nettrim_jax.methods.layer_program import program_cost, programs_of, refit_lane
 from nettrim_jax.methods.nettrim import NetTrim
 from nettrim_jax.results import MethodError, ParamsError
 from nettrim_jax.tracing import entries
@@ -74,7 +73,7 @@ class Refit:
 
     def solve(self, problem: "_Problem", lanes: Lanes, start: None = None) -> Any:
         """Weights times the scale, and the change of the response by the biases."""
-        return lanes.each(_fit, tuple(problem))
+        return lanes.each(refit_lane, tuple(problem))
 
     def conclude(self, data: LayerData, solved: Any, kind: LayerKind) -> Answer:
         """The fitted values of the units whose error they do not increase."""
@@ -90,10 +89,6 @@ class _Problem(NamedTuple):
     start: Array  # [b, d_in, d_out], the trained weights on the support
     still: Array  # [b, d_out], zeros
     support: Array  # [b, d_in, d_out] bool
-
-
-def _fit(lane: tuple[Program, Array, Array, Array]) -> tuple[Array, Array]:
-    return least_squares.refit(*lane)
 
 
 @functools.partial(jax.jit, static_argnames=("bias", "kind"))
@@ -169,7 +164,7 @@ def read(params: Params, mask: Params) -> list[Array | np.ndarray]:
         if not is_array(leaf):
             continue
         if getattr(keep, "shape", None) != leaf.shape:
-            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            where = path_of(path)
             got = list(keep.shape) if hasattr(keep, "shape") else repr(keep)
             raise ParamsError(
                 f"refit: {where or 'the array'}: expected a mask of shape "

@@ -112,7 +112,7 @@ def _conclude(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
     if evidence is not None:
         good &= jnp.isfinite(evidence).all(axis=tuple(range(1, evidence.ndim)))
         # without a row that counts nothing is known of a lane, so it stays as trained
-        live = jnp.any(data.to_fit(held).valid, axis=1)
+        live = data.live(held)
     good = together(good, layers)
     result = jnp.where(good, results.DIRECT, results.NAN).astype(jnp.int32)
     return Answer(new, None, result, {}, live)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from nettrim_jax._trees import path_of
 from nettrim_jax.results import ParamsError
 from nettrim_jax.typing import Array, Params
 
@@ -95,7 +96,7 @@ def _check(params: Params, mask: Params, hidden: Any) -> None:
             return
         if getattr(keep, "shape", None) == p.shape:
             return
-        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        where = path_of(path)
         got = list(keep.shape) if hasattr(keep, "shape") else repr(keep)
         raise ParamsError(
             f"keep_sparse: {where}: expected a mask of shape {list(p.shape)}, got "
