@@ -7,17 +7,19 @@ it, row by row in one sitting.
 """
 
 import argparse
-import io
+import contextlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import tarfile
-import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from freeze import Checkout  # noqa: E402
+
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -121,14 +123,13 @@ def main():
     given = parser.parse_args()
     if given.child:
         return child(*given.child)
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
         trees = {"here": ROOT}
         if given.against:
-            command = ["git", "archive", given.against]
-            files = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-            with tarfile.open(fileobj=io.BytesIO(files.stdout)) as archive:
-                archive.extractall(folder, filter="data")
-            trees = {given.against: folder, **trees}
+            trees = {
+                given.against: stack.enter_context(Checkout(given.against)),
+                **trees,
+            }
         print(
             "| network, method, mode | commit |", " | ".join(n for n, *_ in CALLS), "|"
         )
