@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from nettrim_jax.typing import Array, ArrayLike, LeafPath, Params
 
@@ -79,8 +80,7 @@ def require_finite(name: str, tree: Any, error: type[Exception]) -> None:
             continue
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
-        with jax.ensure_compile_time_eval():  # the values are known within jit, too
-            count = int(_not_finite(jnp.asarray(leaf)))
+        count = _not_finite(leaf)
         if count:
             raise error(
                 f"{name}: {count} of {leaf.size} values of "
@@ -89,6 +89,19 @@ def require_finite(name: str, tree: Any, error: type[Exception]) -> None:
             )
 
 
-@jax.jit
-def _not_finite(array: Array) -> Array:
-    return jnp.sum(~jnp.isfinite(array))
+def on_host(array: ArrayLike) -> bool:
+    """Whether the values are known, and lie where NumPy reads them without a copy."""
+    if isinstance(array, np.ndarray):
+        return True
+    if not isinstance(array, jax.Array) or not known(array):
+        return False
+    devices = list(array.devices())
+    return len(devices) == 1 and devices[0].platform == "cpu"
+
+
+def _not_finite(array: ArrayLike) -> int:
+    # NumPy needs no compilation, which would take longer than the sum
+    if on_host(array):
+        return int(np.sum(~np.isfinite(np.asarray(array))))
+    with jax.ensure_compile_time_eval():  # the values are known within jit, too
+        return int(jnp.sum(~jnp.isfinite(jnp.asarray(array))))

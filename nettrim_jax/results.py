@@ -10,6 +10,7 @@ import functools
 import operator
 
 import jax.numpy as jnp
+import numpy as np
 
 from nettrim_jax.typing import Array
 
@@ -57,8 +58,9 @@ def good(codes: Array) -> Array:
 
 def worst(codes: Array) -> Array:
     """The worst of some result codes."""
-    order = jnp.asarray(ORDER, jnp.int32)
-    return order[jnp.max(jnp.argsort(order)[codes])]
+    xp = np if isinstance(codes, np.ndarray) else jnp
+    rank = xp.asarray(np.argsort(ORDER), np.int32)
+    return xp.asarray(ORDER, np.int32)[xp.max(rank[codes])]
 
 
 class NetTrimError(ValueError):

@@ -9,6 +9,7 @@ import numpy as np
 from nettrim_jax.methods import pattern_admm
 from nettrim_jax.methods.pattern_admm import Settings
 from nettrim_jax.methods.quadratic import Observed
+from nettrim_jax.methods.trials import Parts
 
 
 def seen(X, W, t=0.0):
@@ -20,18 +21,21 @@ def seen(X, W, t=0.0):
     return Observed(*map(jnp.asarray, (X, P, P, valid, moments, W)))
 
 
-def settings(method, relu, free):
-    """What of a ``Reconstruct`` its loop is told."""
-    return Settings(relu, free, method.ridge, method.plain, method.steps)
+def settings(method, seen, relu, free):
+    """What of a ``Reconstruct`` its loop is told: the parts to choose, and the rest."""
+    given = (np.nan if a is None else a for a in (method.ridge, method.plain))
+    parts = Parts(*(jnp.asarray(a, seen.X.dtype) for a in given))
+    return parts, Settings(relu, free, method.steps)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
 def reconstruct(method, seen, relu, free):
     """Weights by a ``Reconstruct``, and how far biases move."""
-    told = settings(method, relu, free)
-    return pattern_admm.reconstruct(method.pattern, seen, told)
+    told = settings(method, seen, relu, free)
+    return pattern_admm.reconstruct(method.pattern, seen, *told)
 
 
 def choose(method, seen, relu, free):
     """The ridge and the plain part that a ``Reconstruct`` comes to."""
-    return pattern_admm.choose(method.pattern, seen, settings(method, relu, free))
+    told = settings(method, seen, relu, free)
+    return pattern_admm.chosen(method.pattern, seen, *told)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
-import numpy as np
 
 from nettrim_jax import results
 from nettrim_jax.allocation import curves as splitting
@@ -25,7 +24,7 @@ from nettrim_jax.methods.base import Method, Sharing
 from nettrim_jax.methods.budget import Share
 from nettrim_jax.methods.patterns import Sparsity
 from nettrim_jax.report import Split
-from nettrim_jax.tracing.entries import Entries, Values, read
+from nettrim_jax.tracing.entries import Values, of, read
 from nettrim_jax.tracing.sites import Network, Site
 from nettrim_jax.typing import Array, wide
 
@@ -270,5 +269,5 @@ def _sizes(network: Network, k: int) -> Counts:
 
 
 def _weights(site: Site, old: Leaves) -> Array:
-    values = read(Entries(old[site.leaf], jnp.asarray(np.asarray(site.index))))
+    values = read(of(old[site.leaf], site.index))
     return jnp.abs(values.astype(wide(values.dtype)))

@@ -14,11 +14,11 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
+from nettrim_jax._compile import compiled
 from nettrim_jax.bounds import products
 from nettrim_jax.bounds.lipschitz import Ball, Rules, floating
 from nettrim_jax.tracing import jaxprs
@@ -43,7 +43,7 @@ class Bounds:
     stop: str = dataclasses.field(metadata={"static": True})
 
 
-@functools.partial(jax.jit, static_argnames=("network", "changed", "cascade"))
+@compiled(static_argnames=("network", "changed", "cascade"))
 def find(
     network: Network,
     old: Sequence[Array],

@@ -4,7 +4,6 @@ A batch is traced once per shape, and must lead to the same layers as the first 
 Knows the network; knows no solver.
 """
 
-import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax._compile import compiled
 from nettrim_jax._trees import is_array, known, require_finite
 from nettrim_jax.calibration.model import Model
 from nettrim_jax.results import BatchError
@@ -39,7 +39,7 @@ class Part(NamedTuple):
         return _run(self.network, self.network.consts, leaves, self.batch)
 
 
-@functools.partial(jax.jit, static_argnames="network")
+@compiled(static_argnames="network")
 def _run(
     network: Network,
     consts: Sequence[Array],

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax._compile import compiled
 from nettrim_jax.results import BatchError
 from nettrim_jax.tracing import epilogue, jaxprs
 from nettrim_jax.tracing.jaxprs import Op, Ref
-from nettrim_jax.tracing.sites import Network, Site
+from nettrim_jax.tracing.sites import Network
 from nettrim_jax.tracing.uses import Use
 from nettrim_jax.typing import HIGHEST, Array, DTypeLike, wide
 
@@ -77,12 +78,12 @@ class RowStatistic(Protocol):
 class Draw(NamedTuple):
     """The sites to capture and what to keep of them; hashable."""
 
-    chosen: tuple[int, ...]  # positions in ``network.sites``
+    chosen: tuple[int, ...]  # positions among the sites
     rows: int  # the largest number of rows per lane
     sums: tuple[tuple[RowStatistic, ...], ...]  # sums over rows, per chosen site
 
 
-@functools.partial(jax.jit, static_argnames=("network", "draw"))
+@compiled(static_argnames=("network", "draw"))
 def capture(
     network: Network,
     draw: Draw,
@@ -109,28 +110,52 @@ def capture(
     Raises:
       BatchError: ``weights`` does not fit the axes of a site's rows.
     """
-    visits, visit = visitor(network, draw, key, weights)
+    sites = [site.uses for site in network.sites]
+    visits, visit = visitor(sites, draw, key, weights)
     outputs, seen = jaxprs.evaluate(network.flat, consts, inputs, visits, visit)
-    return collect(network, draw, seen), outputs
+    return collect(sites, draw, seen), outputs
 
 
 def visitor(
-    network: Network, draw: Draw, key: Array, weights: Array | None
+    sites: Sequence[Sequence[Use]],
+    draw: Draw,
+    key: Array,
+    weights: Array | None,
 ) -> tuple[dict[int, list[Use]], jaxprs.Visitor]:
-    """The operations to visit, and a visitor that keeps rows for :func:`collect`."""
+    """The operations to visit, and a visitor that keeps rows for :func:`collect`.
+
+    Args:
+      sites: the uses of each site.
+      draw: which of the sites, and what to keep of them.
+      key: a PRNG key.
+      weights: as for :func:`capture`.
+    """
     by_visit: dict[int, list[Use]] = {}
     sums: dict[int, tuple[RowStatistic, ...]] = {}
+    turns: dict[int, int] = {}
     for k, asked in zip(draw.chosen, draw.sums, strict=True):
-        for use in network.sites[k].uses:
+        for turn, use in enumerate(sites[k]):
             by_visit.setdefault(use.visit, []).append(use)
-            sums[use.op.id] = asked
+            sums[use.op.id], turns[use.op.id] = asked, turn
+    # layers of as many rows have the same ones, drawn once; the uses of one matrix not
+    drawn = {
+        use.folding.rows: _ranked(use, draw.rows, key, lambda ref: ref, None)
+        for uses in by_visit.values()
+        for use in uses
+        if _plain(use) and weights is None and not turns[use.op.id]
+    }
 
     def visit(op: Op, read: Callable[[Ref], Array], steps: tuple[Array, ...]) -> Any:
         def keep(use: Use) -> _Captured:
-            own = jax.random.fold_in(key, use.op.id)
-            for step in steps:
-                own = jax.random.fold_in(own, step)
-            return _keep_rows(use, read, draw.rows, own, weights, sums[use.op.id])
+            turn = turns[use.op.id]
+            if _plain(use) and weights is None and not turn:
+                ranked = drawn[use.folding.rows]
+            else:
+                own = jax.random.fold_in(key, turn) if turn else key
+                for step in steps:
+                    own = jax.random.fold_in(own, step)
+                ranked = _ranked(use, draw.rows, own, read, weights)
+            return _keep_rows(use, read, ranked, sums[use.op.id])
 
         return {use.op.id: keep(use) for use in by_visit[op.id]}
 
@@ -138,22 +163,34 @@ def visitor(
 
 
 def collect(
-    network: Network, draw: Draw, seen: dict[int, Any]
+    sites: Sequence[Sequence[Use]], draw: Draw, seen: dict[int, Any]
 ) -> tuple[Activation, ...]:
     """One activation per chosen site, from the rows that a visitor kept."""
     by_op = {op_id: got for visits in seen.values() for op_id, got in visits.items()}
-    return tuple(_activation(network.sites[k], by_op, draw.rows) for k in draw.chosen)
+    return tuple(_activation(sites[k], by_op, draw.rows) for k in draw.chosen)
 
 
-def _keep_rows(
+class _Ranked(NamedTuple):
+    """The rows of a use in random order."""
+
+    every: Array  # [n] or [b, n], priority of all rows
+    priority: Array  # [m] or [b, m], of those to keep, descending
+    pick: Array  # [m] or [b, m], their positions
+
+
+def _plain(use: Use) -> bool:
+    """Whether all rows of a use are drawn alike, and once."""
+    return not use.loops and not use.folding.ragged
+
+
+def _ranked(
     use: Use,
-    read: Callable[[Ref], Array],
     rows: int,
     key: Array,
+    read: Callable[[Ref], Any],
     weights: Array | None,
-    sums: tuple[RowStatistic, ...],
-) -> _Captured:
-    folding, chain = use.folding, use.chain
+) -> _Ranked:
+    folding = use.folding
     priority = jax.random.uniform(key, (folding.rows,), jnp.float32, minval=1e-6)
     if weights is not None:
         counts = row_weights(use, weights) > 0
@@ -163,11 +200,20 @@ def _keep_rows(
         priority = jnp.where(members, priority[None, :], 0)
     # a step of a shared loop keeps only its quota: memory does not grow with the steps
     quota = min(folding.rows, -(-rows * folding.rows // use.rows))
-    every = priority
     # without a barrier XLA sorts all rows where only some are read; one barrier for the
     # two crashes the process where the rows are sharded
-    priority, pick = map(jax.lax.optimization_barrier, jax.lax.top_k(priority, quota))
+    first = map(jax.lax.optimization_barrier, jax.lax.top_k(priority, quota))
+    return _Ranked(priority, *first)
 
+
+def _keep_rows(
+    use: Use,
+    read: Callable[[Ref], Array],
+    ranked: _Ranked,
+    sums: tuple[RowStatistic, ...],
+) -> _Captured:
+    folding, chain = use.folding, use.chain
+    every, priority, pick = ranked
     Z = read(chain.start)
     A = read(use.act)
     dtype = wide(Z.dtype, A.dtype)
@@ -196,7 +242,7 @@ def _keep_rows(
         gain = per_unit(epilogue.pull_back(bias.head, Z, grown))
     P, t = back(read(chain.end)), back(t)
     X = folding.inputs(A, pick).astype(dtype)
-    priority = jnp.broadcast_to(priority, (folding.lanes, quota))
+    priority = jnp.broadcast_to(priority, (folding.lanes, pick.shape[-1]))
     # a weight that the steps of a loop share has one of these per step, summed later
     stats = {one.name: one.of_rows(use, A, every > 0, dtype) for one in sums}
     if use.live is not None:
@@ -231,9 +277,11 @@ def row_weights(use: Use, weights: Array) -> Array:
     )
 
 
-def _activation(site: Site, by_op: dict[int, _Captured], rows: int) -> Activation:
+def _activation(
+    uses: Sequence[Use], by_op: dict[int, _Captured], rows: int
+) -> Activation:
     parts, sums = [], {}
-    for use in site.uses:
+    for use in uses:
         seen = by_op[use.op.id]
         parts.append(jax.tree.map(functools.partial(by_lane, use), seen.rows))
         for name, total in seen.stats.items():
@@ -241,8 +289,11 @@ def _activation(site: Site, by_op: dict[int, _Captured], rows: int) -> Activatio
         lanes = parts[0].X.shape[0]
         first = tuple(slice(None) if lane else 0 for lane in use.lanes)
         scale, gain = (a[first].reshape(lanes, -1) for a in (seen.scale, seen.gain))
-    rows_all = jax.tree.map(lambda *p: jnp.concatenate(p, axis=1), *parts)
-    kept = _keep(rows_all._asdict(), rows)
+    if len(uses) == 1 and all(uses[0].lanes):  # they are in order of priority
+        kept = parts[0]._asdict()
+    else:
+        rows_all = jax.tree.map(lambda *p: jnp.concatenate(p, axis=1), *parts)
+        kept = _keep(rows_all._asdict(), rows)
     stats = {name: functools.reduce(jnp.add, each) for name, each in sums.items()}
     return Activation(P0=None, scale=scale, gain=gain, stats=stats, **kept)
 
@@ -276,7 +327,7 @@ def gather(seen: Iterable[tuple[Activation, ...]], rows: int) -> tuple[Activatio
     )
 
 
-@functools.partial(jax.jit, static_argnames="rows")
+@compiled(static_argnames="rows")
 def _merge(
     ours: tuple[Activation, ...], others: tuple[Activation, ...], rows: int
 ) -> tuple[Activation, ...]:

@@ -3,7 +3,8 @@
 Sites that do not feed each other share a level. Two streams run side by side, the
 trained network's and the pruned one's, and both advance to the next level after one is
 solved. So every operation runs once per stream, except the layers, which run once more
-for their response under trained weights.
+for their response under trained weights. Segments that compute the same, as those of
+equal blocks do, are compiled once.
 
 Knows the network and its activations; knows no solver.
 """
@@ -13,13 +14,13 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
-
+from nettrim_jax._compile import compiled
 from nettrim_jax.calibration.batches import Part
 from nettrim_jax.calibration.capture import Activation, Draw, collect, visitor
-from nettrim_jax.tracing import jaxprs
+from nettrim_jax.tracing import canonical, jaxprs
+from nettrim_jax.tracing.canonical import Routine, Segment, Uses
 from nettrim_jax.tracing.jaxprs import Block, Literal, Op
-from nettrim_jax.tracing.sites import Network, Site
+from nettrim_jax.tracing.sites import Network
 from nettrim_jax.typing import Array
 
 Env = dict[int, Array]
@@ -27,20 +28,22 @@ Env = dict[int, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Levels of the chosen sites and the blocks that run between them.
+    """Levels of the chosen sites and the segments that run between them.
 
     Attributes:
       levels: per level, positions in ``network.sites``.
-      capture: per level, the block that computes its activations from known values.
-      advance: the blocks that run before the first level and after each level.
+      capture: per level, the segment that computes its activations from known values.
+      advance: the segments that run before the first level and after each level.
+      kept: after each of these, the slots of all values that are still to be read.
     """
 
     levels: tuple[tuple[int, ...], ...]
-    capture: tuple[Block, ...]
-    advance: tuple[Block, ...]
+    capture: tuple[Segment, ...]
+    advance: tuple[Segment, ...]
+    kept: tuple[tuple[int, ...], ...]
 
 
-# equal networks share their blocks, so they compile once
+# equal networks are cut once
 @functools.lru_cache(maxsize=16)
 def plan(network: Network, chosen: tuple[int, ...]) -> Plan:
     """Orders the chosen sites by levels, and cuts the program between these."""
@@ -98,7 +101,17 @@ def plan(network: Network, chosen: tuple[int, ...]) -> Plan:
         )
         for at in range(-1, count)
     ]
-    return Plan(levels, tuple(captures), tuple(_live(network, captures, advances)))
+    kept = _kept(network, captures, advances)
+    uses = [[network.sites[k].uses for k in now] for now in levels]
+    return Plan(
+        levels,
+        tuple(map(functools.partial(canonical.segment, network), captures, uses)),
+        tuple(
+            canonical.segment(network, Block((), block.ops, _made(block, slots)))
+            for block, slots in zip(advances, kept, strict=True)
+        ),
+        kept,
+    )
 
 
 def _levels(network: Network, chosen: Sequence[int]) -> dict[int, int]:
@@ -115,25 +128,26 @@ def _levels(network: Network, chosen: Sequence[int]) -> dict[int, int]:
     return level
 
 
-def _live(
+def _kept(
     network: Network, captures: Sequence[Block], advances: Sequence[Block]
-) -> list[Block]:
-    """The advance blocks, whose outputs are the slots that later blocks read."""
+) -> tuple[tuple[int, ...], ...]:
+    """After each advance, the slots made by then that later blocks read."""
     final = {ref for ref in network.flat.block.outputs if not isinstance(ref, Literal)}
-    given = {*network.flat.block.inputs, *network.flat.consts}
+    made: set[int] = set()
     out = []
     for at, block in enumerate(advances):
         later = set(final)
         for other in [*captures[at:], *advances[at + 1 :]]:
             later |= set(other.inputs)
-        made = {slot for op in block.ops for slot in op.outputs}
-        kept = (later & (made | set(_before(advances[:at])))) - given
-        out.append(Block(block.inputs, block.ops, tuple(sorted(kept))))
-    return out
+        made |= {slot for op in block.ops for slot in op.outputs}
+        out.append(tuple(sorted(later & made)))
+    return tuple(out)
 
 
-def _before(blocks: Sequence[Block]) -> list[int]:
-    return [slot for block in blocks for op in block.ops for slot in op.outputs]
+def _made(block: Block, slots: Sequence[int]) -> tuple[int, ...]:
+    """Those of the slots that the block makes."""
+    made = {slot for op in block.ops for slot in op.outputs}
+    return tuple(slot for slot in slots if slot in made)
 
 
 class Run:
@@ -154,18 +168,23 @@ class Run:
 
     def advance(self, at: int, old: Sequence[Array], new: Sequence[Array]) -> None:
         """Runs the segment before level ``at``, with trained and with pruned leaves."""
-        block = self.plan.advance[at]
-        self.trained = _advance(block, self._fixed(old), self.trained)
-        self.pruned = _advance(block, self._fixed(new), self.pruned)
+        self.trained = self._advanced(at, self._fixed(old), self.trained)
+        self.pruned = self._advanced(at, self._fixed(new), self.pruned)
 
     def capture(
         self, at: int, old: Sequence[Array], new: Sequence[Array], draw: Draw
     ) -> tuple[Activation, ...]:
         """The activations of level ``at``, with pruned inputs and trained responses."""
-        trained = Stream(self._fixed(old), self.trained)
-        pruned = Stream(self._fixed(new), self.pruned)
-        segment = Segment(self.network, self.plan.capture[at], draw)
-        return _capture(segment, trained, pruned, self.part.key, self.part.weights)
+        segment = self.plan.capture[at]
+        # a segment has the level's sites only, and in the same order
+        draw = draw._replace(chosen=tuple(range(len(draw.chosen))))
+        return _capture(
+            Layers(segment.routine, draw),
+            _read(segment.reads, self._fixed(old), self.trained),
+            _read(segment.reads, self._fixed(new), self.pruned),
+            self.part.key,
+            self.part.weights,
+        )
 
     def outputs(
         self, old: Sequence[Array], new: Sequence[Array]
@@ -177,74 +196,91 @@ class Run:
             _outputs(self.network, fixed[1], self.pruned),
         )
 
+    def _advanced(self, at: int, fixed: Env, env: Env) -> Env:
+        """The values of a stream after a segment, as far as later ones read them."""
+        segment = self.plan.advance[at]
+        made = _advance(segment.routine, _read(segment.reads, fixed, env))
+        env = {**env, **dict(zip(segment.makes, made, strict=True))}
+        return {slot: env[slot] for slot in self.plan.kept[at]}
+
     def _fixed(self, leaves: Sequence[Array]) -> Env:
         slots = [*self.network.flat.consts, *self.network.flat.block.inputs]
         values = [*self.network.consts, *leaves, *self.part.batch]
         return dict(zip(slots, values, strict=True))
 
 
-@functools.partial(jax.jit, static_argnames="block")
-def _advance(block: Block, fixed: Env, env: Env) -> Env:
+def _read(slots: Sequence[int], fixed: Env, env: Env) -> list[Array]:
+    """The values of slots, from what earlier segments left or what stays the same."""
+    return [env[slot] if slot in env else fixed[slot] for slot in slots]
+
+
+@compiled(static_argnames="routine")
+def _advance(routine: Routine, inputs: list[Array]) -> list[Array]:
     """Runs a segment.
 
     Args:
-      block: one of ``Plan.advance``.
-      fixed: constants, leaves and batch by slot.
-      env: the values that earlier segments left.
+      routine: of one of ``Plan.advance``.
+      inputs: the values that it reads.
 
     Returns:
-      The values that later segments read.
+      The values that it makes and that later segments read.
     """
-    full = {**fixed, **env}
-    jaxprs.run_block(block, full)
-    return {slot: full[slot] for slot in block.outputs if isinstance(slot, int)}
+    env = dict(zip(routine.block.inputs, inputs, strict=True))
+    jaxprs.run_block(routine.block, env)
+    return [env[slot] for slot in routine.block.outputs if isinstance(slot, int)]
 
 
-class Segment(NamedTuple):
+class Layers(NamedTuple):
     """The computation of a level's activations; hashable."""
 
-    network: Network
-    block: Block  # the level's ``Plan.capture``
-    draw: Draw  # of the level's sites
+    routine: Routine  # of the level's ``Plan.capture``
+    draw: Draw  # of the routine's sites
+
+    @property
+    def entries(self) -> int:
+        """The number of values of the arrays of both streams."""
+        return 2 * self.routine.entries
 
 
-class Stream(NamedTuple):
-    """The values of one of the two networks, as far as it has run."""
-
-    fixed: Env  # constants, leaves and batch by slot
-    env: Env  # values that earlier segments left, by slot
-
-
-@functools.partial(jax.jit, static_argnames="segment")
+@compiled(static_argnames="layers")
 def _capture(
-    segment: Segment,
-    trained: Stream,
-    pruned: Stream,
+    layers: Layers,
+    trained: list[Array],
+    pruned: list[Array],
     key: Array,
     weights: Array | None,
 ) -> tuple[Activation, ...]:
     """The activations of a level, for which both streams draw the same rows.
 
+    Args:
+      layers: the computation.
+      trained: the values that it reads, of the trained stream.
+      pruned: these of the pruned stream.
+      key: the batch's key.
+      weights: as for :func:`nettrim_jax.calibration.capture.capture`.
+
     Returns:
       Activations with ``P`` of the trained stream and all else of the pruned one,
       whose own response under trained weights is ``P0``.
     """
-    network, block, draw = segment
-    visits, visit = visitor(network, draw, key, weights)
+    routine, draw = layers
+    block, sites = routine.block, routine.sites
+    visits, visit = visitor(sites, draw, key, weights)
     both = []
-    for fixed, env in (trained, pruned):
-        seen = jaxprs.run_block(block, {**fixed, **env}, visits, visit)
-        both.append(collect(network, draw, seen))
+    for values in (trained, pruned):
+        env = dict(zip(block.inputs, values, strict=True))
+        seen = jaxprs.run_block(block, env, visits, visit)
+        both.append(collect(sites, draw, seen))
     return tuple(
         # a pruned router may send other rows here, which match no trained ones
-        a if _ragged(network.sites[k]) else b._replace(P=a.P, P0=b.P)
-        for k, a, b in zip(draw.chosen, *both, strict=True)
+        a if _ragged(site) else b._replace(P=a.P, P0=b.P)
+        for site, a, b in zip(sites, *both, strict=True)
     )
 
 
-def _ragged(site: Site) -> bool:
+def _ragged(uses: Uses) -> bool:
     """Whether the data sort the rows into groups, each with its own matrix."""
-    return any(use.folding.ragged for use in site.uses)
+    return any(use.folding.ragged for use in uses)
 
 
 def _outputs(network: Network, fixed: Mapping[int, Array], env: Env) -> list[Array]:

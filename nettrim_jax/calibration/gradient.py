@@ -4,12 +4,12 @@ Knows the network's parts; knows no solver and no method.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 
+from nettrim_jax._compile import compiled
 from nettrim_jax._trees import Filler
 from nettrim_jax.calibration.batches import Part
 from nettrim_jax.results import MethodError
@@ -54,7 +54,7 @@ class LossGradient:
         return {k: _square(slopes[site.leaf], site.index) for k, site in sites.items()}
 
 
-@functools.partial(jax.jit, static_argnames=("loss", "filler", "tree"))
+@compiled(static_argnames=("loss", "filler", "tree"))
 def _slopes(
     loss: Loss,
     filler: Filler,
@@ -72,6 +72,6 @@ def _slopes(
     return jax.grad(value)(moved)
 
 
-@jax.jit
+@compiled()
 def _square(slope: Array, index: Array) -> Array:
     return slope.astype(wide(slope.dtype)).ravel()[index] ** 2

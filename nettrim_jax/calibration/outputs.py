@@ -5,20 +5,20 @@ Knows arrays; knows no network.
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 
+from nettrim_jax._compile import compiled
 from nettrim_jax.typing import Array, wide
 
 
-@jax.jit
+@compiled()
 def deviation_of(before: Sequence[Array], after: Sequence[Array]) -> Array:
     """Relative change of all floating outputs together, in the Frobenius norm."""
     off, size = moved(before, after, before)
     return jnp.sqrt(jnp.where(off == 0, 0, off / size))
 
 
-@jax.jit
+@compiled()
 def moved(
     before: Sequence[Array], after: Sequence[Array], trained: Sequence[Array]
 ) -> tuple[Array, Array]:

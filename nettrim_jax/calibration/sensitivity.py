@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from nettrim_jax._compile import compiled
 from nettrim_jax.calibration.capture import by_lane, row_weights
 from nettrim_jax.tracing import jaxprs
 from nettrim_jax.tracing.jaxprs import Literal
@@ -23,7 +24,7 @@ from nettrim_jax.tracing.uses import Use
 from nettrim_jax.typing import HIGHEST, Array, wide
 
 
-@functools.partial(jax.jit, static_argnames=("network", "chosen"))
+@compiled(static_argnames=("network", "chosen"))
 def sensitivities(
     network: Network,
     chosen: tuple[int, ...],

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from nettrim_jax import results
+from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import matmul
 from nettrim_jax.convex import programs, projection
 from nettrim_jax.convex.config import ADMM
@@ -127,7 +128,7 @@ def history(
     return _history(program, config, init)
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@compiled(static_argnames="config", often=True)
 def _history(program: Program, config: ADMM, init: Solution | None) -> History:
     every = config.check_every
     looks = -(-config.max_steps // every)
@@ -195,7 +196,7 @@ def _solved_jvp(config: ADMM, primals: tuple, tangents: tuple) -> tuple:
     return solution, tangent(program, tangents[0], solution)
 
 
-_solve = jax.jit(_solved, static_argnums=1)
+_solve = compiled(static_argnames="config", often=True)(_solved)
 
 
 def _check_init(program: Program, init: Solution, caller: str) -> None:

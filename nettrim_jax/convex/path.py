@@ -5,13 +5,13 @@ Knows programs and the solver; knows no model.
 """
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax._compile import compiled
 from nettrim_jax._trees import known
 from nettrim_jax.convex import admm
 from nettrim_jax.convex.config import ADMM
@@ -80,7 +80,7 @@ def path(program: Program, epsilons: ArrayLike, config: ADMM | None = None) -> P
     return _path(program, epsilons, ADMM() if config is None else config)
 
 
-@functools.partial(jax.jit, static_argnames="config")
+@compiled(static_argnames="config", often=True)
 def _path(program: Program, epsilons: Array, config: ADMM) -> Path:
     def at(epsilon: Array) -> Program:
         response = dataclasses.replace(program.response, epsilon=epsilon)

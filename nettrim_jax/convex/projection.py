@@ -12,10 +12,9 @@ Knows arrays; knows no program, no penalty and no model.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from nettrim_jax._numerics import matmul
+from nettrim_jax._numerics import inverse, matmul
 from nettrim_jax.typing import Array
 
 
@@ -50,10 +49,12 @@ def factorise(X: Array, free_bias: bool) -> Factor:
     """
     n, d_in = X.shape
     if free_bias:
-        mean = jnp.mean(X, axis=0)
+        # a mean that ends in a product may be rounded in one kernel and not in another,
+        # and then the second time would undo what the first one did
+        mean = jnp.sum(X / n, axis=0)
         centred = X - mean[None, :]
         # centred twice: the rounding of the first mean may exceed the rest
-        rest = jnp.mean(centred, axis=0)
+        rest = jnp.sum(centred / n, axis=0)
         mean, centred = mean + rest, centred - rest[None, :]
     else:
         mean, centred = jnp.zeros((d_in,), X.dtype), X
@@ -68,13 +69,11 @@ def factorise(X: Array, free_bias: bool) -> Factor:
     scaled = centred / jnp.sqrt(scale2)[None, :]
     gram = matmul(scaled.T, scaled) if d_in <= n else matmul(scaled, scaled.T)
     eye = jnp.eye(gram.shape[0], dtype=X.dtype)
-    cholesky = jax.scipy.linalg.cho_factor(eye + sigma2 * gram, lower=True)
-    inverse = jax.scipy.linalg.cho_solve(cholesky, eye)
-    inverse = (inverse + inverse.T) / 2
+    K = inverse(eye + sigma2 * gram)
     if d_in <= n:
         root = jnp.sqrt(scale2)
-        inverse = inverse / (root[:, None] * root[None, :])
-    return Factor(centred, mean, scale2, sigma2, inverse, centred.T)
+        K = K / (root[:, None] * root[None, :])
+    return Factor(centred, mean, scale2, sigma2, K, centred.T)
 
 
 def project(

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax._compile import compiled
+
 # number of terms from which a CPU core spends longer on a product than on its start
 SMALL = 2**14
 
@@ -44,7 +46,7 @@ def each(function: Callable, stack: Any, *, chunk: int, **static: Any) -> Any:
     return _each(function, stack, chunk, tuple(sorted(static.items())))
 
 
-@functools.partial(jax.jit, static_argnames=("function", "chunk", "static"))
+@compiled(static_argnames=("function", "chunk", "static"), often=True)
 def _each(
     function: Callable, stack: Any, chunk: int, static: tuple[tuple[str, Any], ...]
 ) -> Any:
@@ -72,7 +74,7 @@ def joined(stacks: Sequence[Any]) -> Any:
     return stacks[0] if len(stacks) == 1 else _joined(tuple(stacks))
 
 
-@jax.jit
+@compiled()
 def _joined(stacks: tuple[Any, ...]) -> Any:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *stacks)
 
@@ -82,7 +84,7 @@ def parted(stack: Any, sizes: Sequence[int]) -> tuple[Any, ...]:
     return (stack,) if len(sizes) == 1 else _parted(stack, tuple(sizes))
 
 
-@functools.partial(jax.jit, static_argnames="sizes")
+@compiled(static_argnames="sizes")
 def _parted(stack: Any, sizes: tuple[int, ...]) -> tuple[Any, ...]:
     ends = np.cumsum(sizes)
     return tuple(

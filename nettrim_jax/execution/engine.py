@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nettrim_jax._numerics import in_turn
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.execution import batching, layer
 from nettrim_jax.execution.layer import Place
@@ -18,7 +19,7 @@ from nettrim_jax.execution.options import Options
 from nettrim_jax.methods.base import Lanes, LayerData, LayerKind, Method
 from nettrim_jax.report import SiteReport
 from nettrim_jax.results import ProgramError
-from nettrim_jax.tracing.entries import Entries
+from nettrim_jax.tracing import entries
 from nettrim_jax.tracing.sites import Network, Site
 from nettrim_jax.typing import Array
 
@@ -42,11 +43,11 @@ class Job(NamedTuple):
     def place(self, leaves: Leaves) -> Place:
         """The site's entries of some leaves."""
         site = self.site
-        weights = Entries(leaves[site.leaf], jnp.asarray(site.index))
+        weights = entries.of(leaves[site.leaf], site.index)
         if self.method.bias == "fixed" or site.bias is None:
             return Place(weights, None)
         leaf, index = site.bias
-        return Place(weights, Entries(leaves[leaf], jnp.asarray(index)))
+        return Place(weights, entries.of(leaves[leaf], index))
 
 
 class Outcome(NamedTuple):
@@ -111,12 +112,16 @@ def solve_sites(
         except ProgramError as error:
             raise ProgramError(f"{job.site.path}: {error}") from None
     solved = _solve(jobs, problems, options, starts)
+    done: Any = solved
     for k, job in jobs.items():
         kind = job.kind(options.held_out)
-        answer = job.method.conclude(data[k], solved.get(k), kind)
-        # no longer used; other values would only compile again
+        # what is no longer used would only compile again
+        seen = in_turn(data[k].seen._replace(P0=None), done)
+        answer = job.method.conclude(data[k]._replace(seen=seen), solved.get(k), kind)
+        done = answer.W
         kind = kind._replace(fed=False, biased=False, layers=1)
-        written = layer.finish(answer, data[k], job.place(new), kind, options.keep)
+        lean = data[k]._replace(seen=seen._replace(stats={}))
+        written = layer.finish(answer, lean, job.place(new), kind, options.keep)
         new[job.site.leaf] = written.leaf
         if job.site.bias is not None and written.bias is not None:
             new[job.site.bias[0]] = written.bias
@@ -142,6 +147,7 @@ def _solve(
     for members in buckets.values():
         method = jobs[members[0]].method
         stack = batching.joined([problems[k] for k in members])
+        stack = in_turn(stack, [*out.values()][-1:])
         chunk = batching.at_once(*method.cost(stack), options.memory)
         each = functools.partial(batching.each, chunk=chunk)
         lanes, start = Lanes(options.solver, each), None

@@ -1,11 +1,11 @@
 """Writes one site's answer into the leaves, and measures it.
 
-It is one jitted step on the site's arrays. Static arguments are plain values, so that a
-second pruning of the same model compiles nothing.
+Where the arrays lie in the host's memory it is done by NumPy, which takes less time
+than its compilation for each shape. Elsewhere it is one compiled step, whose static
+arguments are plain values, so that a second pruning of the same model compiles nothing.
 Knows answers; knows no particular method and no network.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -13,6 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import results
+from nettrim_jax._compile import compiled
+from nettrim_jax._numerics import numpy_of
+from nettrim_jax._trees import on_host
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.methods.base import (
     Answer,
@@ -24,6 +27,8 @@ from nettrim_jax.methods.base import (
 from nettrim_jax.tracing import entries
 from nettrim_jax.tracing.entries import Entries
 from nettrim_jax.typing import Array
+
+FIGURE = np.float32  # of figures that are not known
 
 
 class Measured(NamedTuple):
@@ -52,7 +57,6 @@ class Written(NamedTuple):
     figures: dict[str, Array]
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "keep"))
 def finish(
     answer: Answer, data: LayerData, place: Place, kind: LayerKind, keep: bool
 ) -> Written:
@@ -65,6 +69,17 @@ def finish(
       kind: the static facts about the site.
       keep: whether lanes that failed stay as they were.
     """
+    given = answer, data, place
+    if not all(map(on_host, jax.tree.leaves(given))):
+        return _compiled(*given, kind, keep)
+    with np.errstate(all="ignore"):  # overflow shows in the result
+        written = _finish(*jax.tree.map(np.asarray, given), kind, keep)
+    return jax.tree.map(jnp.asarray, written)
+
+
+def _finish(
+    answer: Answer, data: LayerData, place: Place, kind: LayerKind, keep: bool
+) -> Written:
     leaf, bias = write(answer, data, place, keep)
     weights = entries.read(place.weights._replace(leaf=leaf))
     move = None
@@ -73,14 +88,18 @@ def finish(
         new, old = (a.astype(data.seen.X.dtype) for a in both)
         move = (new - old) * data.seen.gain
     measured = measure(data.seen, weights, move, kind)
+    xp = numpy_of(leaf)
     figures = {
-        **{name: jnp.full((), jnp.nan) for name in ("epsilon", "gap", "violation")},
-        "steps": jnp.zeros((), jnp.int32),
-        "downstream": jnp.zeros(()),
-        **{name: jnp.max(a) for name, a in answer.figures.items()},
+        **dict.fromkeys(("epsilon", "gap", "violation"), xp.asarray(np.nan, FIGURE)),
+        "steps": xp.zeros((), np.int32),
+        "downstream": xp.zeros((), FIGURE),
+        **{name: xp.max(a) for name, a in answer.figures.items()},
         "result": results.worst(answer.result),
     }
     return Written(leaf, bias, figures | measured._asdict())
+
+
+_compiled = compiled(static_argnames=("kind", "keep"))(_finish)
 
 
 def write(
@@ -92,18 +111,19 @@ def write(
     answer's fallback, or stay as trained if it has none.
     """
     W0, gain = data.W0, data.seen.gain
+    xp = numpy_of(W0)
     use = results.good(answer.result) | (not keep)
-    use = jnp.repeat(use, len(W0) // len(use))
+    use = xp.repeat(use, len(W0) // len(use))
     use = use if answer.live is None else use & answer.live
     other = W0 if answer.fallback is None else answer.fallback
-    W = jnp.where(use[:, None, None], answer.W, other)
+    W = xp.where(use[:, None, None], answer.W, other)
     leaf = entries.write(place.weights, W)
     if place.bias is None or data.bias is None or answer.bias is None:
         return leaf, None
     old = entries.read(data.bias)
     # a unit whose response the bias does not move keeps its bias
     use = use[:, None] & (gain != 0)
-    bias = jnp.where(use, answer.bias.astype(old.dtype), old)
+    bias = xp.where(use, answer.bias.astype(old.dtype), old)
     return leaf, entries.write(place.bias, bias)
 
 
@@ -111,20 +131,21 @@ def measure(
     seen: Activation, W: Array, move: Array | None, kind: LayerKind
 ) -> Measured:
     """Counts and errors of weights, as stored, against the trained response."""
-    want = jnp.maximum(seen.P, 0) if kind.relu else seen.P
+    xp = numpy_of(W)
+    want = xp.maximum(seen.P, 0) if kind.relu else seen.P
     counts = seen.valid[:, :, None]
-    off2 = jnp.sum(squared_errors(seen, W, move, kind.relu), axis=(0, 2))
-    want2 = jnp.sum(jnp.where(counts, want**2, 0), axis=(0, 2))
+    off2 = xp.sum(squared_errors(seen, W, move, kind.relu), axis=(0, 2))
+    want2 = xp.sum(xp.where(counts, want**2, 0), axis=(0, 2))
 
     def relative(rows: np.ndarray) -> Array:
-        total, size = jnp.sum(off2[rows]), jnp.sum(want2[rows])
-        return jnp.sqrt(jnp.where(total == 0, 0, total / size))
+        total, size = xp.sum(off2[rows]), xp.sum(want2[rows])
+        return xp.sqrt(xp.where(total == 0, 0, total / size))
 
     out, rest = held_out(seen.X.shape[1], kind.held)
-    held_out_error = relative(out) if kind.held else jnp.full((), jnp.nan)
-    count = jnp.sum(W != 0, dtype=jnp.int32)
-    fires = jnp.any(jnp.where(counts, seen.X, 0) != 0, axis=1)
-    live = jnp.sum(fires, dtype=jnp.int32)
+    held_out_error = relative(out) if kind.held else xp.asarray(np.nan, FIGURE)
+    count = xp.sum(W != 0, dtype=np.int32)
+    fires = xp.any((seen.X != 0) & counts, axis=1)
+    live = xp.sum(fires, dtype=np.int32)
     return Measured(
         count, relative(rest), held_out_error, live, *bare(W, kind.channels)
     )
@@ -134,7 +155,7 @@ def bare(W: Array, channels: int) -> list[Array]:
     """The numbers of units and of inputs, or channels, that have no weight left."""
     b, _, d_out = W.shape
     linked = (W != 0).reshape(b, -1, channels, d_out)
+    xp = numpy_of(W)
     return [
-        jnp.sum(~jnp.any(linked, axis=axes), dtype=jnp.int32)
-        for axes in ((1, 2), (1, 3))
+        xp.sum(~xp.any(linked, axis=axes), dtype=np.int32) for axes in ((1, 2), (1, 3))
     ]

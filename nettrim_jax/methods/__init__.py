@@ -3,6 +3,7 @@
 - ``base``: the protocol of a method, and the records between it and the engine.
 - ``budget``: the budget or share that a method may ask of the whole network.
 - ``patterns``: the weights of a layer that may be left, by exact choice.
+- ``counts``: the same with their numbers as arrays, once a layer's shape is known.
 - ``ranking``: a search for the highest of some scores.
 - ``nettrim``: ``NetTrim``, the convex program as a method.
 - ``layer_program``: the convex programs of one site, from its activations.
@@ -11,6 +12,7 @@
 - ``taylor``: ``Taylor``, a rule that uses the gradient of a loss.
 - ``reconstruct``: ``Reconstruct``, which chooses and fits the weights of a pattern.
 - ``pattern_admm``: the loop of ``Reconstruct``.
+- ``trials``: how much a layer is kept from overfitting, by comparing errors.
 - ``quadratic``: the quadratic loss of ``Reconstruct``.
 - ``refit``: the best values of the weights that a given mask keeps.
 """

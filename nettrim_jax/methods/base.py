@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax._numerics import matmul
+from nettrim_jax._numerics import matmul, numpy_of
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.calibration.statistics import Statistic, without_rows
 from nettrim_jax.convex.config import ADMM
@@ -218,9 +218,10 @@ def squared_errors(seen: Activation, W: Array, move: Array | None, relu: bool) -
     answer = matmul(seen.X, W.astype(seen.X.dtype) * seen.scale[:, None, :]) + seen.t
     answer = answer if move is None else answer + move[:, None, :]
     want = seen.P
+    xp = numpy_of(want)
     if relu:
-        answer, want = jnp.maximum(answer, 0), jnp.maximum(want, 0)
-    return jnp.where(seen.valid[:, :, None], (answer - want) ** 2, 0)
+        answer, want = xp.maximum(answer, 0), xp.maximum(want, 0)
+    return xp.where(seen.valid[:, :, None], (answer - want) ** 2, 0)
 
 
 def together(good: Array, layers: int) -> Array:

@@ -4,12 +4,12 @@ Knows programs and the solver; knows no network.
 """
 
 import dataclasses
-import functools
 from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import norm
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.convex import admm, least_squares, programs
@@ -73,13 +73,13 @@ def refit_lane(lane: tuple) -> tuple[Array, Array]:
     return least_squares.refit(*lane)
 
 
-@jax.jit
+@compiled()
 def reweight(program: Program, solution: Solution) -> Program:
     """The next round's program of each lane, from the first and its last solution."""
     return jax.vmap(programs.reweighted)(program, solution.W, solution.bias)
 
 
-@functools.partial(jax.jit, static_argnames=("bias", "kind"))
+@compiled(static_argnames=("bias", "kind"))
 def prepared(
     method: Asked, data: LayerData, bias: str, kind: LayerKind
 ) -> LayerPrograms:
@@ -119,7 +119,8 @@ def programs_of(
         valid = seen.valid[:, None]
         Y = jnp.where(valid, jnp.maximum(seen.P, 0) if relu else seen.P, 0)
         size = norm(Y)
-        budget, V = epsilon * size, jnp.zeros((1, 1), Y.dtype)
+        # always of this shape, so that one solver is compiled
+        budget, V = epsilon * size, jnp.zeros_like(Y)
         if kind.fed and seen.P0 is not None:
             on = valid & (Y > 0) if relu else valid
             off = norm(jnp.where(on, seen.P0 - Y, 0))

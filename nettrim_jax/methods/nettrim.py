@@ -7,11 +7,11 @@ import dataclasses
 import functools
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
+from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import divide
 from nettrim_jax._trees import known
 from nettrim_jax.calibration.statistics import Statistic
@@ -310,7 +310,7 @@ class _Solved(NamedTuple):
     budget: Array  # [b]
 
 
-@functools.partial(jax.jit, static_argnames=("penalized", "held"))
+@compiled(static_argnames=("penalized", "held"))
 def _conclude(data: LayerData, solved: _Solved, penalized: bool, held: int) -> Answer:
     seen, solution = data.seen, solved.solution
     bias, certificate = None, solution.certificate

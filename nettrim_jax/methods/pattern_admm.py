@@ -6,6 +6,9 @@ ReLU follows, the linear term is updated every few steps for the present respons
 the quadratic touches the loss, and it stays above the loss where errors of all units
 count alike.
 
+Where the trials of ridges and plain parts have the shapes of the answer, they are
+stages of one loop, since the compiler takes long for each copy of it.
+
 Knows arrays and patterns; knows no method and no network.
 """
 
@@ -16,22 +19,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax._numerics import after, matmul
+from nettrim_jax._numerics import matmul, transposed_matmul
+from nettrim_jax.methods.counts import roughly
 from nettrim_jax.methods.patterns import NM, Pattern, Sparsity
-from nettrim_jax.methods.quadratic import Observed, Quadratic, quadratic_of
+from nettrim_jax.methods.quadratic import (
+    Coupling,
+    Observed,
+    Quadratic,
+    coupling_of,
+    quadratic_of,
+)
+from nettrim_jax.methods.trials import ASIDE, Parts, default, search
 from nettrim_jax.typing import HIGHEST, Array
 
 # first and last step size, relative to a Gram matrix of unit diagonal plus ridge
 FIRST, LAST = 0.03, 8.0
 EVERY = 3  # steps between changes of the step size and of the linear term
-RIDGES = (1e-3, 1e-2, 0.1, 0.3, 1.0)
-PLAINS = (0.0, 0.3, 1.0)
 WORK = 3 * 10**10  # largest number of terms in the products of all steps
 FEWEST, MOST = 36, 150  # limits of the number of steps
-TRIAL = 21  # steps that compare ridges and plain parts
-UNITS = 64  # largest number of units on which they are compared
-ASIDE = 4  # one row in ``ASIDE`` is kept aside for that
-CLOSE = 0.005  # relative difference up to which the larger value is preferred
+TRIAL = 7  # changes of the step size that compare ridges and plain parts
+NARROW = 128  # largest number of units of which all are compared
+UNITS = 64  # number of units that stand for more
 
 
 class Settings(NamedTuple):
@@ -39,124 +47,188 @@ class Settings(NamedTuple):
 
     relu: bool  # whether a ReLU follows
     free: bool  # whether the bias moves
-    ridge: float | None = None
-    plain: float | None = None
     steps: int | None = None
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def reconstruct(
-    pattern: Pattern, seen: Observed, settings: Settings
+    pattern: Pattern, seen: Observed, given: Parts, settings: Settings
 ) -> tuple[Array, Array]:
     """One layer's weights and the change of its biases.
+
+    The derivatives are those of the steps of the answer, for the parts that the trials
+    choose.
 
     Args:
       pattern: the pattern of the weights.
       seen: the layer's lanes, which share the pattern's count.
+      given: the terms against overfitting. Those that are NaN are chosen: they are
+        tried with few steps, on most of the rows and some of the units, and compared
+        on the other rows.
       settings: the settings of the loop.
 
     Returns:
       ``W`` ``[b, d_in, d_out]`` and the change of the biases ``[b, d_out]``.
     """
-    parts = choose(pattern, seen, settings)
-    quadratic = quadratic_of(seen, settings.free, parts.ridge + parts.plain)
-    settings = settings._replace(steps=_steps(settings, seen))
-    W, b = _loop(pattern, quadratic, seen, parts, settings)
-    # if all weights are kept and no earlier layer changed, every bit stays
-    still = (seen.P == seen.P0) | ~seen.valid[:, :, None]
-    whole = jnp.all(pattern.keep(after(jnp.ones_like(W), W))) & jnp.all(still)
-    return jnp.where(whole, seen.W0, W), jnp.where(whole, 0, b)
+    if _narrow(pattern, seen):
+        quadratic, found = _together(pattern, seen, given, settings)
+        return _final(pattern, seen, quadratic, found)
+    parts = chosen(pattern, seen, given, settings)
+    return _answer(pattern, seen, parts, settings)
 
 
-def _steps(settings: Settings, seen: Observed) -> int:
-    """The number of steps, smaller where each takes long: the last ones gain least."""
-    if settings.steps is not None:
-        return settings.steps
-    b, d_in, d_out = seen.W0.shape
-    return int(np.clip(WORK // (b * d_in**2 * d_out), FEWEST, MOST))
+@reconstruct.defjvp
+def _reconstruct_jvp(settings: Settings, primals: tuple, tangents: tuple) -> tuple:
+    pattern, seen, given = primals
+    parts = jax.lax.stop_gradient(chosen(pattern, seen, given, settings))
+
+    def answer(seen: Observed, given: Parts) -> tuple[Array, Array]:
+        mine = jax.tree.map(lambda a, b: jnp.where(jnp.isnan(a), b, a), given, parts)
+        return _answer(pattern, seen, mine, settings)
+
+    # the choice of a pattern has no derivative
+    return jax.jvp(answer, (seen, given), tangents[1:])
 
 
-class Parts(NamedTuple):
-    """The terms that keep a layer from overfitting its rows."""
-
-    ridge: Array  # []
-    plain: Array  # []
+def _tries(seen: Observed) -> bool:
+    """Whether there are enough rows to keep some aside."""
+    return seen.X.shape[1] >= 2 * ASIDE
 
 
-def choose(pattern: Pattern, seen: Observed, settings: Settings) -> Parts:
-    """The ridge and the plain part of a layer.
+def _narrow(pattern: Pattern, seen: Observed) -> bool:
+    """Whether trials have all units, and so the shapes of the answer."""
+    return _tries(seen) and _some_units(pattern, seen) is seen
 
-    Values that are not given are tried with few steps, on most of the rows and some of
-    the units, and compared on the other rows.
-    """
-    n, dtype, relu = seen.X.shape[1], seen.X.dtype, settings.relu
-    ridges = RIDGES if settings.ridge is None else (float(settings.ridge),)
-    plains = PLAINS if settings.plain is None else (float(settings.plain),)
-    plains = plains if relu else (1.0,)
-    ridge, plain = (jnp.asarray(a[len(a) // 2], dtype) for a in (ridges, plains))
-    if len(ridges) == len(plains) == 1 or n < 2 * ASIDE:
-        return Parts(ridge, plain)
-    settings = settings._replace(steps=min(TRIAL, _steps(settings, seen)))
-    seen = _some_units(pattern, seen._replace(coupling=None))
-    aside = np.arange(n) % ASIDE == ASIDE - 1
-    rows = jnp.where(seen.valid[:, aside, None], seen.X[:, aside], 0)
-    rows = jnp.concatenate([rows, seen.valid[:, aside, None].astype(dtype)], axis=2)
-    fit = _rows(seen, ~aside)._replace(
-        moments=seen.moments - matmul(rows.transpose(0, 2, 1), rows)
+
+def chosen(pattern: Pattern, seen: Observed, given: Parts, settings: Settings) -> Parts:
+    """The given parts, and those that the trials choose."""
+    if not _tries(seen):
+        return default(given, settings.relu)
+    some = _some_units(pattern, seen)
+    fit, aside = _most_rows(some)
+    quadratic = quadratic_of(fit, settings.free, settings.relu)
+    blocks = min(TRIAL, _blocks(settings, seen))
+
+    def stage(parts: Parts, _: Array) -> tuple[Array, None]:
+        trial = _Stage(quadratic, None, parts, blocks)
+        found = _loop(pattern, some, trial, settings)
+        return _error(some, aside, quadratic, found, settings), None
+
+    return search(given, settings.relu, stage, None)[0]
+
+
+def _answer(
+    pattern: Pattern, seen: Observed, parts: Parts, settings: Settings
+) -> tuple[Array, Array]:
+    quadratic = quadratic_of(
+        seen, settings.free, settings.relu, parts.ridge + parts.plain
     )
-    out = _rows(seen, aside)
-    run = functools.partial(_loop, pattern, quadratic_of(fit, settings.free), fit)
+    coupling = coupling_of(seen.coupling, quadratic.least)
+    stage = _Stage(quadratic, coupling, parts, _blocks(settings, seen))
+    return _final(pattern, seen, quadratic, _loop(pattern, seen, stage, settings))
 
-    def error(ridge: Array, plain: Array) -> Array:
-        W, b = run(Parts(ridge, plain), settings)
-        answer = out.P0 + matmul(out.X, W - out.W0) + b[:, None, :]
-        want = out.P
-        if relu:
-            answer, want = jnp.maximum(answer, 0), jnp.maximum(want, 0)
-        return jnp.sum(jnp.where(out.valid[:, :, None], (answer - want) ** 2, 0))
 
-    def best(tried: Array, off: Array) -> Array:
-        """The last of the values that are about as good as the best."""
-        off = jnp.where(jnp.isfinite(off), off, jnp.inf)
-        good = off <= (1 + CLOSE) ** 2 * jnp.min(off)
-        return tried[len(tried) - 1 - jnp.argmax(good[::-1])]
+def _together(
+    pattern: Pattern, seen: Observed, given: Parts, settings: Settings
+) -> tuple[Quadratic, "_Found"]:
+    """The answer after all trials, by one loop."""
+    fit, aside = _most_rows(seen)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), fit, seen)
+    both = quadratic_of(both._replace(coupling=None), settings.free, settings.relu)
+    coupling = coupling_of(seen.coupling, both.least)
+    blocks = _blocks(settings, seen)
+    b = len(seen.X)
 
-    if len(ridges) > 1:  # a larger value overfits less
-        tried = jnp.asarray(ridges, dtype)
-        ridge = best(tried, jax.vmap(error, (0, None))(tried, plain))
-    if len(plains) > 1:
-        tried = jnp.asarray(plains, dtype)
-        plain = best(tried, jax.vmap(error, (None, 0))(ridge, tried))
-    return Parts(ridge, plain)
+    def stage(parts: Parts, last: Array) -> tuple[Array, _Found]:
+        quadratic = jax.tree.map(lambda a: jnp.where(last, a[b:], a[:b]), both)
+        mine = None if coupling is None else coupling.only_if(last)
+        many = jnp.where(last, blocks, min(TRIAL, blocks))
+        found = _loop(pattern, seen, _Stage(quadratic, mine, parts, many), settings)
+        return _error(seen, aside, quadratic, found, settings), found
+
+    still = jnp.zeros_like(seen.W0)
+    nothing = _Found(still, still, still[:, 0])
+    _, found = search(given, settings.relu, stage, nothing, answer=True)
+    return jax.tree.map(lambda a: a[b:], both), found
+
+
+def _most_rows(seen: Observed) -> tuple[Observed, Array]:
+    """The lanes without one row in ``ASIDE``, and which rows these are, ``[b, n]``."""
+    aside = seen.valid & (np.arange(seen.X.shape[1]) % ASIDE == ASIDE - 1)[None, :]
+    out = aside[:, :, None]
+    rows = jnp.concatenate([jnp.where(out, seen.X, 0), out.astype(seen.X.dtype)], 2)
+    moments = seen.moments - matmul(rows.transpose(0, 2, 1), rows)
+    return seen._replace(valid=seen.valid & ~aside, moments=moments), aside
+
+
+def _error(
+    seen: Observed,
+    aside: Array,
+    quadratic: Quadratic,
+    found: "_Found",
+    settings: Settings,
+) -> Array:
+    """The squared error on the rows that are kept aside."""
+    W, b = _unscaled(seen, quadratic, found.Z, found.b)
+    answer = seen.P0 + matmul(seen.X, W - seen.W0) + b[:, None, :]
+    want = seen.P
+    if settings.relu:
+        answer, want = jnp.maximum(answer, 0), jnp.maximum(want, 0)
+    return jnp.sum(jnp.where(aside[:, :, None], (answer - want) ** 2, 0))
+
+
+def _blocks(settings: Settings, seen: Observed) -> int:
+    """The number of times that the step size changes.
+
+    It is smaller where each step takes long, since the last ones gain least.
+    """
+    steps = settings.steps
+    if steps is None:
+        b, d_in, d_out = seen.W0.shape
+        steps = int(np.clip(WORK // (b * d_in**2 * d_out), FEWEST, MOST))
+    return -(-steps // EVERY)
+
+
+class _Stage(NamedTuple):
+    """What the loop solves: a trial, or the answer."""
+
+    quadratic: Quadratic
+    coupling: Coupling | None
+    parts: Parts
+    blocks: int | Array  # number of step sizes
 
 
 class _State(NamedTuple):
-    Z: Array  # [b, d_in, d_out], within the pattern
+    Z: Array  # [b, d_in, d_out], roughly within the pattern
     U: Array  # [b, d_in, d_out], scaled dual
     G: Array  # [b, d_in, d_out], the linear term
     b: Array  # [b, d_out]
     rho: Array  # []
 
 
+class _Found(NamedTuple):
+    """The end of the loop, for inputs divided by their size."""
+
+    V: Array  # [b, d_in, d_out], whose largest entries are the weights
+    Z: Array  # [b, d_in, d_out], roughly within the pattern
+    b: Array  # [b, d_out]
+
+
 def _loop(
-    pattern: Pattern,
-    quadratic: Quadratic,
-    seen: Observed,
-    parts: Parts,
-    settings: Settings,
-) -> tuple[Array, Array]:
-    """The weights within the pattern and the change of the biases, after all steps."""
-    X, size, coupling = quadratic.X, quadratic.size, quadratic.coupling
-    relu, free, steps = settings.relu, settings.free, settings.steps
-    assert steps is not None
-    ridge = parts.ridge
+    pattern: Pattern, seen: Observed, stage: _Stage, settings: Settings
+) -> _Found:
+    """Takes all steps."""
+    quadratic, coupling, parts, blocks = stage
+    X, size = quadratic.X, quadratic.size
+    relu, ridge = settings.relu, parts.ridge
     plain = jnp.maximum(parts.plain, quadratic.least)[:, None, None]
     B = seen.W0 * size[:, :, None]
 
     def weighed(G: Array) -> Array:
-        return G if coupling is None else matmul(G, coupling.M)
+        return G if coupling is None else coupling.times(G)
 
     start = weighed(matmul(quadratic.A, B)) + ridge * B
-    valid = seen.valid[:, :, None]
+    valid = quadratic.valid[:, :, None]
     on = seen.P > 0 if relu else jnp.ones_like(seen.P, bool)
     rows = jnp.maximum(jnp.sum(valid, axis=1), 1).astype(X.dtype)
 
@@ -168,54 +240,62 @@ def _loop(
             off = plain * seen.P + (1 - plain) * jnp.minimum(R, 0)
             want = jnp.where(on, want, off)
         move = jnp.where(valid, want - seen.P0, 0)
-        G = quadratic.share[:, None, None] * matmul(X.transpose(0, 2, 1), move)
+        G = quadratic.share[:, None, None] * transposed_matmul(X, move)
         G = start + weighed(G)
-        return G, jnp.sum(move, axis=1) / rows if free else b
+        return G, jnp.sum(move, axis=1) / rows if settings.free else b
 
-    e, Q = quadratic.e, quadratic.Q
+    # from low to high within FIRST and LAST in this number of changes
+    growth = (LAST / FIRST) ** (1 / jnp.asarray(blocks, X.dtype))
 
-    def solve(right: Array, rho: Array) -> Array:
-        right = matmul(Q.transpose(0, 2, 1), right)
-        if coupling is None:
-            return matmul(Q, right / (e + ridge + rho)[:, :, None])
-        curve = e[:, :, None] * coupling.e[:, None, :] + ridge + rho
-        turned = matmul(right, coupling.Q) / curve
-        return matmul(matmul(Q, turned), coupling.Q.transpose(0, 2, 1))
+    def block(_: Array, state: _State) -> _State:
+        G, rho = state.G, state.rho
+        solve = quadratic.solver(coupling, ridge + rho, B.shape[2])
 
-    growth = (LAST / FIRST) ** (EVERY / max(steps, EVERY))
+        def step(_: Array, now: tuple[Array, ...]) -> tuple[Array, ...]:
+            Z, U, _ = now
+            W = solve(G + rho * (Z - U))
+            V = W + U
+            Z = jnp.where(roughly(pattern, V**2), V, 0)
+            return Z, V - Z, W
 
-    def step(i: Array, state: _State) -> _State:
-        Z, U, G, b, rho = state
-        W = solve(G + rho * (Z - U), rho)
-        V = W + U
-        Z = jnp.where(pattern.keep(V**2), V, 0)
-        state = _State(Z, V - Z, G, b, rho)
-
-        def next_size() -> _State:
-            G, b = aim(W, state.b) if relu else (state.G, state.b)
-            return _State(Z, state.U / growth, G, b, growth * rho)
-
-        return jax.lax.cond((i + 1) % EVERY == 0, next_size, lambda: state)
+        start = state.Z, state.U, state.Z
+        Z, U, W = jax.lax.fori_loop(0, EVERY, step, start)
+        G, b = aim(W, state.b) if relu else (G, state.b)
+        return _State(Z, U / growth, G, b, growth * rho)
 
     G, b = aim(B, jnp.zeros_like(B[:, 0]))
     state = _State(B, jnp.zeros_like(B), G, b, FIRST * (1 + ridge))
-    state = jax.lax.fori_loop(0, steps, step, state)
-    W = state.Z / size[:, :, None]
-    return W, state.b - jnp.einsum(
+    state = jax.lax.fori_loop(0, blocks, block, state)
+    return _Found(state.Z + growth * state.U, state.Z, state.b)
+
+
+def _final(
+    pattern: Pattern, seen: Observed, quadratic: Quadratic, found: _Found
+) -> tuple[Array, Array]:
+    """The weights exactly within the pattern, and the change of the biases."""
+    keep = pattern.keep(found.V**2)
+    W, b = _unscaled(seen, quadratic, jnp.where(keep, found.V, 0), found.b)
+    # if all weights are kept and no earlier layer changed, every bit stays
+    still = (seen.P == seen.P0) | ~seen.valid[:, :, None]
+    whole = jnp.all(keep) & jnp.all(still)
+    return jnp.where(whole, seen.W0, W), jnp.where(whole, 0, b)
+
+
+def _unscaled(
+    seen: Observed, quadratic: Quadratic, Z: Array, b: Array
+) -> tuple[Array, Array]:
+    W = Z / quadratic.size[:, :, None]
+    return W, b - jnp.einsum(
         "bi,bio->bo", quadratic.mean, W - seen.W0, precision=HIGHEST
     )
-
-
-def _rows(seen: Observed, pick: np.ndarray) -> Observed:
-    names = ("X", "P", "P0", "valid")
-    return seen._replace(**{name: getattr(seen, name)[:, pick] for name in names})
 
 
 def _some_units(pattern: Pattern, seen: Observed) -> Observed:
     """Takes evenly spaced units, if the pattern is the same for any number of them."""
     d_out = seen.W0.shape[2]
-    if d_out <= UNITS or not isinstance(pattern, Sparsity | NM):
+    if d_out <= NARROW or not isinstance(pattern, Sparsity | NM):
         return seen
     pick = np.arange(UNITS) * d_out // UNITS
     names = ("P", "P0", "W0")
-    return seen._replace(**{name: getattr(seen, name)[:, :, pick] for name in names})
+    some = {name: getattr(seen, name)[:, :, pick] for name in names}
+    return seen._replace(coupling=None, **some)

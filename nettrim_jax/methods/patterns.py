@@ -105,38 +105,6 @@ class Sparsity:
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Count(Sparsity):
-    """A number of weights of a layer is left, and the number may be traced.
-
-    It replaces a pattern of the whole network in each of its layers.
-
-    Attributes:
-      level: not used.
-      scope: ``"layer"``.
-      left: number of weights that are left, int32.
-      shape: shape of the layer; a smaller one leaves a proportional number.
-    """
-
-    level: float = dataclasses.field(default=0.0, metadata=STATIC)
-    left: Any = 0
-    shape: Shape = dataclasses.field(default=(1, 1, 1), metadata=STATIC)
-
-    def nonzeros(self, shape: Shape) -> Any:
-        """The number of weights left of a layer, or of some of its inputs and units."""
-        if shape == self.shape:
-            return self.left
-        b, d_in, d_out = self.shape
-        # the product of a count and a size would overflow 32 bits
-        whole, rest = self.left // d_in, self.left % d_in
-        left = whole * shape[1] + (rest * shape[1] + d_in // 2) // d_in
-        if shape[::2] == self.shape[::2]:
-            return left
-        part = np.float32(shape[0] * shape[2] / (b * d_out))
-        return jnp.round(jnp.asarray(left, jnp.float32) * part).astype(jnp.int32)
-
-
-@register_dataclass
-@dataclasses.dataclass(frozen=True)
 class NM:
     """At most ``n`` of every ``m`` consecutive weights of a unit are left.
 
@@ -249,10 +217,14 @@ class Blocks:
         padded = jnp.pad(score, ((0, 0), (0, -d_in % r), (0, -d_out % c)))
         rows, columns = padded.shape[1] // r, padded.shape[2] // c
         sums = padded.reshape(b, rows, r, columns, c).sum((2, 4))
-        kept = highest(sums.ravel(), _left(self.level, sums.size), 0)
+        kept = highest(sums.ravel(), self.number(sums.size), 0)
         kept = kept.reshape(b, rows, 1, columns, 1)
         kept = jnp.broadcast_to(kept, (b, rows, r, columns, c))
         return kept.reshape(padded.shape)[:, :d_in, :d_out]
+
+    def number(self, count: int) -> Any:
+        """The number of blocks that are left, of so many."""
+        return count - round(self.level * count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,8 +243,12 @@ class _Lines:
     def keep(self, score: Array) -> Array:
         """The weights to keep, ``[b, d_in, d_out]`` bool."""
         sums = jnp.sum(score, axis=self.axis, keepdims=True)
-        kept = highest(sums.ravel(), _left(self.level, sums.size), 0)
+        kept = highest(sums.ravel(), self.number(sums.size), 0)
         return jnp.broadcast_to(kept.reshape(sums.shape), score.shape)
+
+    def number(self, count: int) -> Any:
+        """The number of lines that are left, of so many."""
+        return count - round(self.level * count)
 
 
 @register_dataclass
@@ -330,10 +306,6 @@ def share_of(pattern: Pattern) -> Share | None:
     if isinstance(pattern, Sparsity) and pattern.scope == "network":
         return Share(pattern.level, measured=True)
     return None
-
-
-def _left(level: float, count: int) -> int:
-    return count - round(level * count)
 
 
 def _share(name: str, level: float) -> None:

@@ -3,16 +3,20 @@
 Knows arrays; knows no pattern and no loop.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax._numerics import after, matmul, norm
+from nettrim_jax._numerics import after, matmul, norm, transposed_matmul
 from nettrim_jax.typing import Array
 
 LOST = 1e-3  # share of the spread of an input that rounding may take
 POWER, SHORT = 20, 1.05  # steps of a power iteration, and a factor for their shortfall
+WHOLE = 512  # number of units up to which all directions of their errors are weighed
+DIRECTIONS, TURNS = 64, 4  # number of directions beyond, and of steps to find them
+WORTH = 3  # inputs per unit up to which an explicit inverse pays, in three steps
 FLOOR = 0.01  # least energy of an input, relative to their mean energy
 
 
@@ -29,25 +33,51 @@ class Observed(NamedTuple):
 
 
 class Coupling(NamedTuple):
-    """The weights of the errors of pairs of units, with their eigendecomposition."""
+    r"""The weights of the errors of pairs of units, :math:`c I + Q (e - c) Q^T`."""
 
-    M: Array  # [b, d_out, d_out]
-    e: Array  # [b, d_out]
-    Q: Array  # [b, d_out, d_out]
+    c: Array  # [b], the weight of all directions but those in Q
+    e: Array  # [b, k], weights of the directions
+    Q: Array  # [b, d_out, k], directions
+
+    def only_if(self, use: Array) -> "Coupling":
+        """The same coupling if it is to be used; otherwise all errors count alike."""
+        return self._replace(c=jnp.where(use, self.c, 1), e=jnp.where(use, self.e, 1))
+
+    def times(self, G: Array) -> Array:
+        """The product of ``G`` ``[b, d_in, d_out]`` with the weights."""
+        c = self.c[:, None, None]
+        part = matmul(G, self.Q) * (self.e[:, None, :] - c)
+        return c * G + matmul(part, self.Q.transpose(0, 2, 1))
 
 
-def coupling_of(M: Array | None) -> Coupling | None:
-    """The coupling with its eigendecomposition; None if all errors count alike."""
+def coupling_of(M: Array | None, done: Array) -> Coupling | None:
+    """The coupling; None if all errors count alike.
+
+    Of many units it has the directions of the largest weights, and counts all others by
+    their mean. Its loops start only once ``done`` is computed, see
+    :func:`_numerics.after`.
+    """
     if M is None:
         return None
-    e, Q = jnp.linalg.eigh(M)
-    return Coupling(M, jnp.maximum(e, 0), Q)
+    M, d_out = after(M, done), M.shape[1]
+    if d_out <= WHOLE:
+        e, Q = jnp.linalg.eigh(M)
+        return Coupling(jnp.ones_like(e[:, 0]), jnp.maximum(e, 0), Q)
+    # powers of M turn any directions to those of its largest weights
+    Q = jax.random.normal(jax.random.key(0), (*M.shape[:2], DIRECTIONS), M.dtype)
+    Q = jax.lax.fori_loop(0, TURNS, lambda _, Q: jnp.linalg.qr(matmul(M, Q))[0], Q)
+    small = matmul(Q.transpose(0, 2, 1), matmul(M, Q))
+    e, turn = jnp.linalg.eigh((small + small.transpose(0, 2, 1)) / 2)
+    rest = jnp.trace(M, axis1=1, axis2=2) - jnp.sum(e, axis=1)
+    c = jnp.maximum(rest / (d_out - DIRECTIONS), 0)
+    return Coupling(c, jnp.maximum(e, 0), matmul(Q, turn))
 
 
 class Quadratic(NamedTuple):
     """The quadratic loss over all rows, with inputs divided by their size."""
 
     X: Array  # [b, n, d_in], centred if the bias is free, divided by ``size``
+    valid: Array  # [b, n], the rows that count
     A: Array  # [b, d_in, d_in]
     e: Array  # [b, d_in], its eigenvalues
     Q: Array  # [b, d_in, d_in], its eigenvectors
@@ -55,15 +85,48 @@ class Quadratic(NamedTuple):
     mean: Array  # [b, d_in], zero if the bias is fixed
     share: Array  # [b], the number of rows for which one of X counts
     least: Array  # [b], the least plain part where moments are of more rows than X
-    coupling: Coupling | None
+
+    def solver(
+        self, coupling: Coupling | None, lift: Array, d_out: int
+    ) -> Callable[[Array], Array]:
+        """Solves ``A W M + lift W = right`` for ``W`` ``[b, d_in, d_out]``."""
+        e, Q = self.e, self.Q
+        if coupling is None:
+            weights = 1 / (e + lift)
+            # the inverse takes a product of its own, and saves one in each step
+            if e.shape[1] <= WORTH * d_out:
+                K = matmul(Q * weights[:, None, :], Q.transpose(0, 2, 1))
+                return lambda right: matmul(K, right)
+            return lambda right: matmul(
+                Q, weights[:, :, None] * transposed_matmul(Q, right)
+            )
+        curve = 1 / (e[:, :, None] * coupling.e[:, None, :] + lift)
+        directions = coupling.Q.transpose(0, 2, 1)
+
+        def along(right: Array, curve: Array) -> Array:
+            """The part of the solution along the directions."""
+            turned = transposed_matmul(Q, matmul(right, coupling.Q))
+            return matmul(matmul(Q, curve * turned), directions)
+
+        if coupling.Q.shape[1] == coupling.Q.shape[2]:
+            return lambda right: along(right, curve)
+        # the rest counts alike, also along the directions, of which that is taken off
+        scale = coupling.c[:, None]
+        alike = self._replace(e=scale * e).solver(None, lift, d_out)
+        curve = curve - 1 / (scale * e + lift)[:, :, None]
+        return lambda right: alike(right) + along(right, curve)
 
 
 def _mean(X: Array, valid: Array, here: Array) -> Array:
     return (jnp.sum(jnp.where(valid, X, 0), axis=1) / here[:, None])[:, None, :]
 
 
-def quadratic_of(seen: Observed, free: bool, done: Array | None = None) -> Quadratic:
+def quadratic_of(
+    seen: Observed, free: bool, relu: bool, done: Array | None = None
+) -> Quadratic:
     """The quadratic loss of one layer's lanes; centred if the bias is free.
+
+    Its least plain part is only found where a ReLU follows, which alone has use for it.
 
     Its loops start only once ``done`` is computed, see :func:`_numerics.after`.
     """
@@ -95,11 +158,15 @@ def quadratic_of(seen: Observed, free: bool, done: Array | None = None) -> Quadr
     # only rounding makes an eigenvalue negative
     e, share = jnp.maximum(e, 0), count / here
     X = X / size[:, None, :]
-    excess = _excess(X, e, Q, share)
-    M = seen.coupling
-    coupling = coupling_of(M if M is None else after(M, excess))
+    if relu:
+        # the usual case is that all rows are there, which needs no search
+        excess = jax.lax.cond(
+            jnp.all(near), jnp.ones_like, lambda share: _excess(X, e, Q, share), share
+        )
+    else:
+        excess = jnp.ones_like(share)
     least = jnp.where(near, 0, jnp.maximum(1 - 1 / jnp.maximum(excess, 1), 0))
-    return Quadratic(X, A, e, Q, size, mean, share, least, coupling)
+    return Quadratic(X, seen.valid, A, e, Q, size, mean, share, least)
 
 
 def _excess(X: Array, e: Array, Q: Array, share: Array) -> Array:

@@ -4,7 +4,6 @@ Knows patterns, their loop and the protocol of methods; knows no network.
 """
 
 import dataclasses
-import functools
 import math
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from nettrim_jax import results
+from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import divide
 from nettrim_jax._trees import STATIC
 from nettrim_jax.calibration.capture import Activation
@@ -28,11 +28,13 @@ from nettrim_jax.methods.base import (
     together,
 )
 from nettrim_jax.methods.budget import Share
-from nettrim_jax.methods.pattern_admm import RIDGES, UNITS, Settings, reconstruct
-from nettrim_jax.methods.patterns import Count, Pattern, is_pattern, share_of
+from nettrim_jax.methods.counts import Count, counted
+from nettrim_jax.methods.pattern_admm import UNITS, Settings, reconstruct
+from nettrim_jax.methods.patterns import Pattern, is_pattern, share_of
 from nettrim_jax.methods.quadratic import Observed
+from nettrim_jax.methods.trials import Parts
 from nettrim_jax.results import MethodError
-from nettrim_jax.typing import Array
+from nettrim_jax.typing import Array, ArrayLike
 
 BIASES = ("free", "fixed")
 NUMBERS = int | float | np.integer | np.floating  # types of a numerical setting
@@ -165,22 +167,32 @@ class Reconstruct:
         return dataclasses.replace(self, pattern=Count(left=left, shape=shape))
 
     def bind(self, kind: LayerKind, cascade: bool) -> "Reconstruct":
-        """With the mode's ``downstream``; raises MethodError if it does not fit."""
+        """With counts and ``downstream``; raises MethodError if it does not fit."""
         self.pattern.check(kind.shape)
-        if self.downstream is not None:
-            return self
-        return dataclasses.replace(self, downstream=TOGETHER if cascade else ALONE)
+        mode = TOGETHER if cascade else ALONE
+        return dataclasses.replace(
+            self,
+            pattern=counted(self.pattern, kind.shape, kind.layers),
+            downstream=mode if self.downstream is None else self.downstream,
+        )
 
     def prepare(self, data: LayerData, kind: LayerKind) -> "_Problem":
         """The site's rows and moments, ``[layers, b, ...]``, with the pattern."""
-        seen, share = _observed(data, kind.held, kind.layers, self.downstream or 0.0)
+        dtype, layers = data.seen.X.dtype, kind.layers
+        P0 = data.seen.P if data.seen.P0 is None else data.seen.P0
+        data = data._replace(seen=data.seen._replace(P0=P0))
+        # what may change from call to call is an array, so that nothing is compiled
+        downstream = np.asarray(self.downstream or 0.0, dtype)
+        seen, share = _observed(data, kind.held, layers, downstream)
+        given = (math.nan if a is None else a for a in (self.ridge, self.plain))
+        parts = Parts(*(np.full(layers, a, dtype) for a in given))
         free = kind.biased and self.bias == "free"
-        settings = Settings(kind.relu, free, self.ridge, self.plain, self.steps)
-        return _Problem(self.pattern, seen, share, settings)
+        settings = Settings(kind.relu, free, self.steps)
+        return _Problem(self.pattern, seen, parts, share, settings)
 
     def solve(self, problem: "_Problem", lanes: Lanes, start: None = None) -> "_Solved":
         """Weights times the scale, and the change of the response by the biases."""
-        stack = problem.pattern, problem.seen
+        stack = problem.pattern, problem.seen, problem.parts
         W, move = lanes.each(_one_layer, stack, settings=problem.settings)
         return _Solved(W, move, problem.share)
 
@@ -193,8 +205,8 @@ class Reconstruct:
         _, b, n, d_in = problem.seen.X.shape
         d_out = problem.seen.W0.shape[3]
         arrays = 2 * n * d_in + 6 * n * d_out + 8 * d_in * d_out + 6 * d_in**2
-        # the trials of all ridges run together, on some of the units
-        arrays += len(RIDGES) * (2 * n + 8 * d_in) * min(d_out, UNITS)
+        # the trials leave some rows out, and run on some of the units
+        arrays += n * d_in + 2 * d_in**2 + (2 * n + 8 * d_in) * min(d_out, UNITS)
         arrays += 0 if problem.seen.coupling is None else 4 * d_out**2
         itemsize = problem.seen.X.dtype.itemsize
         return Cost(b * n * d_in * d_out, b * arrays * itemsize)
@@ -207,6 +219,7 @@ class _Problem:
 
     pattern: Pattern
     seen: Observed  # [layers, b, ...]
+    parts: Parts  # [layers]
     share: Array  # [layers], share of the loss at the network's output
     settings: Settings = dataclasses.field(metadata=STATIC)
 
@@ -218,14 +231,14 @@ class _Solved(NamedTuple):
 
 
 def _one_layer(
-    lane: tuple[Pattern, Observed], settings: Settings
+    lane: tuple[Pattern, Observed, Parts], settings: Settings
 ) -> tuple[Array, Array]:
     return reconstruct(*lane, settings)
 
 
-@functools.partial(jax.jit, static_argnames=("held", "layers", "downstream"))
+@compiled(static_argnames=("held", "layers"))
 def _observed(
-    data: LayerData, held: int, layers: int, downstream: float
+    data: LayerData, held: int, layers: int, downstream: Array
 ) -> tuple[Observed, Array]:
     """The rows and moments of a site, ``[layers, b, ...]``.
 
@@ -233,22 +246,21 @@ def _observed(
     """
     seen = data.to_fit(held)
     W0 = data.W0 * seen.scale[:, None, :]
-    P0 = seen.P if seen.P0 is None else seen.P0
     M, share = blend(data.seen, layers, downstream)
-    every = Observed(seen.X, seen.P, P0, seen.valid, data.moments(held), W0, M)
+    every = Observed(seen.X, seen.P, seen.P0, seen.valid, data.moments(held), W0, M)
     every = jax.tree.map(lambda a: by_layer(a, layers), every)
     return every, jnp.broadcast_to(share, (layers,))
 
 
 def blend(
-    seen: Activation, layers: int, downstream: float
+    seen: Activation, layers: int, downstream: ArrayLike
 ) -> tuple[Array | None, Array]:
     """The weights of the errors of units, with this share at the network's output.
 
     Also returns the actual share, which is less if some sensitivities are unknown.
     """
     M = seen.stats.get("sensitivity")
-    if M is None or not downstream:
+    if M is None:
         return None, jnp.zeros((), seen.X.dtype)
     scale = seen.scale.astype(seen.X.dtype)
     M = M.astype(scale.dtype)
@@ -268,7 +280,7 @@ def blend(
     return M, downstream * jnp.mean(known, dtype=M.dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("layers", "held"))
+@compiled(static_argnames=("layers", "held"))
 def _conclude(data: LayerData, solved: _Solved, layers: int, held: int) -> Answer:
     """The answer, in which weights that stay keep every bit."""
     seen, W0 = data.seen, data.W0

@@ -4,7 +4,6 @@ Knows the protocol of methods, trees of arrays and the network's sites; knows no
 """
 
 import dataclasses
-import functools
 import warnings
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from nettrim_jax import results
+from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import divide
 from nettrim_jax._trees import is_array, known, path_of
 from nettrim_jax.calibration.statistics import Statistic
@@ -91,7 +91,7 @@ class _Problem(NamedTuple):
     support: Array  # [b, d_in, d_out] bool
 
 
-@functools.partial(jax.jit, static_argnames=("bias", "kind"))
+@compiled(static_argnames=("bias", "kind"))
 def _prepare(support: Array, data: LayerData, bias: str, kind: LayerKind) -> _Problem:
     bias = bias if kind.biased else "fixed"
     # a fed layer's target is the trained response, not the limit of its cascade program
@@ -102,7 +102,7 @@ def _prepare(support: Array, data: LayerData, bias: str, kind: LayerKind) -> _Pr
     return _Problem(program, start, jnp.zeros_like(start[:, 0]), support)
 
 
-@functools.partial(jax.jit, static_argnames="kind")
+@compiled(static_argnames="kind")
 def _conclude(
     data: LayerData, support: Array, solved: tuple[Array, Array], kind: LayerKind
 ) -> Answer:

@@ -1,15 +1,14 @@
 """Rules: pruning methods of the literature that are closed forms for one layer.
 
-A rule is a hashable configuration with a pattern. Its ``answer(W, evidence)`` takes a
-layer's weights ``[b, d_in, d_out]`` and the sums of its statistic, and returns new
-weights with the zeros of the pattern. No rule moves a bias, considers the ReLU after
-the layer, or has a certificate.
+A rule is a frozen record with a pattern, and a pytree whose leaves are its numbers that
+may be traced. Its ``answer(W, evidence)`` takes a layer's weights ``[b, d_in, d_out]``
+and the sums of its statistic, and returns new weights with the zeros of the pattern. No
+rule moves a bias, considers the ReLU after the layer, or has a certificate.
 
 Knows arrays, patterns and the protocol of methods; knows no network.
 """
 
 import dataclasses
-import functools
 from typing import ClassVar, Self
 
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from nettrim_jax import results
+from nettrim_jax._compile import compiled
 from nettrim_jax._trees import STATIC
 from nettrim_jax.calibration.statistics import Moments, Statistic
 from nettrim_jax.methods.base import (
@@ -30,7 +30,8 @@ from nettrim_jax.methods.base import (
     together,
 )
 from nettrim_jax.methods.budget import Share
-from nettrim_jax.methods.patterns import Count, Pattern, is_pattern, share_of
+from nettrim_jax.methods.counts import Count, counted
+from nettrim_jax.methods.patterns import Pattern, is_pattern, share_of
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array
 
@@ -68,9 +69,10 @@ class Rule:
         """Does nothing: the attributes are checked when they are set."""
 
     def bind(self, kind: LayerKind, cascade: bool) -> Self:
-        """The same rule; raises MethodError if the pattern does not fit the layer."""
+        """With counts; raises MethodError if the pattern does not fit the layer."""
         self.pattern.check(kind.shape)
-        return self
+        pattern = counted(self.pattern, kind.shape, kind.layers)
+        return dataclasses.replace(self, pattern=pattern)
 
     def evidence(self, data: LayerData, held: int) -> Array | None:
         """The sums that ``answer`` uses, ``[b, ...]``; None if it uses only weights."""
@@ -95,10 +97,16 @@ class Rule:
         return _conclude(self, data, kind.layers, kind.held)
 
 
-@functools.partial(jax.jit, static_argnames=("layers", "held"))
+@compiled(static_argnames=("layers", "held"), often=True)
 def _conclude(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
-    """The rule's answer; arrays of the rule have one entry for each layer."""
+    """The rule's answer.
+
+    A number of the rule is that of all layers; an array has one entry for each.
+    """
     W, evidence = data.W0, rule.evidence(data, held)
+
+    def for_each(a: Array) -> Array:
+        return jnp.broadcast_to(a, (layers,)) if jnp.ndim(a) == 0 else a
 
     def apart(a: Array) -> Array:
         return by_layer(a, layers)
@@ -106,6 +114,7 @@ def _conclude(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
     def answer(rule: Rule, W: Array, evidence: Array | None) -> Array:
         return rule.answer(W, evidence)
 
+    rule = jax.tree.map(for_each, rule)
     new = jax.vmap(answer)(rule, *jax.tree.map(apart, (W, evidence))).reshape(W.shape)
     good = jnp.isfinite(new).all((1, 2)) & data.finite()
     live = None

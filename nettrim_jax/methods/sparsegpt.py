@@ -4,18 +4,22 @@ Knows arrays, patterns and rules; knows no network.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import register_dataclass
 
-from nettrim_jax._trees import STATIC
+from nettrim_jax._numerics import lower_inverse, matmul
+from nettrim_jax._trees import STATIC, known
 from nettrim_jax.methods.patterns import NM, Sparsity
 from nettrim_jax.methods.rules import MomentRule
 from nettrim_jax.results import MethodError
-from nettrim_jax.typing import HIGHEST, Array
+from nettrim_jax.typing import HIGHEST, Array, ArrayLike
+
+cut = jax.lax.dynamic_slice_in_dim
+put = jax.lax.dynamic_update_slice_in_dim
 
 
 @register_dataclass
@@ -31,7 +35,8 @@ class SparseGPT(MomentRule):
 
     Attributes:
       pattern: the pattern of the weights that may be left, ``Sparsity`` or ``NM``.
-      damping: :math:`\lambda` relative to the mean of the diagonal of :math:`X^\top X`.
+      damping: :math:`\lambda` relative to the mean of the diagonal of :math:`X^\top X`:
+        a number of at least 0, which may be traced.
       block: number of inputs in a block.
 
     Raises:
@@ -47,10 +52,11 @@ class SparseGPT(MomentRule):
       12
     """
 
-    damping: float = dataclasses.field(default=0.01, metadata=STATIC)
+    damping: ArrayLike = 0.01
     block: int = dataclasses.field(default=128, metadata=STATIC)
 
     def __post_init__(self):
+        # also runs when JAX rebuilds the record, with values of any type as leaves
         super().__post_init__()
         if not isinstance(self.pattern, Sparsity | NM):
             raise MethodError(
@@ -58,12 +64,20 @@ class SparseGPT(MomentRule):
                 "weights one by one, not in groups"
             )
         damping, block = self.damping, self.block
-        number = isinstance(damping, int | float) and 0 <= damping < math.inf
+        plain = isinstance(damping, int | float | str | np.number)
         whole = isinstance(block, int) and not isinstance(block, bool)
-        if not number or not whole or block < 1:
+        if (plain and not _is_damping(damping)) or not whole or block < 1:
             raise MethodError(
                 f"SparseGPT(damping={damping!r}, block={block!r}): expected a finite "
                 "number of at least 0 and an integer of at least 1"
+            )
+
+    def check(self) -> None:
+        """Raises MethodError if the damping is not a number of at least 0."""
+        if not _is_damping(self.damping):
+            raise MethodError(
+                f"SparseGPT(damping={self.damping!r}): expected a finite number of at "
+                "least 0"
             )
 
     def answer(self, W: Array, evidence: Array | None) -> Array:
@@ -74,40 +88,62 @@ class SparseGPT(MomentRule):
         diagonal = jnp.diagonal(gram, axis1=1, axis2=2)
         dead = diagonal == 0
         W = jnp.where(dead[:, :, None], 0, W)
-        damp = self.damping * jnp.mean(diagonal, axis=1)
+        damp = jnp.asarray(self.damping, W.dtype) * jnp.mean(diagonal, axis=1)
         lift = damp[:, None] + dead.astype(W.dtype)
         H = gram + lift[:, :, None] * jnp.eye(d_in, dtype=W.dtype)[None]
-        U = jax.vmap(_factor)(H)
-        pattern = self.pattern
         # a block must not split a group of m
-        m = pattern.m if isinstance(pattern, NM) else 1
-        size = max(self.block // m, 1) * m
-        kept = 0
-        for start in range(0, d_in, size):
-            stop = min(start + size, d_in)
-            part, u = W[:, start:stop], U[:, start:stop, start:stop]
-            if isinstance(pattern, NM):
-                part, errors = _remove_groups(part, u, pattern)
-            else:
-                assert isinstance(pattern, Sparsity)
-                upto = pattern.nonzeros((b, stop, d_out))
-                keep = pattern.largest(_costs(part, u), upto - kept)
-                kept = upto
-                part, errors = _remove(part, u, keep, lambda i, W, keep: keep)
-            rest = jnp.einsum(
-                "bij,bik->bjk", U[:, start:stop, stop:], errors, precision=HIGHEST
-            )
-            W = W.at[:, start:stop].set(part).at[:, stop:].add(-rest)
-        return W
+        m = self.pattern.m if isinstance(self.pattern, NM) else 1
+        size = min(max(self.block // m, 1), -(-d_in // m)) * m
+        # inputs without weight make all blocks equal, and no other input sees them
+        missing = -d_in % size
+        U = _extended(jax.vmap(_factor)(H), missing)
+        W = jnp.pad(W, ((0, 0), (0, missing), (0, 0)))
+        if isinstance(self.pattern, NM):
+            remove = _by_groups(self.pattern)
+        else:
+            assert isinstance(self.pattern, Sparsity)
+            remove = _by_costs(self.pattern, (b, d_in, d_out), size)
+        return _sweep(W, U, size, remove)[0][:, :d_in]
 
 
+# of the first input, the weights and the factor of a block: new weights and errors
+Remove = Callable[[Array, Array, Array], tuple[Array, Array]]
+
+
+def _is_damping(value: ArrayLike) -> bool:
+    """Whether a value is one number of at least 0, as far as it is known."""
+    if not isinstance(value, int | float) and not hasattr(value, "dtype"):
+        return False
+    if np.shape(value) != ():
+        return False
+    return not known(value) or bool(np.isfinite(value) and np.asarray(value) >= 0)
+
+
+@jax.custom_jvp
 def _factor(H: Array) -> Array:
-    """The upper Cholesky factor of the inverse."""
-    eye = jnp.eye(H.shape[0], dtype=H.dtype)
-    inverse = jax.scipy.linalg.cho_solve(
-        jax.scipy.linalg.cho_factor(H, lower=True), eye
-    )
-    return jnp.linalg.cholesky((inverse + inverse.T) / 2).T
+    """The upper Cholesky factor of the inverse.
+
+    In reverse order of rows and columns, the factor of a matrix is an upper one, whose
+    inverse is the factor of the inverse.
+    """
+    return lower_inverse(jnp.linalg.cholesky(H[::-1, ::-1]))[::-1, ::-1]
+
+
+@_factor.defjvp
+def _moved_factor(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """The factor and its derivative, that of ``U H U^T = I``, by products only."""
+    (H,), (move,) = primals, tangents
+    U = _factor(H)
+    S = matmul(matmul(U, (move + move.T) / 2), U.T)
+    half = jnp.triu(S) - jnp.diag(jnp.diagonal(S)) / 2
+    return U, -matmul(half, U)
+
+
+def _extended(A: Array, more: int) -> Array:
+    """Matrices ``[b, n, n]`` with so many rows and columns of the identity after."""
+    eye = jnp.eye(A.shape[1] + more, dtype=A.dtype)
+    eye = jnp.where(jnp.arange(len(eye)) < A.shape[1], 0, eye)
+    return jnp.pad(A, ((0, 0), (0, more), (0, more))) + eye[None]
 
 
 def _costs(W: Array, U: Array) -> Array:
@@ -115,47 +151,58 @@ def _costs(W: Array, U: Array) -> Array:
     return (W / jnp.diagonal(U, axis1=1, axis2=2)[:, :, None]) ** 2
 
 
-def _remove_groups(W: Array, U: Array, pattern: NM) -> tuple[Array, Array]:
+def _by_groups(pattern: NM) -> Remove:
     """Removes weights of a block, each group chosen when its first input is reached."""
-    b, d_in, d_out = W.shape
-    missing = -d_in % pattern.m
-    W = jnp.pad(W, ((0, 0), (0, missing), (0, 0)))
-    U = jnp.pad(U, ((0, 0), (0, missing), (0, missing)))
-    U = U + jnp.diag((jnp.arange(d_in + missing) >= d_in).astype(U.dtype))[None]
 
-    def anew(i: Array, W: Array, keep: Array) -> Array:
-        costs = jax.lax.dynamic_slice_in_dim(_costs(W, U), i, pattern.m, axis=1)
-        return jax.lax.dynamic_update_slice_in_dim(keep, pattern.keep(costs), i, axis=1)
+    def group(_: Array, part: Array, u: Array) -> tuple[Array, Array]:
+        return _remove(part, u, pattern.keep(_costs(part, u)))
 
-    def choose(i: Array, W: Array, keep: Array) -> Array:
-        return jax.lax.cond(
-            i % pattern.m == 0, anew, lambda i, W, keep: keep, i, W, keep
-        )
+    def block(_: Array, part: Array, u: Array) -> tuple[Array, Array]:
+        return _sweep(part, u, pattern.m, group)
 
-    W, errors = _remove(W, U, jnp.ones(W.shape, bool), choose)
-    return W[:, :d_in], errors[:, :d_in]
+    return block
 
 
-def _remove(
-    W: Array,
-    U: Array,
-    keep: Array,
-    choose: Callable[[Array, Array, Array], Array],
-) -> tuple[Array, Array]:
-    """Removes the weights not kept, input by input; also returns the errors made.
+def _by_costs(pattern: Sparsity, shape: tuple[int, int, int], size: int) -> Remove:
+    """Removes the weights of a block that cost least, all chosen at its start."""
+    b, d_in, d_out = shape
+    stops = [min(start + size, d_in) for start in range(0, d_in, size)]
+    upto = [0, *(pattern.nonzeros((b, stop, d_out)) for stop in stops)]
+    left = jnp.diff(jnp.stack([jnp.asarray(count, jnp.int32) for count in upto]))
 
-    At each input ``choose`` may change what is kept of this input and of later ones.
+    def block(start: Array, part: Array, u: Array) -> tuple[Array, Array]:
+        there = start + jnp.arange(size) < d_in
+        costs = jnp.where(there[None, :, None], _costs(part, u), -jnp.inf)
+        return _remove(part, u, pattern.largest(costs, left[start // size]))
+
+    return block
+
+
+def _sweep(W: Array, U: Array, size: int, remove: Remove) -> tuple[Array, Array]:
+    """Removes weights block by block, and adapts later inputs to the errors made.
+
+    Also returns the errors. The size of a block divides the number of inputs.
     """
 
-    def step(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        W, errors, keep = carry
-        keep = choose(i, W, keep)
-        row = U[:, i]  # zero before i
-        error = jnp.where(keep[:, i], 0, W[:, i]) / row[:, i, None]
-        W = W - row[:, :, None] * error[:, None, :]
-        return W, errors.at[:, i].set(error), keep
+    def step(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        W, errors = carry
+        start = k * size
+        rows = cut(U, start, size, axis=1)  # zero before the block
+        part, made = remove(
+            start, cut(W, start, size, axis=1), cut(rows, start, size, axis=2)
+        )
+        W = W - jnp.einsum("bik,bij->bkj", rows, made, precision=HIGHEST)
+        # the product also changed the block itself
+        return put(W, part, start, axis=1), put(errors, made, start, axis=1)
 
-    start = W, jnp.zeros_like(W), keep
-    W, errors, keep = jax.lax.fori_loop(0, W.shape[1], step, start)
-    # the steps leave rounding errors in the place of zeros
-    return jnp.where(keep, W, 0), errors
+    return jax.lax.fori_loop(0, W.shape[1] // size, step, (W, jnp.zeros_like(W)))
+
+
+def _remove(W: Array, U: Array, keep: Array) -> tuple[Array, Array]:
+    """Removes the weights not kept, input by input; also returns the errors made."""
+
+    def one(i: Array, part: Array, u: Array) -> tuple[Array, Array]:
+        kept = cut(keep, i, 1, axis=1)
+        return jnp.where(kept, part, 0), jnp.where(kept, 0, part) / u
+
+    return _sweep(W, U, 1, one)

@@ -8,5 +8,7 @@
 - ``epilogue``: the operations after a linear one, up to a ReLU.
 - ``uses``: the uses of every leaf, linear or not.
 - ``sites``: ``trace``, which makes a network with its sites.
+- ``canonical``: a segment of a network in numbers of its own, so that like ones are
+  compiled once.
 - ``entries``: reads and writes a site's entries of leaves, and makes the mask.
 """

@@ -3,6 +3,7 @@
 Knows arrays and sites; knows no solver.
 """
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -10,27 +11,83 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax._compile import compiled
+from nettrim_jax._trees import on_host
 from nettrim_jax.tracing.sites import Network, Site
 from nettrim_jax.typing import Array
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """All entries of a leaf, with its axes merged or split and in another order.
+
+    Attributes:
+      shape: the shape in which they are read.
+      order: the axes of ``shape``, from the slowest in the leaf to the fastest.
+    """
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+
+    def read(self, leaf: Array) -> Array:
+        """The entries' values."""
+        values = leaf.reshape([self.shape[axis] for axis in self.order])
+        return values.transpose([self.order.index(i) for i in range(values.ndim)])
+
+    def write(self, leaf: Array, values: Array) -> Array:
+        """The leaf with these values."""
+        return values.transpose(self.order).reshape(leaf.shape)
 
 
 class Entries(NamedTuple):
     """Some entries of a leaf, in the shape of ``index``."""
 
     leaf: Array
-    index: Array  # int, positions in the raveled leaf
+    index: Array | Whole  # int, positions in the raveled leaf
+
+
+def of(leaf: Array, index: np.ndarray) -> Entries:
+    """The entries at these positions of a raveled leaf.
+
+    A map of positions is as large as a leaf and has to be sent to the device. So the
+    usual one, which transposes a whole leaf, is kept as what it does.
+    """
+    whole = _whole(index) if index.size == leaf.size else None
+    return Entries(leaf, jnp.asarray(index) if whole is None else whole)
+
+
+def _whole(index: np.ndarray) -> Whole | None:
+    """A map of all positions as the order of its axes; None if it has none."""
+    if not index.size:
+        return None
+    steps = [
+        int(index[tuple(int(i == axis) for i in range(index.ndim))]) if size > 1 else -1
+        for axis, size in enumerate(index.shape)
+    ]
+    order = sorted(range(index.ndim), key=lambda axis: -steps[axis])
+    moved = index.transpose(order)
+    want = np.arange(index.size, dtype=index.dtype).reshape(moved.shape)
+    return Whole(index.shape, tuple(order)) if np.array_equal(moved, want) else None
 
 
 def read(entries: Entries) -> Array:
     """The entries' values."""
-    return entries.leaf.ravel()[entries.index]
+    leaf, index = entries
+    return index.read(leaf) if isinstance(index, Whole) else leaf.ravel()[index]
 
 
 def write(entries: Entries, values: Array) -> Array:
     """The leaf with ``values`` as its entries, cast to the leaf's dtype."""
     leaf, index = entries
-    flat = leaf.ravel().at[index.ravel()].set(values.astype(leaf.dtype).ravel())
-    return flat.reshape(leaf.shape)
+    values = values.astype(leaf.dtype)
+    if isinstance(index, Whole):
+        return index.write(leaf, values)
+    if isinstance(leaf, np.ndarray):
+        flat = leaf.ravel().copy()
+        flat[index.ravel()] = values.ravel()
+        return flat.reshape(leaf.shape)
+    return leaf.ravel().at[index.ravel()].set(values.ravel()).reshape(leaf.shape)
 
 
 def kept(leaf: Array, indices: Sequence[np.ndarray]) -> Array:
@@ -38,7 +95,10 @@ def kept(leaf: Array, indices: Sequence[np.ndarray]) -> Array:
     touched = np.zeros(leaf.size, bool)
     for index in indices:
         touched[index.ravel()] = True
-    return (leaf != 0) | jnp.asarray(~touched.reshape(leaf.shape))
+    rest = ~touched.reshape(leaf.shape)
+    if on_host(leaf):  # NumPy needs no compilation
+        return jnp.asarray((np.asarray(leaf) != 0) | rest)
+    return (leaf != 0) | jnp.asarray(rest)
 
 
 def kept_leaves(
@@ -50,7 +110,9 @@ def kept_leaves(
         site = network.sites[k]
         indices.setdefault(site.leaf, []).append(site.index)
     return [
-        kept(leaf, indices[i]) if i in indices else jnp.ones(leaf.shape, bool)
+        kept(leaf, indices[i])
+        if i in indices
+        else jnp.asarray(np.ones(leaf.shape, bool))
         for i, leaf in enumerate(leaves)
     ]
 
@@ -64,23 +126,23 @@ class Values(NamedTuple):
 
 def take(site: Site, leaves: Sequence[Array], moves: bool) -> Values:
     """The site's weights, and its bias if that moves."""
-    weights = _read(Entries(leaves[site.leaf], jnp.asarray(site.index)))
+    weights = _read(of(leaves[site.leaf], site.index))
     if site.bias is None or not moves:
         return Values(weights, None)
     leaf, index = site.bias
-    return Values(weights, _read(Entries(leaves[leaf], jnp.asarray(index))))
+    return Values(weights, _read(of(leaves[leaf], index)))
 
 
 def put(site: Site, leaves: Sequence[Array], values: Values) -> list[Array]:
     """The leaves with ``values`` as the site's weights and bias."""
     new = list(leaves)
-    entries = Entries(new[site.leaf], jnp.asarray(site.index))
+    entries = of(new[site.leaf], site.index)
     new[site.leaf] = _write(entries, values.weights)
     if site.bias is not None and values.bias is not None:
         leaf, index = site.bias
-        new[leaf] = _write(Entries(new[leaf], jnp.asarray(index)), values.bias)
+        new[leaf] = _write(of(new[leaf], index), values.bias)
     return new
 
 
-_read = jax.jit(read)
-_write = jax.jit(write)
+_read = compiled()(read)
+_write = compiled()(write)

@@ -25,6 +25,8 @@ CALLS = frozenset(
     "custom_vjp_call custom_vjp_call_jaxpr custom_lin".split()
 )
 BODY_NAMES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+# params of control flow that ``Op.blocks`` has, too
+BODIES = frozenset(["jaxpr", "cond_jaxpr", "body_jaxpr", "branches"])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -179,7 +181,7 @@ def _sign(block: Block, avals: Mapping[int, Any], parts: list[str]) -> None:
     for op in block.ops:
         outputs = " ".join(f"{ref(o)}:{avals[o]}" for o in op.outputs)
         inputs = " ".join(map(ref, op.inputs))
-        skip = {"jaxpr", "cond_jaxpr", "body_jaxpr", "branches"} if op.blocks else set()
+        skip = BODIES if op.blocks else ()
         kept = sorted(k for k in op.params if k not in skip)
         params = ",".join(f"{k}={_text(op.params[k])}" for k in kept)
         parts.append(f"{outputs} = {op.name}[{params}] {inputs}")

@@ -8,6 +8,7 @@ Knows jaxprs; knows no solver and no framework's modules.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -80,6 +81,12 @@ class Network:
     paths: tuple[LeafPath, ...]
     upstream: dict[int, int]  # per slot, bits of the linear operations before it
     data: frozenset[int]  # slots that depend on the batch
+
+    @functools.cached_property
+    def entries(self) -> int:
+        """The number of values of all arrays."""
+        avals = self.flat.avals.values()
+        return sum(getattr(aval, "size", 0) for aval in avals)
 
     def __hash__(self) -> int:
         return hash(self.flat.signature)

@@ -16,7 +16,7 @@ from marks import only_fast, slow
 import nettrim_jax as nt
 from nettrim_jax.allocation import curves as splitting
 from nettrim_jax.calibration import splits as dealing
-from nettrim_jax.methods.patterns import Count
+from nettrim_jax.methods.counts import Count
 from nettrim_jax.results import ApplyFnError, BatchError, MethodError, SolveError
 
 QUICK = settings(max_examples=25, deadline=None, derandomize=True, database=None)

@@ -1,0 +1,117 @@
+"""``compiled``: ``jax.jit`` with the options of XLA that suit what a function does.
+
+On CPU the first call of a function spends nearly all of its time in XLA, and most of
+that in work that pays only if a function runs for long. So functions are compiled
+without it, the small ones that run once or twice without any optimisation. The options
+hold for concrete values on CPU; within a program of the user's own, under ``jax.grad``,
+and on other devices ``compiled`` is ``jax.jit``.
+
+Knows JAX; knows no network.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.core
+import jax.numpy as jnp
+
+Function = TypeVar("Function", bound=Callable)
+
+# number of entries of a function's values from which optimised code runs sooner, even
+# once, than code without optimisation
+LARGE = 2**22
+OPTIONS: Mapping[str, Any] = {
+    # the older emitters compile twice as fast, and their code is about as fast
+    "xla_cpu_use_fusion_emitters": False,
+    # two loops that may run at once wait for each other's threads, on two cores for
+    # ever; see also _numerics.after, for programs that are compiled by others
+    "xla_cpu_enable_concurrency_optimized_scheduler": False,
+}
+HASTE: Mapping[str, Any] = {**OPTIONS, "xla_backend_optimization_level": 0}
+
+
+def compiled(
+    *, static_argnames: str | tuple[str, ...] = (), often: bool = False
+) -> Callable[[Function], Function]:
+    """Decorates a function as ``jax.jit`` does.
+
+    Args:
+      static_argnames: names of the static arguments. One that stands for a program
+        says by an attribute ``entries`` how many values its arrays have.
+      often: whether the function loops, so that its code must be fast at any size.
+    """
+    names = (static_argnames,) if isinstance(static_argnames, str) else static_argnames
+
+    def decorate(function: Function) -> Any:
+        form = _Compiled(function, names, often)
+        return functools.update_wrapper(form, function, updated=())
+
+    return decorate
+
+
+class _Compiled:
+    """A function in its compiled forms, each made when it is first needed."""
+
+    def __init__(self, function: Callable, static: tuple[str, ...], often: bool):
+        self._function, self._static, self._often = function, static, often
+
+    @functools.cached_property
+    def _plain(self) -> Any:
+        return jax.jit(self._function, static_argnames=self._static)
+
+    @functools.cached_property
+    def _fast(self) -> Any:
+        return self._with(OPTIONS)
+
+    @functools.cached_property
+    def _hasty(self) -> Any:
+        return self._with(HASTE)
+
+    def _with(self, options: Mapping[str, Any]) -> Any:
+        known = _known(tuple(options.items()))
+        return jax.jit(
+            self._function, static_argnames=self._static, compiler_options=known
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._form(args, kwargs)(*args, **kwargs)
+
+    def _form(self, args: Any, kwargs: Any) -> Any:
+        leaves = jax.tree.leaves((args, kwargs))
+        # options do not go with a program that is compiled by others
+        if jax.default_backend() != "cpu" or _traced(leaves):
+            return self._plain
+        if self._often:
+            return self._fast
+        size = sum(getattr(one, "size", 0) for one in leaves)
+        size += sum(getattr(one, "entries", 0) for one in (*args, *kwargs.values()))
+        return self._fast if size > LARGE else self._hasty
+
+    def _cache_size(self) -> int:
+        """The number of programs so far, as of a function of ``jax.jit``."""
+        forms = (vars(self).get(name) for name in ("_plain", "_fast", "_hasty"))
+        return sum(form._cache_size() for form in forms if form is not None)
+
+
+def _traced(leaves: list[Any]) -> bool:
+    """Whether JAX is tracing, or differentiates or maps any of these leaves."""
+    # within jax.jit new arrays are traced even where all arguments are known
+    return any(isinstance(a, jax.core.Tracer) for a in (jnp.zeros(()), *leaves))
+
+
+@functools.cache
+def _known(options: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """Those of the options that this version of XLA has."""
+
+    def accepts(options: dict[str, Any]) -> bool:
+        try:
+            jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        except RuntimeError:  # no such option
+            return False
+        return True
+
+    if accepts(dict(options)):
+        return dict(options)
+    return {name: value for name, value in options if accepts({name: value})}
