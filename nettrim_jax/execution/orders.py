@@ -6,6 +6,9 @@ Knows parts and the engine; knows no particular method.
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import numpy as np
+
+from nettrim_jax._trees import on_host
 from nettrim_jax.calibration import cascade, statistics
 from nettrim_jax.calibration.batches import Part
 from nettrim_jax.calibration.capture import Activation, Draw, capture, gather
@@ -30,6 +33,7 @@ class Seen(NamedTuple):
     """The activations of the trained network's layers over all parts."""
 
     first: Part
+    outputs: list[Array]  # of the first part
     activations: tuple[Activation, ...]  # in the order of the methods
 
 
@@ -44,7 +48,7 @@ def in_parallel(parts: Iterable[Part], asked: Methods, options: Options) -> Prun
     first, old = seen.first, seen.first.model.leaves
     jobs = jobs_of(first.network, asked, seen.activations)
     new, outcomes = solve_sites(jobs, old, old, options)
-    return Pruning(new, outcomes, moved(first, new))
+    return Pruning(new, outcomes, _deviation(seen, new))
 
 
 def observe(parts: Iterable[Part], asked: Methods, options: Options) -> Seen:
@@ -52,19 +56,21 @@ def observe(parts: Iterable[Part], asked: Methods, options: Options) -> Seen:
     options.show(0, "activations")
     wanted = {k: method.statistics for k, method in asked.items()}
     draw = Draw(tuple(asked), options.rows, statistics.along(wanted))
-    first: list[Part] = []
+    first: list[tuple[Part, list[Array]]] = []
 
     def captured(part: Part) -> tuple[Activation, ...]:
-        if not first:
-            first.append(part)
         leaves, network = part.model.leaves, part.network
         inputs = [*leaves, *part.batch]
-        seen, _ = capture(network, draw, network.consts, inputs, part.key, part.weights)
+        seen, outputs = capture(
+            network, draw, network.consts, inputs, part.key, part.weights
+        )
+        if not first:
+            first.append((part, outputs))
         sums = statistics.apart(wanted, [part], leaves)
         return _with(seen, draw.chosen, sums)
 
     seen = gather(map(captured, parts), options.rows)
-    return Seen(first[0], seen)
+    return Seen(*first[0], seen)
 
 
 def in_cascade(parts: Iterable[Part], asked: Methods, options: Options) -> Pruning:
@@ -93,6 +99,16 @@ def in_cascade(parts: Iterable[Part], asked: Methods, options: Options) -> Pruni
 def moved(part: Part, leaves: list[Array]) -> Array:
     """Relative change of the output; one program runs both, so they round alike."""
     return deviation_of(part.outputs(part.model.leaves), part.outputs(leaves))
+
+
+def _deviation(seen: Seen, new: list[Array]) -> Array:
+    """Relative change of the output, if possible without another run as trained."""
+    part, old = seen.first, seen.first.model.leaves
+    if not all(map(on_host, [*old, *new, *seen.outputs])):
+        return moved(part, new)
+    # where nothing changed, the rounding of two programs must not show
+    same = all(map(np.array_equal, old, new))
+    return deviation_of(seen.outputs, seen.outputs if same else part.outputs(new))
 
 
 def _with(

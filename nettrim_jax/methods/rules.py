@@ -47,6 +47,7 @@ class Rule:
     pattern: Pattern
 
     bias: ClassVar[str] = "fixed"
+    loops: ClassVar[bool] = False  # whether it goes through the inputs one by one
     statistics: ClassVar[tuple[Statistic, ...]] = ()
 
     def __post_init__(self):
@@ -94,11 +95,11 @@ class Rule:
 
     def conclude(self, data: LayerData, solved: None, kind: LayerKind) -> Answer:
         """The rule's new weights."""
-        return _conclude(self, data, kind.layers, kind.held)
+        program = _conclude_loop if self.loops else _conclude
+        return program(self, data, kind.layers, kind.held)
 
 
-@compiled(static_argnames=("layers", "held"), often=True)
-def _conclude(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
+def _concluded(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
     """The rule's answer.
 
     A number of the rule is that of all layers; an array has one entry for each.
@@ -125,6 +126,10 @@ def _conclude(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
     good = together(good, layers)
     result = jnp.where(good, results.DIRECT, results.NAN).astype(jnp.int32)
     return Answer(new, None, result, {}, live)
+
+
+_conclude = compiled(static_argnames=("layers", "held"))(_concluded)
+_conclude_loop = compiled(static_argnames=("layers", "held"), often=True)(_concluded)
 
 
 @dataclasses.dataclass(frozen=True)

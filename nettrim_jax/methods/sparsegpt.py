@@ -5,6 +5,7 @@ Knows arrays, patterns and rules; knows no network.
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,8 @@ class SparseGPT(MomentRule):
       >>> int((new != 0).sum())
       12
     """
+
+    loops: ClassVar[bool] = True
 
     damping: ArrayLike = 0.01
     block: int = dataclasses.field(default=128, metadata=STATIC)

@@ -26,8 +26,10 @@ def prune(method, mode="parallel"):
 def solvers():
     """A function that says how many programs of solvers and rules were compiled."""
 
+    programs = batching._each, rules._conclude, rules._conclude_loop
+
     def count():
-        return batching._each._cache_size() + rules._conclude._cache_size()
+        return sum(one._cache_size() for one in programs)
 
     return count
 
