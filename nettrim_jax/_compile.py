@@ -20,7 +20,7 @@ import jax.numpy as jnp
 Function = TypeVar("Function", bound=Callable)
 
 # number of entries of a function's values from which optimised code runs sooner, even
-# once, than code without optimisation
+# once, than code with little or no optimisation
 LARGE = 2**22
 OPTIONS: Mapping[str, Any] = {
     # the older emitters compile twice as fast, and their code is about as fast
@@ -28,6 +28,11 @@ OPTIONS: Mapping[str, Any] = {
     # two loops that may run at once wait for each other's threads, on two cores for
     # ever; see also _numerics.after, for programs that are compiled by others
     "xla_cpu_enable_concurrency_optimized_scheduler": False,
+}
+BRISK: Mapping[str, Any] = {
+    **OPTIONS,
+    "xla_backend_optimization_level": 1,
+    "xla_llvm_disable_expensive_passes": True,
 }
 HASTE: Mapping[str, Any] = {**OPTIONS, "xla_backend_optimization_level": 0}
 
@@ -51,6 +56,9 @@ def compiled(
     return decorate
 
 
+FORMS = ("_plain", "_fast", "_brisk", "_hasty")
+
+
 class _Compiled:
     """A function in its compiled forms, each made when it is first needed."""
 
@@ -64,6 +72,10 @@ class _Compiled:
     @functools.cached_property
     def _fast(self) -> Any:
         return self._with(OPTIONS)
+
+    @functools.cached_property
+    def _brisk(self) -> Any:
+        return self._with(BRISK)
 
     @functools.cached_property
     def _hasty(self) -> Any:
@@ -83,15 +95,15 @@ class _Compiled:
         # options do not go with a program that is compiled by others
         if jax.default_backend() != "cpu" or _traced(leaves):
             return self._plain
-        if self._often:
-            return self._fast
         size = sum(getattr(one, "size", 0) for one in leaves)
         size += sum(getattr(one, "entries", 0) for one in (*args, *kwargs.values()))
-        return self._fast if size > LARGE else self._hasty
+        if size > LARGE:
+            return self._fast
+        return self._brisk if self._often else self._hasty
 
     def _cache_size(self) -> int:
         """The number of programs so far, as of a function of ``jax.jit``."""
-        forms = (vars(self).get(name) for name in ("_plain", "_fast", "_hasty"))
+        forms = (vars(self).get(name) for name in FORMS)
         return sum(form._cache_size() for form in forms if form is not None)
 
 
