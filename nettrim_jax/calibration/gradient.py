@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from nettrim_jax._compile import compiled
 from nettrim_jax._trees import Filler
@@ -51,7 +52,10 @@ class LossGradient:
                 "jax.grad can differentiate by params, with params and batch as "
                 f"apply_fn takes them; it failed: {type(error).__name__}: {first}"
             ) from error
-        return {k: _square(slopes[site.leaf], site.index) for k, site in sites.items()}
+        return {
+            k: _square(slopes[site.leaf], jnp.asarray(site.index))
+            for k, site in sites.items()
+        }
 
 
 @compiled(static_argnames=("loss", "filler", "tree"))

@@ -58,6 +58,18 @@ def _each(
     return jax.lax.map(function, stack, batch_size=chunk)
 
 
+# the kinds of stacks so far
+_SEEN: set[Any] = set()
+
+
+def ready(stack: Any) -> bool:
+    """Whether there was a stack of this kind and length before."""
+    kind = length(stack), kind_of(stack)
+    known = kind in _SEEN
+    _SEEN.add(kind)
+    return known
+
+
 def length(stack: Any) -> int:
     """The number of entries of a stack."""
     return jax.tree.leaves(stack)[0].shape[0]

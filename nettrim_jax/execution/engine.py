@@ -158,6 +158,8 @@ def _solve(
                 for k in members
             ]
             start = batching.joined(before)
+        if not batching.ready(stack):
+            options.show(len(out), "compiling")
         sizes = [batching.length(problems[k]) for k in members]
         parts = batching.parted(method.solve(stack, lanes, start), sizes)
         out |= zip(members, parts, strict=True)

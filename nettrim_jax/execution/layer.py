@@ -71,9 +71,10 @@ def finish(
     """
     given = answer, data, place
     if not all(map(on_host, jax.tree.leaves(given))):
-        return _compiled(*given, kind, keep)
+        return _compiled(answer, data, place, kind, keep)
     with np.errstate(all="ignore"):  # overflow shows in the result
-        written = _finish(*jax.tree.map(np.asarray, given), kind, keep)
+        answer, data, place = jax.tree.map(np.asarray, given)
+        written = _finish(answer, data, place, kind, keep)
     return jax.tree.map(jnp.asarray, written)
 
 

@@ -34,7 +34,7 @@ from nettrim_jax.methods.patterns import Pattern, is_pattern, share_of
 from nettrim_jax.methods.quadratic import Observed
 from nettrim_jax.methods.trials import Parts
 from nettrim_jax.results import MethodError
-from nettrim_jax.typing import Array, ArrayLike
+from nettrim_jax.typing import Array
 
 BIASES = ("free", "fixed")
 NUMBERS = int | float | np.integer | np.floating  # types of a numerical setting
@@ -79,6 +79,9 @@ class Reconstruct:
     :math:`\alpha` keep a layer from overfitting its rows. Unless given, they are chosen
     for each layer by the error on a quarter of its rows, which the final fit uses, too.
 
+    Of a layer of more than 512 units, :math:`\bar M` has the 64 directions of the
+    largest weights, and all others count by their mean.
+
     Attributes:
       pattern: the pattern of the weights that may be left.
       ridge: :math:`\lambda`, at least 0, relative to the diagonal of the moments.
@@ -94,7 +97,8 @@ class Reconstruct:
         (``jax.custom_vjp``) do not count. The backward pass takes memory on each batch,
         which ``jax.checkpoint`` does not reduce; 0 avoids the pass.
       bias: ``"free"``: the layer's own bias moves. ``"fixed"``: it stays.
-      steps: number of steps of ADMM, at least 1. The default is 150, or fewer, down to
+      steps: number of steps of ADMM, at least 1; it is rounded up to a multiple of
+        three. The default is 150, or fewer, down to
         36, where the products of 150 steps would have more than 3e10 terms, as in
         layers of some 600 inputs and units.
 
@@ -182,10 +186,10 @@ class Reconstruct:
         P0 = data.seen.P if data.seen.P0 is None else data.seen.P0
         data = data._replace(seen=data.seen._replace(P0=P0))
         # what may change from call to call is an array, so that nothing is compiled
-        downstream = np.asarray(self.downstream or 0.0, dtype)
+        downstream = jnp.asarray(np.asarray(self.downstream or 0.0, dtype))
         seen, share = _observed(data, kind.held, layers, downstream)
         given = (math.nan if a is None else a for a in (self.ridge, self.plain))
-        parts = Parts(*(np.full(layers, a, dtype) for a in given))
+        parts = Parts(*(jnp.asarray(np.full(layers, a, dtype)) for a in given))
         free = kind.biased and self.bias == "free"
         settings = Settings(kind.relu, free, self.steps)
         return _Problem(self.pattern, seen, parts, share, settings)
@@ -247,13 +251,14 @@ def _observed(
     seen = data.to_fit(held)
     W0 = data.W0 * seen.scale[:, None, :]
     M, share = blend(data.seen, layers, downstream)
+    assert seen.P0 is not None
     every = Observed(seen.X, seen.P, seen.P0, seen.valid, data.moments(held), W0, M)
     every = jax.tree.map(lambda a: by_layer(a, layers), every)
     return every, jnp.broadcast_to(share, (layers,))
 
 
 def blend(
-    seen: Activation, layers: int, downstream: ArrayLike
+    seen: Activation, layers: int, downstream: Array | float
 ) -> tuple[Array | None, Array]:
     """The weights of the errors of units, with this share at the network's output.
 

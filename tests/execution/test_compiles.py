@@ -124,3 +124,19 @@ def test_an_option_that_xla_does_not_have_is_left_out():
     known = _compile._known((("xla_no_such_option", 1), *_compile.HASTE.items()))
     assert known == dict(_compile._known(tuple(_compile.HASTE.items())))
     assert "xla_no_such_option" not in known
+
+
+def test_progress_says_when_it_compiles():
+    params = {"w": models.normal(7, 11)}
+    said = []
+    for _ in range(2):
+        calls = []
+        nt.prune(
+            params,
+            lambda p, x: x @ p["w"],
+            models.normal(43, 7),
+            method=nt.NetTrim(0.3),
+            progress=lambda done, total, what, calls=calls: calls.append(what),
+        )
+        said.append("compiling" in calls)
+    assert said == [True, False]
