@@ -14,8 +14,8 @@ from nettrim_jax.typing import Array
 
 LOST = 1e-3  # share of the spread of an input that rounding may take
 POWER, SHORT = 20, 1.05  # steps of a power iteration, and a factor for their shortfall
-WHOLE = 512  # number of units up to which all directions of their errors are weighed
-DIRECTIONS, TURNS = 64, 4  # number of directions beyond, and of steps to find them
+WHOLE = 1024  # number of units up to which all directions of their errors are weighed
+DIRECTIONS, TURNS = 256, 4  # number of directions beyond, and of steps to find them
 WORTH = 3  # inputs per unit up to which an explicit inverse pays, in three steps
 FLOOR = 0.01  # least energy of an input, relative to their mean energy
 

@@ -75,7 +75,7 @@ def about_highest(score: Array, count: Any, slack: float) -> Array:
     """Marks about ``count`` of the highest of all scores, which are not negative.
 
     It takes half as many passes over the scores as :func:`highest`. Equal scores are
-    ranked roughly by their place.
+    ranked roughly by their place; zeros are marked all or none.
 
     Args:
       score: any shape.

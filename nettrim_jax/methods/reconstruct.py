@@ -79,7 +79,7 @@ class Reconstruct:
     :math:`\alpha` keep a layer from overfitting its rows. Unless given, they are chosen
     for each layer by the error on a quarter of its rows, which the final fit uses, too.
 
-    Of a layer of more than 512 units, :math:`\bar M` has the 64 directions of the
+    Of a layer of more than 1024 units, :math:`\bar M` has the 256 directions of the
     largest weights, and all others count by their mean.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nettrim_jax as nt
+from nettrim_jax.methods import counts, ranking
 from nettrim_jax.results import MethodError
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 13), st.integers(1, 9))
@@ -131,3 +133,54 @@ def test_patterns_are_hashable_configuration():
         nt.Inputs(0.5),
     ]
     assert len({*patterns, *map(dataclasses.replace, patterns)}) == len(patterns)
+
+
+def as_counts(level):
+    """Patterns of this level."""
+    return (
+        nt.Sparsity(level),
+        nt.Sparsity(level, scope="column"),
+        nt.NM(round(4 * (1 - level)), 4, pad=True),
+        nt.Blocks(level, (2, 3), pad=True),
+        nt.Neurons(level),
+        nt.Inputs(level),
+    )
+
+
+@QUICK
+@given(shapes, st.sampled_from([0.0, 0.3, 0.5, 0.75, 1.0]), st.integers(0, 99))
+def test_a_pattern_with_its_number_as_an_array_keeps_the_same(shape, level, seed):
+    b, d_in, d_out = shape
+    score = scores((2 * b, d_in, d_out), seed, ties=True)
+    for pattern in as_counts(level):
+        counted = counts.counted(pattern, score.shape, layers=2)
+        found = jax.vmap(lambda one, score: one.keep(score))(
+            counted, jnp.asarray(score).reshape(2, b, d_in, d_out)
+        )
+        for mine, one in zip(found, np.split(score, 2), strict=True):
+            np.testing.assert_array_equal(mine, kept(pattern, one), str(pattern))
+
+
+def test_patterns_of_ones_own_and_of_the_network_stay_as_they_are():
+    class Own(nt.Sparsity):
+        pass
+
+    for pattern in (Own(0.5), nt.Sparsity(0.5, scope="network")):
+        assert counts.counted(pattern, (2, 3, 4), layers=1) is pattern
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("level", [0.0, 0.1, 0.5, 0.97, 1.0])
+@pytest.mark.parametrize("shape", [(1, 3, 5), (2, 60, 70)])
+def test_about_the_highest_are_marked_in_fewer_passes(shape, level, ties):
+    # not zero: zeros are marked all or none
+    score = (1 + scores(shape, 0, ties).astype("float32")) ** 2
+    count = round(level * score.size)
+    mark = np.asarray(ranking.about_highest(jnp.asarray(score), count, 1 / 512))
+    # equal scores are ranked by their place only as far as float32 tells them apart
+    room = count / 512 + (40 if ties else 1)
+    assert abs(int(mark.sum()) - count) <= room or (count == score.size and ties)
+    if 0 < count < score.size and not ties:
+        least, most = score[mark].min(), score[~mark].max()
+        assert least >= most * (1 - 2 * ranking.RAMP)
+    assert mark.any() == (count > 0)

@@ -355,3 +355,27 @@ def test_graphs_are_equal_if_they_compute_the_same():
     )
     assert [site.path for site in again.sites] == ["a/w", "b/w", "c/w"]
     assert one != again
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 0, 1), (1, 2, 0)])
+def test_a_whole_leaf_is_kept_as_its_order(order):
+    leaf = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    index = np.arange(24, dtype=np.int32).reshape(2, 3, 4).transpose(order)
+    whole = masks.of(jnp.asarray(leaf), index)
+    assert isinstance(whole.index, masks.Whole)
+    plain = masks.Entries(jnp.asarray(leaf), jnp.asarray(index))
+    values = jnp.asarray(np.random.default_rng(0).normal(size=index.shape), "float32")
+    for one in (whole, jax.tree.map(np.asarray, whole)):
+        np.testing.assert_array_equal(masks.read(one), masks.read(plain))
+        np.testing.assert_array_equal(
+            masks.write(one, values), masks.write(plain, values)
+        )
+
+
+def test_a_part_of_a_leaf_and_another_order_are_maps():
+    leaf = jnp.zeros((4, 6))
+    every = np.arange(24, dtype=np.int32).reshape(1, 4, 6)
+    swapped = every.copy()
+    swapped[0, 1, 2], swapped[0, 2, 1] = every[0, 2, 1], every[0, 1, 2]
+    for index in (every[:, :2], every[:, ::-1], swapped):
+        assert not isinstance(masks.of(leaf, index).index, masks.Whole)
