@@ -4,6 +4,7 @@ import itertools
 import os
 
 import jax
+import jaxlib.version
 import numpy as np
 import pytest
 from limits import free_mappings
@@ -12,6 +13,10 @@ from limits import free_mappings
 # run them with JAX_DISABLE_MOST_OPTIMIZATIONS=0
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
+    # a flag that XLA does not know ends the process
+    if jaxlib.version.__version_info__ < (0, 11):
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

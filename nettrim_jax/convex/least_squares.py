@@ -200,12 +200,16 @@ def _newton(fit: _Fit, moves: Array, slope: Array) -> Array:
         A, R, P, energy = carry
         H = curved(P)
         curve = jnp.sum(P * H, axis=1)
-        length = jnp.where(curve > 0, energy / jnp.where(curve > 0, curve, 1), 0)
+        # a unit with fewer rows than weights ends early, and what is left is rounding
+        going = (curve > 0) & (energy > least)
+        length = jnp.where(going, energy / jnp.where(going, curve, 1), 0)
         A, R = A + length[:, None] * P, R - length[:, None] * H
         left = jnp.sum(R * scale * R, axis=1)
         turn = jnp.where(energy > 0, left / jnp.where(energy > 0, energy, 1), 0)
         return A, R, scale * R + turn[:, None] * P, left
 
     R = jnp.where(usable, -slope, 0)
-    start = jnp.zeros_like(R), R, scale * R, jnp.sum(R * scale * R, axis=1)
+    energy = jnp.sum(R * scale * R, axis=1)
+    least = (16 * jnp.finfo(R.dtype).eps) ** 2 * energy
+    start = jnp.zeros_like(R), R, scale * R, energy
     return jax.lax.fori_loop(0, INNER, inner, start)[0]

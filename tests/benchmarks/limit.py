@@ -12,6 +12,7 @@ what the sensitivity of the output costs, ``--against REV`` another commit besid
 
 import argparse
 import json
+import math
 import sys
 import time
 from typing import NamedTuple
@@ -63,57 +64,56 @@ def moments(layer):
 def pattern(layer):
     """``Sparsity`` and ``NM``, which mean ``Reconstruct`` (``pattern_admm``).
 
-    A layer that feeds no other one has no coupling of its units. So ``choose`` makes
+    A layer that feeds no other one has no coupling of its units. So ``chosen`` makes
     the quadratic of some rows, and tries all ridges (with a ReLU also all plain parts)
-    on some units; ``reconstruct`` makes that of all rows, and takes all steps.
+    on some units; then comes the quadratic of all rows, and all steps.
     """
     from nettrim_jax.methods import pattern_admm as code
 
+    try:
+        from nettrim_jax.methods import trials
+    except ImportError:  # a commit with other products
+        return math.nan
     n, d_in, d_out, relu = layer.fitted, layer.d_in, layer.d_out, layer.relu
     steps = min(max(code.WORK // (d_in**2 * d_out), code.FEWEST), code.MOST)
-    steps = layer.steps or steps
-    units, aside = min(d_out, code.UNITS), n // code.ASIDE
-    trials = product(d_in + 1, aside, d_in + 1) + quadratic(n - aside, d_in)
-    for tried in (code.RIDGES, code.PLAINS) if relu else (code.RIDGES,):
-        few, tries = min(code.TRIAL, steps), len(tried)
-        trials += loop(n - aside, d_in, units, relu, few, tries)
-        trials += tries * product(aside, d_in, units)  # errors on the other rows
-    fit = quadratic(n, d_in) + loop(n, d_in, d_out, relu, steps)
-    return passes(layer) + moments(layer) + trials + fit
+    blocks = -(-(layer.steps or steps) // code.EVERY)
+    units, aside = d_out if d_out <= code.NARROW else code.UNITS, n // trials.ASIDE
+    tries = len(trials.RIDGES) + (len(trials.PLAINS) if relu else 0)
+    tried = product(d_in + 1, aside, d_in + 1) + quadratic(n, d_in)
+    one = loop(n, d_in, units, relu, min(code.TRIAL, blocks))
+    tried += tries * (one + product(n, d_in, units))  # and errors on the other rows
+    fit = quadratic(n, d_in) + loop(n, d_in, d_out, relu, blocks)
+    return passes(layer) + moments(layer) + tried + fit
 
 
 def quadratic(n, d_in):
-    """``quadratic.quadratic_of``: a Gram matrix, its eigenvectors, a power iteration.
-
-    The iteration multiplies one vector by the eigenvectors, by the rows and back.
-    """
-    from nettrim_jax.methods import quadratic as code
-
-    power = code.POWER * 2 * (product(d_in, d_in, 1) + product(n, d_in, 1))
-    return product(d_in, n, d_in) + EIGH * d_in**3 + power
+    """``quadratic.quadratic_of``: a Gram matrix and its eigenvectors."""
+    return product(d_in, n, d_in) + EIGH * d_in**3
 
 
-def loop(n, d_in, units, relu, steps, tries=1):
-    """``pattern_admm._loop``: two products with the eigenvectors in each step.
+def loop(n, d_in, units, relu, blocks):
+    """``pattern_admm._loop``: one or two products in each step.
 
-    With one inverse per step size it would be one product. A new target takes a
-    product with the rows for the linear term, and with a ReLU one for the response;
-    there is one before the loop, which tries share, and with a ReLU one every few
-    steps.
+    Two are with the eigenvectors; one is with an inverse, which is a product for each
+    step size and pays for many units. A new target takes a product with the rows for
+    the linear term, and with a ReLU one for the response; there is one before the loop,
+    and with a ReLU one for each step size.
     """
     from nettrim_jax.methods import pattern_admm as code
+    from nettrim_jax.methods import quadratic as parts
 
-    solve = 2 * product(d_in, d_in, units)
+    inverse = d_in <= parts.WORTH * units
+    block = code.EVERY * (1 if inverse else 2) * product(d_in, d_in, units)
+    block += product(d_in, d_in, d_in) if inverse else 0
     aim = (2 if relu else 1) * product(n, d_in, units)
-    aims = steps // code.EVERY if relu else 0
     start = product(d_in, d_in, units) + aim
-    return start + tries * (steps * solve + aims * aim)
+    return start + blocks * (block + (aim if relu else 0))
 
 
 def sparsegpt(layer):
     """``SparseGPT.answer``: a factor of the inverse, then the inputs in blocks.
 
-    The factor takes two Cholesky factorisations and the inverse between them. In its
+    The factor takes a Cholesky factorisation and the inverse of a triangle. In its
     block each input moves all weights of the block, and a block moves all later ones,
     which are half of them on average.
     """
@@ -121,7 +121,7 @@ def sparsegpt(layer):
 
     d_in, d_out = layer.d_in, layer.d_out
     block = min(nt.SparseGPT(nt.Sparsity(0.5)).block, d_in)
-    factor = (2 * CHOLESKY + INVERSE) * d_in**3
+    factor = (CHOLESKY + INVERSE) * d_in**3
     within = product(d_in, block, d_out)
     later = sum(
         product(max(d_in - start - block, 0), block, d_out)
