@@ -17,6 +17,10 @@ CODE = """
 import jax, jax.numpy as jnp, numpy as np
 import nettrim_jax as nt
 
+METHODS = {{
+    "sparsity": nt.Sparsity(0.5), "nm": nt.NM(1, 2, pad=True),
+    "sparsegpt": nt.SparseGPT(nt.Sparsity(0.5)), "nettrim": nt.NetTrim(0.2, refit=True),
+}}
 rng = np.random.default_rng(0)
 kind, size, name, mode = {kind!r}, {size}, {method!r}, {mode!r}
 array = lambda *shape: jnp.asarray(rng.normal(size=shape) / shape[-2] ** 0.5, "f")
@@ -36,15 +40,15 @@ elif kind == "scan":
     def apply_fn(p, x):
         x, _ = jax.lax.scan(lambda x, w: (jax.nn.relu(x @ w), None), x, p["w"])
         return x @ p["out"]
+elif kind == "efficientnet":
+    import cold_networks
+    params, apply_fn, x = cold_networks.efficientnet(images=8, size=size)
 else:
     params = {{"w": array(size, 24, 24), "out": array(24, 4)}}
     x = array(size, 60, 24)
     mixed = lambda p, x: jax.nn.relu(jnp.einsum("end,edf->enf", x, p["w"]))
     apply_fn = lambda p, x: mixed(p, x) @ p["out"]
-method = {{
-    "sparsity": nt.Sparsity(0.5), "nm": nt.NM(1, 2, pad=True),
-    "sparsegpt": nt.SparseGPT(nt.Sparsity(0.5)), "nettrim": nt.NetTrim(0.2, refit=True),
-}}[name]
+method = METHODS[name]
 pruned = nt.prune(params, apply_fn, x, method=method, mode=mode, on_failure="keep")
 assert 0 < float(pruned.report.sparsity) <= 1
 """
@@ -62,17 +66,18 @@ CASES = [
 ]
 
 
-def returns(code, cores):
+def returns(code, cores, limit=LIMIT):
     """Whether a process on so many cores ends well within the limit."""
     mine = sorted(os.sched_getaffinity(0))
     if len(mine) < cores:
         pytest.skip(f"needs {cores} cores, there are {len(mine)}")
     command = ["taskset", "-c", ",".join(map(str, mine[:cores])), sys.executable]
     # as users run it, without flags
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "benchmarks")))
+    env = {**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"}
     env.pop("XLA_FLAGS", None)
     run = subprocess.run(
-        [*command, "-c", code], env=env, timeout=LIMIT, capture_output=True, text=True
+        [*command, "-c", code], env=env, timeout=limit, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
 
@@ -82,3 +87,11 @@ def returns(code, cores):
 @pytest.mark.parametrize("kind, size, method, mode", CASES)
 def test_a_pruning_returns(kind, size, method, mode, cores):
     returns(CODE.format(kind=kind, size=size, method=method, mode=mode), cores)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_of_fifty_layers_returns(method, mode):
+    code = CODE.format(kind="efficientnet", size=32, method=method, mode=mode)
+    returns(code, 2, limit=3 * LIMIT)
