@@ -68,9 +68,8 @@ def pattern(layer):
     the quadratic of some rows, and tries all ridges (with a ReLU also all plain parts)
     on some units; then comes the quadratic of all rows, and all steps.
     """
-    from nettrim_jax.methods import pattern_admm as code
-
     try:
+        from nettrim_jax.methods import pattern_admm as code
         from nettrim_jax.methods import trials
     except ImportError:  # a commit with other products
         return math.nan
