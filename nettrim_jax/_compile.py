@@ -56,7 +56,8 @@ def compiled(
     return decorate
 
 
-FORMS = ("_plain", "_fast", "_brisk", "_hasty")
+# the options of each form; plain ones go with every device and within other programs
+FORMS = {"plain": {}, "fast": OPTIONS, "brisk": BRISK, "hasty": HASTE}
 
 
 class _Compiled:
@@ -64,47 +65,36 @@ class _Compiled:
 
     def __init__(self, function: Callable, static: tuple[str, ...], often: bool):
         self._function, self._static, self._often = function, static, often
+        self._forms: dict[str, Any] = {}
 
-    @functools.cached_property
-    def _plain(self) -> Any:
-        return jax.jit(self._function, static_argnames=self._static)
-
-    @functools.cached_property
-    def _fast(self) -> Any:
-        return self._with(OPTIONS)
-
-    @functools.cached_property
-    def _brisk(self) -> Any:
-        return self._with(BRISK)
-
-    @functools.cached_property
-    def _hasty(self) -> Any:
-        return self._with(HASTE)
-
-    def _with(self, options: Mapping[str, Any]) -> Any:
-        known = _known(tuple(options.items()))
-        return jax.jit(
-            self._function, static_argnames=self._static, compiler_options=known
-        )
+    def _as(self, form: str) -> Any:
+        """The function of ``jax.jit`` with the options of this form."""
+        if form not in self._forms:
+            self._forms[form] = jax.jit(
+                self._function,
+                static_argnames=self._static,
+                compiler_options=_known(tuple(FORMS[form].items())),
+            )
+        return self._forms[form]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._form(args, kwargs)(*args, **kwargs)
+        return self._as(self._form(args, kwargs))(*args, **kwargs)
 
-    def _form(self, args: Any, kwargs: Any) -> Any:
+    def _form(self, args: Any, kwargs: Any) -> str:
+        """The name of the form that suits these arguments."""
         leaves = jax.tree.leaves((args, kwargs))
         # options do not go with a program that is compiled by others
         if jax.default_backend() != "cpu" or _traced(leaves):
-            return self._plain
+            return "plain"
         size = sum(getattr(one, "size", 0) for one in leaves)
         size += sum(getattr(one, "entries", 0) for one in (*args, *kwargs.values()))
         if size > LARGE:
-            return self._fast
-        return self._brisk if self._often else self._hasty
+            return "fast"
+        return "brisk" if self._often else "hasty"
 
     def _cache_size(self) -> int:
         """The number of programs so far, as of a function of ``jax.jit``."""
-        forms = (vars(self).get(name) for name in FORMS)
-        return sum(form._cache_size() for form in forms if form is not None)
+        return sum(form._cache_size() for form in self._forms.values())
 
 
 def _traced(leaves: list[Any]) -> bool:
@@ -114,8 +104,10 @@ def _traced(leaves: list[Any]) -> bool:
 
 
 @functools.cache
-def _known(options: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
-    """Those of the options that this version of XLA has."""
+def _known(options: tuple[tuple[str, Any], ...]) -> dict[str, Any] | None:
+    """Those of the options that this version of XLA has; None if none are asked for."""
+    if not options:
+        return None
 
     def accepts(options: dict[str, Any]) -> bool:
         try:

@@ -9,9 +9,9 @@ Knows numbers; knows no solver.
 import functools
 import operator
 
-import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax._numerics import numpy_of
 from nettrim_jax.typing import Array
 
 CONVERGED = 0
@@ -58,7 +58,7 @@ def good(codes: Array) -> Array:
 
 def worst(codes: Array) -> Array:
     """The worst of some result codes."""
-    xp = np if isinstance(codes, np.ndarray) else jnp
+    xp = numpy_of(codes)
     rank = xp.asarray(np.argsort(ORDER), np.int32)
     return xp.asarray(ORDER, np.int32)[xp.max(rank[codes])]
 

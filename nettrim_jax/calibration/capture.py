@@ -138,19 +138,23 @@ def visitor(
             by_visit.setdefault(use.visit, []).append(use)
             sums[use.op.id], turns[use.op.id] = asked, turn
     # layers of as many rows have the same ones, drawn once; the uses of one matrix not
-    drawn = {
-        use.folding.rows: _ranked(use, draw.rows, key, lambda ref: ref, None)
+    shared = {
+        id_: use
         for uses in by_visit.values()
         for use in uses
-        if _plain(use) and weights is None and not turns[use.op.id]
+        if _plain(use) and weights is None and not turns[id_ := use.op.id]
+    }
+    drawn = {
+        rows: _ranked(use, draw.rows, key, lambda ref: ref, None)
+        for rows, use in {use.folding.rows: use for use in shared.values()}.items()
     }
 
     def visit(op: Op, read: Callable[[Ref], Array], steps: tuple[Array, ...]) -> Any:
         def keep(use: Use) -> _Captured:
-            turn = turns[use.op.id]
-            if _plain(use) and weights is None and not turn:
+            if use.op.id in shared:
                 ranked = drawn[use.folding.rows]
             else:
+                turn = turns[use.op.id]
                 own = jax.random.fold_in(key, turn) if turn else key
                 for step in steps:
                     own = jax.random.fold_in(own, step)

@@ -104,10 +104,10 @@ class _Groups(NM):
         pass  # the number may be traced
 
 
-@register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Blocks(Blocks):
-    left: Any = 0
+class _Left:
+    """A pattern whose number is given, rather than found from a level."""
+
+    left: Any
 
     def number(self, count: int) -> Any:
         return self.left
@@ -115,20 +115,20 @@ class _Blocks(Blocks):
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Neurons(Neurons):
+class _Blocks(_Left, Blocks):
     left: Any = 0
-
-    def number(self, count: int) -> Any:
-        return self.left
 
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Inputs(Inputs):
+class _Neurons(_Left, Neurons):
     left: Any = 0
 
-    def number(self, count: int) -> Any:
-        return self.left
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Inputs(_Left, Inputs):
+    left: Any = 0
 
 
 def _each(number: int, layers: int) -> np.ndarray:

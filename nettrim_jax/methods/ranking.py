@@ -92,9 +92,8 @@ def about_highest(score: Array, count: Any, slack: float) -> Array:
     top = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, score.dtype), kind)
 
     def narrow(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        ends, found, turn = (
-            carry  # at least count are at the low end, fewer at the high
-        )
+        # at least count are from the low end on, and fewer from the high end on
+        ends, found, turn = carry
         width = ends[1] - ends[0]
         line = (found[0] - count) / jnp.maximum(found[0] - found[1], 1)
         line = jnp.where(turn % 3 == 2, 0.5, line)

@@ -64,39 +64,40 @@ def test_another_level_compiles_no_solver(holder, level, solvers):
     assert float(second.report.sparsity) > float(first.report.sparsity)
 
 
+HALF = nt.Sparsity(0.5)
 OTHERS = {
-    "mode": (lambda: nt.Sparsity(0.5), lambda: nt.Sparsity(0.5), "cascade"),
+    "mode": (HALF, HALF, "cascade"),
     "downstream": (
-        lambda: nt.Reconstruct(nt.Sparsity(0.5), downstream=0.3),
-        lambda: nt.Reconstruct(nt.Sparsity(0.5), downstream=0.6),
+        nt.Reconstruct(HALF, downstream=0.3),
+        nt.Reconstruct(HALF, downstream=0.6),
         "parallel",
     ),
     "ridge": (
-        lambda: nt.Reconstruct(nt.Sparsity(0.5), ridge=0.3),
-        lambda: nt.Reconstruct(nt.Sparsity(0.5), ridge=0.1),
+        nt.Reconstruct(HALF, ridge=0.3),
+        nt.Reconstruct(HALF, ridge=0.1),
         "parallel",
     ),
     "plain": (
-        lambda: nt.Reconstruct(nt.Sparsity(0.5), plain=0.0),
-        lambda: nt.Reconstruct(nt.Sparsity(0.5), plain=1.0),
+        nt.Reconstruct(HALF, plain=0.0),
+        nt.Reconstruct(HALF, plain=1.0),
         "parallel",
     ),
     "damping": (
-        lambda: nt.SparseGPT(nt.Sparsity(0.5), damping=0.01),
-        lambda: nt.SparseGPT(nt.Sparsity(0.5), damping=0.1),
+        nt.SparseGPT(HALF, damping=0.01),
+        nt.SparseGPT(HALF, damping=0.1),
         "parallel",
     ),
-    "epsilon": (lambda: nt.NetTrim(0.1), lambda: nt.NetTrim(0.3), "parallel"),
-    "NetTrim's mode": (lambda: nt.NetTrim(0.1), lambda: nt.NetTrim(0.1), "cascade"),
+    "epsilon": (nt.NetTrim(0.1), nt.NetTrim(0.3), "parallel"),
+    "NetTrim's mode": (nt.NetTrim(0.1), nt.NetTrim(0.1), "cascade"),
 }
 
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_another_setting_compiles_no_solver(what, solvers):
     one, other, mode = OTHERS[what]
-    first = prune(one())
+    first = prune(one)
     before = solvers()
-    second = prune(other(), mode)
+    second = prune(other, mode)
     assert solvers() == before
     same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), first.params, second.params)
     assert not all(jax.tree.leaves(same))
