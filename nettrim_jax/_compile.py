@@ -88,7 +88,9 @@ class _Compiled:
             return "plain"
         size = sum(getattr(one, "size", 0) for one in leaves)
         size += sum(getattr(one, "entries", 0) for one in (*args, *kwargs.values()))
-        if size > LARGE:
+        # who asks JAX for little optimisation gets no more of it here
+        little = jax.config.read("jax_disable_most_optimizations")
+        if size > LARGE or little:
             return "fast"
         return "brisk" if self._often else "hasty"
 

@@ -1,5 +1,6 @@
 """One strict process: CPU, float64 allowed, no silent promotion of dtype or rank."""
 
+import gc
 import itertools
 import os
 
@@ -21,6 +22,8 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# tracing makes millions of objects that stay; looking at them again takes seconds
+gc.set_threshold(100_000, 20, 20)
 
 
 TESTS = itertools.count(1)

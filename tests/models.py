@@ -85,12 +85,14 @@ def _sites(kind, paths):
 def normal(*shape, seed=0, dtype="float32"):
     """Normal numbers over the root of their first dimension."""
     values = np.random.default_rng([seed, *shape]).normal(size=shape)
-    return jnp.asarray(values / np.sqrt(max(shape[:1] or (1,))), dtype)
+    values = np.asarray(values / np.sqrt(max(shape[:1] or (1,))))
+    return jax.device_put(values.astype(jnp.dtype(dtype)))
 
 
 def data(*shape, seed=1):
     """A batch of normal numbers."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), "float32")
+    values = np.asarray(np.random.default_rng(seed).normal(size=shape))
+    return jax.device_put(values.astype("float32"))
 
 
 def fill(shapes):
@@ -102,10 +104,10 @@ def fill(shapes):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.key(0)
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jnp.zeros(leaf.shape, leaf.dtype)
+            return jax.device_put(np.zeros(leaf.shape, leaf.dtype))
         name = jax.tree_util.keystr(path)
         values = normal(*leaf.shape, seed=sum(name.encode()))
-        return 0.5 + jnp.square(values) if "var" in name else values
+        return 0.5 + values**2 if "var" in name else values
 
     return jax.tree_util.tree_map_with_path(value, shapes)
 

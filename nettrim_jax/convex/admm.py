@@ -121,7 +121,7 @@ def history(
       >>> seen = nt.history(program, nt.ADMM(max_steps=100))
       >>> seen.steps.tolist()
       [20, 40, 60, 80, 100]
-      >>> bool(jnp.nanmin(seen.gap) == nt.solve(program).certificate.gap)
+      >>> bool(jnp.isclose(jnp.nanmin(seen.gap), nt.solve(program).certificate.gap))
       True
     """
     config = _checked(config, program, init, "history")

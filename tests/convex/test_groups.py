@@ -161,7 +161,7 @@ def test_conjugate_shrinks_as_far_as_it_must(name, scale, rng):
 @every
 def test_finite_derivatives_at_zero(name):
     step = jnp.ones((12, 1))
-    jacobian = jax.jacrev(lambda W: GROUPS[name].prox(W, step))
+    jacobian = jax.jit(jax.jacrev(lambda W: GROUPS[name].prox(W, step)))
     assert jnp.isfinite(jacobian(jnp.zeros((12, 3)))).all()
 
 
