@@ -99,6 +99,16 @@ def on_host(array: ArrayLike) -> bool:
     return len(devices) == 1 and devices[0].platform == "cpu"
 
 
+def from_host(tree: Any, like: ArrayLike) -> Any:
+    """Arrays of NumPy as arrays of JAX, beside an array that lies :func:`on_host`.
+
+    ``jax.numpy.asarray`` would compile a program for each shape.
+    """
+    beside = isinstance(like, jax.Array) and on_host(like)
+    with jax.default_device(next(iter(like.devices())) if beside else None):
+        return jax.device_put(tree)
+
+
 def _not_finite(array: ArrayLike) -> int:
     # NumPy needs no compilation, which would take longer than the sum
     if on_host(array):

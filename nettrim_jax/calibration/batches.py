@@ -166,8 +166,9 @@ def _row_weights(weights: ArrayLike | None) -> Array | None:
         ) from None
     if known(array):
         with jax.ensure_compile_time_eval():
-            wrong = int(jnp.sum(~(jnp.isfinite(array) & (array >= 0))))
-            some = bool(jnp.any(array > 0))
+            values = np.asarray(array)
+        wrong = int(np.sum(~(np.isfinite(values) & (values >= 0))))
+        some = bool(np.any(values > 0))
         if wrong:
             raise BatchError(
                 f"weights: {wrong} of {array.size} are negative, NaN or infinite; "

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax._numerics import matmul
+from nettrim_jax._numerics import matmul, numpy_of
 from nettrim_jax.calibration.batches import Part
 from nettrim_jax.calibration.capture import RowStatistic
 from nettrim_jax.calibration.sensitivity import sensitivities
@@ -85,12 +85,13 @@ def without_rows(moments: Array, X: Array, valid: Array) -> Array:
       X: inputs of the rows to leave out, ``[b, n, d_in]``.
       valid: which of these rows were counted, ``[b, n]``.
     """
-    X = jnp.concatenate([X, jnp.ones_like(X[:, :, :1])], axis=2)
-    X = jnp.where(valid[:, :, None], X, 0)
+    xp = numpy_of(X)
+    X = xp.concatenate([X, xp.ones_like(X[:, :, :1])], axis=2)
+    X = xp.where(valid[:, :, None], X, 0)
     left = moments - matmul(X.transpose(0, 2, 1), X)
-    before, after = (jnp.diagonal(a, axis1=1, axis2=2) for a in (moments, left))
+    before, after = (xp.diagonal(a, axis1=1, axis2=2) for a in (moments, left))
     live = after > 64 * jnp.finfo(moments.dtype).eps * before
-    return jnp.where(live[:, :, None] & live[:, None, :], left, 0)
+    return xp.where(live[:, :, None] & live[:, None, :], left, 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -282,7 +282,7 @@ def _program(
     check_weights(given)
     check_shapes(given, (d_in + (bias == "penalized"), d_out))
     chosen = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), given.T)
-    if known(V) and not (V > -jnp.inf).all():
+    if known(V) and not (np.asarray(V) > -np.inf).all():
         raise ProgramError("program: V holds NaN or minus infinity; no Z is below that")
     for name, array in {"X": X, "Y": Y, "t": t, "epsilon": epsilon}.items():
         if known(array) and not np.isfinite(array).all():

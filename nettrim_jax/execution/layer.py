@@ -9,13 +9,12 @@ Knows answers; knows no particular method and no network.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import results
 from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import numpy_of
-from nettrim_jax._trees import on_host
+from nettrim_jax._trees import from_host, on_host
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.methods.base import (
     Answer,
@@ -73,9 +72,10 @@ def finish(
     if not all(map(on_host, jax.tree.leaves(given))):
         return _compiled(answer, data, place, kind, keep)
     with np.errstate(all="ignore"):  # overflow shows in the result
+        leaf = place.weights.leaf
         answer, data, place = jax.tree.map(np.asarray, given)
         written = _finish(answer, data, place, kind, keep)
-    return jax.tree.map(jnp.asarray, written)
+    return from_host(written, leaf)
 
 
 def _finish(

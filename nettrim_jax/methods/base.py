@@ -9,7 +9,6 @@ Knows activations and statistics; knows no other method and no network.
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax._numerics import matmul, numpy_of
@@ -67,12 +66,13 @@ class LayerData(NamedTuple):
 
     def live(self, held: int) -> Array:
         """Whether any of the rows to fit counts, ``[b]``; otherwise weights stay."""
-        return jnp.any(self.to_fit(held).valid, axis=1)
+        return self.to_fit(held).valid.any(1)
 
     def finite(self) -> Array:
         """Whether all trained responses are finite, ``[b]``."""
-        answers = jnp.where(self.seen.valid[:, :, None], self.seen.P, 0)
-        return jnp.isfinite(answers).all((1, 2))
+        xp = numpy_of(self.seen.P)
+        answers = xp.where(self.seen.valid[:, :, None], self.seen.P, 0)
+        return xp.isfinite(answers).all((1, 2))
 
 
 class Answer(NamedTuple):
@@ -226,7 +226,7 @@ def squared_errors(seen: Activation, W: Array, move: Array | None, relu: bool) -
 
 def together(good: Array, layers: int) -> Array:
     """Whether all lanes of each lane's layer are good, as they share a count."""
-    return jnp.repeat(good.reshape(layers, -1).all(1), len(good) // layers)
+    return good.reshape(layers, -1).all(1).repeat(len(good) // layers)
 
 
 def by_layer(a: Array, layers: int) -> Array:

@@ -169,3 +169,11 @@ NUMBERS: dict[type, Callable[[Any, Shape, int], Pattern]] = {
     Neurons: _neurons,
     Inputs: _inputs,
 }
+
+
+def is_counted(pattern: Pattern) -> bool:
+    """Whether it is a pattern of this library with its number as an array.
+
+    Such a pattern also takes NumPy's arrays.
+    """
+    return isinstance(pattern, Count | _Columns | _Groups | _Left)

@@ -15,10 +15,10 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
+from nettrim_jax._numerics import numpy_of
 from nettrim_jax._trees import STATIC
 from nettrim_jax.methods.budget import Share
 from nettrim_jax.methods.ranking import highest
@@ -155,9 +155,8 @@ class NM:
         """The weights to keep, ``[b, d_in, d_out]`` bool."""
         b, d_in, d_out = score.shape
         missing = -d_in % self.m
-        padded = jnp.pad(
-            score, ((0, 0), (0, missing), (0, 0)), constant_values=-jnp.inf
-        )
+        xp = numpy_of(score)
+        padded = xp.pad(score, ((0, 0), (0, missing), (0, 0)), constant_values=-xp.inf)
         groups = padded.reshape(b, -1, self.m, d_out)
         kept = highest(groups, self.n, axis=2)
         return kept.reshape(b, -1, d_out)[:, :d_in]
@@ -214,12 +213,13 @@ class Blocks:
         """The weights to keep, ``[b, d_in, d_out]`` bool."""
         b, d_in, d_out = score.shape
         r, c = self.shape
-        padded = jnp.pad(score, ((0, 0), (0, -d_in % r), (0, -d_out % c)))
+        xp = numpy_of(score)
+        padded = xp.pad(score, ((0, 0), (0, -d_in % r), (0, -d_out % c)))
         rows, columns = padded.shape[1] // r, padded.shape[2] // c
         sums = padded.reshape(b, rows, r, columns, c).sum((2, 4))
         kept = highest(sums.ravel(), self.number(sums.size), 0)
         kept = kept.reshape(b, rows, 1, columns, 1)
-        kept = jnp.broadcast_to(kept, (b, rows, r, columns, c))
+        kept = xp.broadcast_to(kept, (b, rows, r, columns, c))
         return kept.reshape(padded.shape)[:, :d_in, :d_out]
 
     def number(self, count: int) -> Any:
@@ -242,9 +242,9 @@ class _Lines:
 
     def keep(self, score: Array) -> Array:
         """The weights to keep, ``[b, d_in, d_out]`` bool."""
-        sums = jnp.sum(score, axis=self.axis, keepdims=True)
+        sums = score.sum(self.axis, keepdims=True)
         kept = highest(sums.ravel(), self.number(sums.size), 0)
-        return jnp.broadcast_to(kept.reshape(sums.shape), score.shape)
+        return numpy_of(score).broadcast_to(kept.reshape(sums.shape), score.shape)
 
     def number(self, count: int) -> Any:
         """The number of lines that are left, of so many."""

@@ -19,9 +19,11 @@ def highest(score: Array, count: Any, axis: int) -> Array:
     """Marks the ``count`` highest along an axis, and the first among equals.
 
     It searches for the value of the last of them, because a sort of all scores costs
-    more than the rest of a solver's step.
+    more than the rest of a solver's step. NumPy's arrays are ranked by NumPy.
     """
     size = score.shape[axis]
+    if isinstance(score, np.ndarray):
+        return _chosen(score, int(np.clip(count, 0, size)), axis)
     if isinstance(count, int) and not 0 < count < size:
         return jnp.full(score.shape, count > 0)
     count = jnp.asarray(count, jnp.int32)
@@ -118,6 +120,17 @@ def about_highest(score: Array, count: Any, slack: float) -> Array:
         wide_open, narrow, (ends, found, jnp.zeros((), jnp.int32))
     )
     return (order >= low) & (count > 0)
+
+
+def _chosen(score: np.ndarray, count: int, axis: int) -> np.ndarray:
+    """The ``count`` highest along an axis, as :func:`highest` chooses them."""
+    if count in (0, score.shape[axis]):
+        return np.full(score.shape, count > 0)
+    score = np.where(np.isnan(score), -np.inf, score)
+    last = np.partition(score, -count, axis).take([-count], axis)
+    over, tied = score > last, score == last
+    room = count - over.sum(axis, keepdims=True)
+    return over | (tied & (tied.cumsum(axis) <= room))
 
 
 def _beaten(score: Array, axis: int) -> Array:

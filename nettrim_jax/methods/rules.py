@@ -9,7 +9,8 @@ Knows arrays, patterns and the protocol of methods; knows no network.
 """
 
 import dataclasses
-from typing import ClassVar, Self
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ from jax.tree_util import register_dataclass
 
 from nettrim_jax import results
 from nettrim_jax._compile import compiled
-from nettrim_jax._trees import STATIC
+from nettrim_jax._numerics import numpy_of
+from nettrim_jax._trees import STATIC, on_host
 from nettrim_jax.calibration.statistics import Moments, Statistic
 from nettrim_jax.methods.base import (
     Answer,
@@ -30,7 +32,7 @@ from nettrim_jax.methods.base import (
     together,
 )
 from nettrim_jax.methods.budget import Share
-from nettrim_jax.methods.counts import Count, counted
+from nettrim_jax.methods.counts import Count, counted, is_counted
 from nettrim_jax.methods.patterns import Pattern, is_pattern, share_of
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array
@@ -48,6 +50,7 @@ class Rule:
 
     bias: ClassVar[str] = "fixed"
     loops: ClassVar[bool] = False  # whether it goes through the inputs one by one
+    plain: ClassVar[bool] = False  # whether it can answer with NumPy's arrays
     statistics: ClassVar[tuple[Statistic, ...]] = ()
 
     def __post_init__(self):
@@ -95,8 +98,17 @@ class Rule:
 
     def conclude(self, data: LayerData, solved: None, kind: LayerKind) -> Answer:
         """The rule's new weights."""
+        given = self, data
+        if (
+            self.plain
+            and is_counted(self.pattern)
+            and all(map(on_host, jax.tree.leaves(given)))
+        ):
+            with np.errstate(all="ignore"):  # overflow shows in the result
+                given = jax.tree.map(np.asarray, given)
+                return _concluded(*given, kind.layers, kind.held)
         program = _conclude_loop if self.loops else _conclude
-        return program(self, data, kind.layers, kind.held)
+        return program(*given, kind.layers, kind.held)
 
 
 def _concluded(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
@@ -105,27 +117,35 @@ def _concluded(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
     A number of the rule is that of all layers; an array has one entry for each.
     """
     W, evidence = data.W0, rule.evidence(data, held)
+    xp = numpy_of(W)
 
     def for_each(a: Array) -> Array:
-        return jnp.broadcast_to(a, (layers,)) if jnp.ndim(a) == 0 else a
+        return xp.broadcast_to(a, (layers,)) if xp.ndim(a) == 0 else a
 
     def apart(a: Array) -> Array:
         return by_layer(a, layers)
 
-    def answer(rule: Rule, W: Array, evidence: Array | None) -> Array:
-        return rule.answer(W, evidence)
-
-    rule = jax.tree.map(for_each, rule)
-    new = jax.vmap(answer)(rule, *jax.tree.map(apart, (W, evidence))).reshape(W.shape)
-    good = jnp.isfinite(new).all((1, 2)) & data.finite()
+    given = jax.tree.map(for_each, rule), *jax.tree.map(apart, (W, evidence))
+    new = _mapped(type(rule).answer, given).reshape(W.shape)
+    good = xp.isfinite(new).all((1, 2)) & data.finite()
     live = None
     if evidence is not None:
-        good &= jnp.isfinite(evidence).all(axis=tuple(range(1, evidence.ndim)))
+        good &= xp.isfinite(evidence).all(axis=tuple(range(1, evidence.ndim)))
         # without a row that counts nothing is known of a lane, so it stays as trained
         live = data.live(held)
     good = together(good, layers)
-    result = jnp.where(good, results.DIRECT, results.NAN).astype(jnp.int32)
+    result = xp.where(good, results.DIRECT, results.NAN).astype(np.int32)
     return Answer(new, None, result, {}, live)
+
+
+def _mapped(answer: Callable, given: tuple[Rule, Array, Any]) -> Array:
+    """The answers for each layer."""
+    W = given[1]
+    if not isinstance(W, np.ndarray):
+        return jax.vmap(answer)(*given)
+    return np.stack(
+        [answer(*jax.tree.map(lambda a: a[k], given)) for k in range(len(W))]  # noqa: B023
+    )
 
 
 _conclude = compiled(static_argnames=("layers", "held"))(_concluded)
@@ -158,6 +178,8 @@ class Magnitude(Rule):
       [[0.0], [-4.0]]
     """
 
+    plain: ClassVar[bool] = True
+
     @property
     def shared(self) -> Share | None:
         """The pattern's share, for which the weights of all layers are compared."""
@@ -166,7 +188,7 @@ class Magnitude(Rule):
 
     def answer(self, W: Array, evidence: Array | None = None) -> Array:
         """New weights, ``[b, d_in, d_out]``."""
-        return jnp.where(self.pattern.keep(W**2), W, 0)
+        return numpy_of(W).where(self.pattern.keep(W**2), W, 0)
 
 
 @register_dataclass
@@ -233,8 +255,11 @@ class Wanda(MomentRule):
       [[3.0], [0.0]]
     """
 
+    plain: ClassVar[bool] = True
+
     def answer(self, W: Array, evidence: Array | None) -> Array:
         """New weights, ``[b, d_in, d_out]``, by the sums ``X^T X``."""
         assert evidence is not None
-        sizes = jnp.diagonal(evidence, axis1=1, axis2=2)[:, :, None]
-        return jnp.where(self.pattern.keep(W**2 * sizes), W, 0)
+        xp = numpy_of(W)
+        sizes = xp.diagonal(evidence, axis1=1, axis2=2)[:, :, None]
+        return xp.where(self.pattern.keep(W**2 * sizes), W, 0)

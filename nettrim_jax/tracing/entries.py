@@ -8,11 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax._compile import compiled
-from nettrim_jax._trees import on_host
+from nettrim_jax._trees import from_host, on_host
 from nettrim_jax.tracing.sites import Network, Site
 from nettrim_jax.typing import Array
 
@@ -54,7 +53,7 @@ def of(leaf: Array, index: np.ndarray) -> Entries:
     usual one, which transposes a whole leaf, is kept as what it does.
     """
     whole = _whole(index) if index.size == leaf.size else None
-    return Entries(leaf, jnp.asarray(index) if whole is None else whole)
+    return Entries(leaf, jax.device_put(index) if whole is None else whole)
 
 
 def _whole(index: np.ndarray) -> Whole | None:
@@ -97,8 +96,8 @@ def kept(leaf: Array, indices: Sequence[np.ndarray]) -> Array:
         touched[index.ravel()] = True
     rest = ~touched.reshape(leaf.shape)
     if on_host(leaf):  # NumPy needs no compilation
-        return jnp.asarray((np.asarray(leaf) != 0) | rest)
-    return (leaf != 0) | jnp.asarray(rest)
+        return from_host((np.asarray(leaf) != 0) | rest, leaf)
+    return (leaf != 0) | rest
 
 
 def kept_leaves(
@@ -112,7 +111,7 @@ def kept_leaves(
     return [
         kept(leaf, indices[i])
         if i in indices
-        else jnp.asarray(np.ones(leaf.shape, bool))
+        else from_host(np.ones(leaf.shape, bool), leaf)
         for i, leaf in enumerate(leaves)
     ]
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import models
+import numpy as np
 import pytest
 
 import nettrim_jax as nt
@@ -62,6 +63,16 @@ def test_another_level_compiles_no_solver(holder, level, solvers):
     assert solvers() == before
     # the level is the one that was asked for, as without what was compiled before
     assert float(second.report.sparsity) > float(first.report.sparsity)
+
+
+@pytest.mark.parametrize("holder, level", [("magnitude", "blocks"), ("wanda", "nm")])
+def test_ranking_compiles_nothing_and_chooses_as_within_jit(holder, level, solvers):
+    method = HOLDERS[holder](LEVELS[level](False))
+    before = solvers()
+    alone = prune(method).params
+    assert solvers() == before
+    within = jax.jit(lambda params: nt.prune(params, apply_fn, X, method=method).params)
+    jax.tree.map(np.testing.assert_array_equal, alone, within(PARAMS))
 
 
 HALF = nt.Sparsity(0.5)
@@ -125,6 +136,17 @@ def test_an_option_that_xla_does_not_have_is_left_out():
     known = _compile._known((("xla_no_such_option", 1), *_compile.HASTE.items()))
     assert known == dict(_compile._known(tuple(_compile.HASTE.items())))
     assert "xla_no_such_option" not in known
+
+
+def test_who_asks_jax_for_little_optimisation_gets_little(monkeypatch):
+    function = _compile.compiled(often=True)(lambda x: x + 1)
+    forms = []
+    for little in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(jax.config, "read", lambda name, little=little: little)
+            forms.append(function._form((np.ones(3),), {}))
+    assert forms == ["fast", "brisk"]  # which adds no level, and which sets one
+    assert not any("level" in option for option in _compile.FORMS["fast"])
 
 
 def test_progress_says_when_it_compiles():

@@ -32,7 +32,10 @@ def best(score, count):
 
 
 def kept(pattern, score):
-    return np.asarray(pattern.keep(jnp.asarray(score)))
+    """What the pattern keeps of the scores, as arrays of JAX and of NumPy alike."""
+    keep = np.asarray(jax.jit(pattern.keep)(jnp.asarray(score)))
+    np.testing.assert_array_equal(pattern.keep(score), keep)
+    return keep
 
 
 cases = given(shapes, levels, st.integers(0, 99), st.booleans())
@@ -160,6 +163,14 @@ def test_a_pattern_with_its_number_as_an_array_keeps_the_same(i):
     assert keep._cache_size() == 1
 
 
+@pytest.mark.parametrize("i", range(6))
+def test_numpy_ranks_as_jax_does(i):
+    score = scores((2, 24, 30), 0, ties=True).astype("float32")
+    score[0, 3, 4:9], score[1, 5, :7], score[1, 6, 6] = np.nan, -0.0, np.inf
+    for level in (0.25, 0.5, 0.9):
+        kept(as_counts(level)[i], score)
+
+
 def test_patterns_of_ones_own_and_of_the_network_stay_as_they_are():
     class Own(nt.Sparsity):
         pass
@@ -175,7 +186,7 @@ def test_about_the_highest_are_marked_in_fewer_passes(shape, level, ties):
     # not zero: zeros are marked all or none
     score = (1 + scores(shape, 0, ties).astype("float32")) ** 2
     count = round(level * score.size)
-    mark = np.asarray(ranking.about_highest(jnp.asarray(score), count, 1 / 512))
+    mark = np.asarray(jax.jit(ranking.about_highest)(score, count, 1 / 512))
     # equal scores are ranked by their place only as far as float32 tells them apart
     room = count / 512 + (40 if ties else 1)
     assert abs(int(mark.sum()) - count) <= room or (count == score.size and ties)
