@@ -104,8 +104,10 @@ def from_host(tree: Any, like: ArrayLike) -> Any:
 
     ``jax.numpy.asarray`` would compile a program for each shape.
     """
-    beside = isinstance(like, jax.Array) and on_host(like)
-    with jax.default_device(next(iter(like.devices())) if beside else None):
+    device = None
+    if isinstance(like, jax.Array) and on_host(like):
+        device = next(iter(like.devices()))
+    with jax.default_device(device):
         return jax.device_put(tree)
 
 

@@ -122,7 +122,7 @@ def about_highest(score: Array, count: Any, slack: float) -> Array:
     return (order >= low) & (count > 0)
 
 
-def _chosen(score: np.ndarray, count: int, axis: int) -> np.ndarray:
+def _chosen(score: np.ndarray, count: int, axis: int) -> Any:
     """The ``count`` highest along an axis, as :func:`highest` chooses them."""
     if count in (0, score.shape[axis]):
         return np.full(score.shape, count > 0)

@@ -186,10 +186,10 @@ class Reconstruct:
         P0 = data.seen.P if data.seen.P0 is None else data.seen.P0
         data = data._replace(seen=data.seen._replace(P0=P0))
         # what may change from call to call is an array, so that nothing is compiled
-        downstream = np.asarray(self.downstream or 0.0, dtype)
+        downstream = jax.device_put(np.asarray(self.downstream or 0.0, dtype))
         seen, share = _observed(data, kind.held, layers, downstream)
         given = (math.nan if a is None else a for a in (self.ridge, self.plain))
-        parts = Parts(*(np.full(layers, a, dtype) for a in given))
+        parts = Parts(*(jax.device_put(np.full(layers, a, dtype)) for a in given))
         free = kind.biased and self.bias == "free"
         settings = Settings(kind.relu, free, self.steps)
         return _Problem(self.pattern, seen, parts, share, settings)

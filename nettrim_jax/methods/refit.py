@@ -214,7 +214,8 @@ def by_site(
     for k in chosen:
         site = network.sites[k]
         inside[site.leaf][site.index.ravel()] = True
-        out[k] = Refit(keeps[site.leaf].ravel()[site.index], bias)
+        keep: Any = keeps[site.leaf]
+        out[k] = Refit(keep.ravel()[site.index], bias)
     reasons = dict(skipped)
     for path, keep, mine in zip(network.paths, keeps, inside, strict=True):
         if not isinstance(keep, np.ndarray):

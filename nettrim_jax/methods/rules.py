@@ -98,17 +98,13 @@ class Rule:
 
     def conclude(self, data: LayerData, solved: None, kind: LayerKind) -> Answer:
         """The rule's new weights."""
-        given = self, data
-        if (
-            self.plain
-            and is_counted(self.pattern)
-            and all(map(on_host, jax.tree.leaves(given)))
-        ):
+        leaves = jax.tree.leaves((self, data))
+        if self.plain and is_counted(self.pattern) and all(map(on_host, leaves)):
             with np.errstate(all="ignore"):  # overflow shows in the result
-                given = jax.tree.map(np.asarray, given)
-                return _concluded(*given, kind.layers, kind.held)
+                rule, data = jax.tree.map(np.asarray, (self, data))
+                return _concluded(rule, data, kind.layers, kind.held)
         program = _conclude_loop if self.loops else _conclude
-        return program(*given, kind.layers, kind.held)
+        return program(self, data, kind.layers, kind.held)
 
 
 def _concluded(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
@@ -138,7 +134,7 @@ def _concluded(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
     return Answer(new, None, result, {}, live)
 
 
-def _mapped(answer: Callable, given: tuple[Rule, Array, Any]) -> Array:
+def _mapped(answer: Callable, given: tuple[Rule, Array, Any]) -> Any:
     """The answers for each layer."""
     W = given[1]
     if not isinstance(W, np.ndarray):
