@@ -30,6 +30,7 @@ def arguments(
     on_failure: str,
     memory: int,
     bound: bool = False,
+    revive: bool = False,
     caller: str = "prune",
 ) -> ADMM:
     """The solver's settings; raises MethodError if an argument is out of its range."""
@@ -52,6 +53,7 @@ def arguments(
             "a positive number of bytes",
         ),
         ("bound", bound, isinstance(bound, bool), "True or False"),
+        ("revive", revive, isinstance(revive, bool), "True or False"),
     ):
         if not good:
             raise MethodError(f"{caller}({name}={value!r}): expected {wanted}")
@@ -81,8 +83,9 @@ def random_key(key: Any, caller: str = "prune") -> Array:
     )
 
 
-def fitted(report: Report, on_failure: str) -> None:
+def fitted(pruned: Any, on_failure: str) -> None:
     """Raises or warns, as asked, if a layer could not be fitted."""
+    report = pruned.report
     failed = _failed(report)
     if failed and on_failure != "keep":
         paths = ", ".join(site.path for site in failed)
@@ -92,11 +95,12 @@ def fitted(report: Report, on_failure: str) -> None:
             "take on_failure='keep' to leave such layers with the trained values that "
             "the mask keeps"
         )
-        _tell(text, on_failure)
+        _tell([text], on_failure, pruned)
 
 
-def converged(report: Report, on_failure: str, solver: ADMM) -> None:
+def converged(pruned: Any, on_failure: str, solver: ADMM) -> None:
     """Raises or warns, as asked, if a layer's solve did not converge."""
+    report = pruned.report
     failed = _failed(report)
     if not failed or on_failure == "keep":
         return
@@ -117,8 +121,8 @@ def converged(report: Report, on_failure: str, solver: ADMM) -> None:
         texts.append(
             f"{len(hopeless)} of {len(report.sites)} layers have no weights that meet "
             f"the budget: {paths}. The trained ones do, so the penalty's limits forbid "
-            "them: loosen those or raise NetTrim(epsilon=...); or take "
-            "on_failure='keep' to leave such layers as trained"
+            "them, or within= does: loosen those or raise NetTrim(epsilon=...); or "
+            "take on_failure='keep' to leave such layers as trained"
         )
     if solved:
         lines = [
@@ -139,15 +143,15 @@ def converged(report: Report, on_failure: str, solver: ADMM) -> None:
             )
             + " on_failure='keep' to leave such layers as trained"
         )
-    for text in texts:
-        _tell(text, on_failure)
+    _tell(texts, on_failure, pruned)
 
 
 def _failed(report: Report) -> list[SiteReport]:
     return [site for site in report.sites if int(site.result) not in codes.GOOD]
 
 
-def _tell(text: str, on_failure: str) -> None:
+def _tell(texts: list[str], on_failure: str, pruned: Any) -> None:
     if on_failure == "raise":
-        raise SolveError(text)
-    warnings.warn(text, stacklevel=4)  # points to the user's call
+        raise SolveError("; and ".join(texts), pruned)
+    for text in texts:
+        warnings.warn(text, stacklevel=4)  # points to the user's call

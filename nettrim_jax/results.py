@@ -8,6 +8,7 @@ Knows numbers; knows no solver.
 
 import functools
 import operator
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,16 @@ class ProgramError(NetTrimError):
 
 
 class SolveError(NetTrimError):
-    """A layer's solve did not converge."""
+    """A layer's solve did not converge.
+
+    Attributes:
+      pruned: what ``prune`` or ``refit`` would have returned with
+        ``on_failure="warn"``: params, mask and report.
+    """
+
+    def __init__(self, message: str, pruned: Any = None):
+        super().__init__(message)
+        self.pruned = pruned
 
 
 class PlotError(NetTrimError):

@@ -122,6 +122,7 @@ def choose(
             given[k], reasons[k] = None, f"exclude={_name(exclude)}"
     asked: dict[int, Method] = {}
     left: dict[LeafPath, str] = {}
+    unfit: dict[LeafPath, MethodError] = {}
     for k, (m, reason) in enumerate(zip(given, reasons, strict=True)):
         if m is None:
             left[paths[k]] = reason
@@ -133,7 +134,9 @@ def choose(
             try:
                 asked[k] = m.bind(kind_of(network.sites[k], m), cascade)
             except MethodError as error:
-                raise MethodError(f"{paths[k]}: {error}") from None
+                unfit[paths[k]] = error
+    if unfit:
+        raise _unfit(unfit, all_of_them=not asked)
     biases = (network.sites[k].bias for k, m in asked.items() if m.bias != "fixed")
     moved = {bias[0] for bias in biases if bias is not None}
     skipped = {**dict(network.skipped), **left}
@@ -142,6 +145,15 @@ def choose(
             skipped[network.paths[leaf]] = "a bias: it moves, but is not pruned"
     order = [path for path in network.paths if path in skipped]
     return asked, tuple((path, skipped[path]) for path in order)
+
+
+def _unfit(errors: Mapping[LeafPath, MethodError], all_of_them: bool) -> MethodError:
+    """One error for all layers that their methods do not fit."""
+    text = "; ".join(f"{path}: {error}" for path, error in errors.items())
+    if not all_of_them and len(errors) > 1:
+        paths = "|".join(map(re.escape, errors))
+        text += f". All of these are left out by exclude={f'^({paths})$'!r}"
+    return MethodError(text)
 
 
 def _matches(

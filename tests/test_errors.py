@@ -1,5 +1,6 @@
 """Every error of ``prune`` says what, where, what was expected; and changes nothing."""
 
+import ast
 import re
 
 import jax
@@ -90,6 +91,24 @@ def test_a_batch_that_is_not_finite(value):
     batch = {"ids": jnp.arange(64), "x": (X, bad)}
     match = "batch: 2 of 512 values of x/1 are NaN or infinite"
     fails(BatchError, match, apply_fn=lambda p, b: APPLY(p, b["x"][1]), batch=batch)
+
+
+TEXTS = np.array(["one", "two"])
+
+
+@pytest.mark.parametrize(
+    "batch, path, kind",
+    [
+        ({"x": X, "names": TEXTS}, "names", "<U3"),
+        ({"x": X, "names": ["one", "two"]}, "names/0", "str"),
+        ({"x": X, "split": b"train"}, "split", "bytes"),
+        ({"x": X, "when": TEXTS.astype(object)}, "when", "object"),
+        (TEXTS, "the batch", "<U3"),
+    ],
+)
+def test_a_batch_with_text(batch, path, kind):
+    match = f"batch: {path} is of type {kind}; expected numbers. Leave out"
+    assert "two" not in str(fails(BatchError, match, batch=batch))
 
 
 def test_a_batch_of_no_rows():
@@ -232,6 +251,23 @@ def test_epsilon_is_one_number(epsilon):
     match = r"NetTrim\(epsilon.*expected one number, got shape \[3\]; .* a dict"
     with pytest.raises(MethodError, match=match):
         nt.prune(PARAMS, APPLY, X, method=nt.NetTrim(epsilon=epsilon))
+
+
+def test_all_layers_that_do_not_fit_are_named():
+    shapes = {"rgb.0": (27, 8), "mid": (8, 6), "odd": (6, 4)}
+    params = {path: models.normal(*shape) for path, shape in shapes.items()}
+
+    def apply_fn(p, x):
+        return jnp.tanh(jnp.tanh(x @ p["rgb.0"]) @ p["mid"]) @ p["odd"]
+
+    given = {"params": params, "apply_fn": apply_fn, "batch": models.data(40, 27)}
+    match = "rgb.0: NM.*divide the 27 inputs.*; odd: NM.*divide the 6 inputs"
+    error = fails(MethodError, match, **given, method=nt.NM(2, 4))
+    # the expression that it proposes does what it says
+    proposed = re.search(r"All of these are left out by exclude=(.*)$", str(error))
+    exclude = ast.literal_eval(proposed[1])
+    pruned = nt.prune(**given, method=nt.Magnitude(nt.NM(2, 4)), exclude=exclude)
+    assert [site.path for site in pruned.report.sites] == ["mid"]
 
 
 def test_settings_of_the_method():

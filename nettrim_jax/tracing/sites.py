@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax._trees import Filler, is_array, paths_of
-from nettrim_jax.results import ApplyFnError, LayersError, ParamsError
+from nettrim_jax._trees import Filler, is_array, path_of, paths_of
+from nettrim_jax.results import ApplyFnError, BatchError, LayersError, ParamsError
 from nettrim_jax.tracing import epilogue, jaxprs
 from nettrim_jax.tracing.epilogue import Bias, whole
 from nettrim_jax.tracing.jaxprs import Flat
@@ -113,6 +113,7 @@ def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Network:
 
     Raises:
       ApplyFnError: ``apply_fn`` is not callable or fails on these arguments.
+      BatchError: a leaf of the batch holds no numbers.
       ParamsError: there is no floating leaf.
     """
     fill = Filler(params)
@@ -163,6 +164,7 @@ def _make_jaxpr(call: Any, arrays: list[Any], batch: Batch, apply_fn: Any) -> An
             "apply_fn: expected a function apply_fn(params, batch), got "
             f"{type(apply_fn).__name__}; {ORDER}"
         )
+    _require_numbers(batch)
     try:
         return jax.make_jaxpr(call)(arrays, batch)
     except Exception as error:
@@ -174,6 +176,20 @@ def _make_jaxpr(call: Any, arrays: list[Any], batch: Batch, apply_fn: Any) -> An
             "arguments and must be traceable by jax.jit; wrap it, for example "
             f"lambda params, x: model.apply(params, x, train=False){_hint(batch)}"
         ) from error
+
+
+def _require_numbers(batch: Batch) -> None:
+    """Raises BatchError with the path of the first leaf that holds no numbers."""
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(batch)[0]:
+        # dates, objects, bytes, and text, of NumPy or alone
+        other = getattr(getattr(leaf, "dtype", None), "kind", "") in "MOSUm"
+        # a string in place of the batch is another mistake
+        if (isinstance(leaf, str | bytes) and keys) or (other and is_array(leaf)):
+            what = str(getattr(leaf, "dtype", type(leaf).__name__))
+            raise BatchError(
+                f"batch: {path_of(keys) or 'the batch'} is of type {what}; expected "
+                "numbers. Leave out of the batch what apply_fn does not compute with"
+            )
 
 
 def _hint(batch: Batch) -> str:
