@@ -19,6 +19,7 @@ from nettrim_jax.calibration.model import Model
 from nettrim_jax.convex.config import ADMM
 from nettrim_jax.execution.options import Options
 from nettrim_jax.methods.base import Method
+from nettrim_jax.methods.refit import read
 from nettrim_jax.report import Report
 from nettrim_jax.selection import Asked, Selector
 from nettrim_jax.tracing.entries import kept_leaves
@@ -60,6 +61,8 @@ def prune(
     progress: Progress = None,
     memory: int = 2**31,
     bound: bool = False,
+    revive: bool = False,
+    within: Params | None = None,
 ) -> Pruned:
     r"""Prunes the linear layers of a trained network, by default with Net-Trim.
 
@@ -116,13 +119,22 @@ def prune(
       bound: whether to bound the movement of the output on the batch (the first one of
         a loader) by the theorems, as ``report.bound``. This takes some forward passes
         and a compilation.
+      revive: whether weights that are zero in ``params`` may come back. By default the
+        choice is among the others, so a 2:4 network stays one, and a level below the
+        present one leaves what is there. A layer of zeros alone was never trained, and
+        is pruned like any other.
+      within: a tree like ``params``, with zero or False for weights that have to be
+        zero, such as the ``mask`` of an earlier pruning; leaves of other entries are
+        ignored.
 
     Returns:
       The sparse params, which replace the given ones, the mask, and the report.
 
     Raises:
       NetTrimError: an argument is not valid, or a solve failed; the message has the
-        place, the expected and the given value, and what to do.
+        place, the expected and the given value, and what to do. A
+        :class:`SolveError <nettrim_jax.results.SolveError>` has what was reached, as
+        its attribute ``pruned``.
 
     Example:
       >>> import jax
@@ -144,7 +156,11 @@ def prune(
         on_failure=on_failure,
         memory=memory,
         bound=bound,
+        revive=revive,
     )
+    inside = None
+    if within is not None:
+        inside = read(params, within, "prune(within)", WITHIN)
     cascade = mode == "cascade"
     model = Model(params, apply_fn)
     source = Source(model, batch, _checks.random_key(key), weights)
@@ -153,21 +169,25 @@ def prune(
     def choose(network: Network) -> Chosen:
         return selection.choose(network, method, include, exclude, cascade)
 
-    start = begin(route.source, choose, progress)
+    start = begin(route.source, choose, progress, inside or ())
     options = Options(
         solver, int(rows), held_out, on_failure == "keep", memory, cascade, start.show
-    )
+    )._replace(revive=revive, within=inside)
     came = routes.follow(route, start.parts, start.asked, options)
     sites = tuple(came.reports[k] for k in start.asked)
     report = Report(sites, start.skipped, came.deviation, **came.extra)
     if bound:
         report = _bounded(report, start.first, start.asked, came.leaves, cascade)
+    network = start.first.network
+    kept = kept_leaves(network, start.asked, came.leaves, came.masks)
+    pruned = Pruned(model.fill(came.leaves), model.fill(kept), report)
     # epsilon, key or weights may be traced where params and batch are not
     if all(known(site.result) for site in report.sites):
-        _checks.converged(report, on_failure, solver)
-    kept = kept_leaves(start.first.network, start.asked, came.leaves)
-    return Pruned(model.fill(came.leaves), model.fill(kept), report)
+        _checks.converged(pruned, on_failure, solver)
+    return pruned
 
+
+WITHIN = "prune(params, apply_fn, batch, within=mask)"
 
 Chosen = tuple[dict[int, Method], tuple[tuple[LeafPath, str], ...]]
 

@@ -80,8 +80,8 @@ def refit(
       bias: ``"free"``: a layer's own bias moves. ``"fixed"``: it stays.
 
     Returns:
-      Params that are zero where the mask is, the mask of weights that are not zero, and
-      the report. Its codes are ``direct``: without a budget there is no certificate.
+      Params that are zero where the mask is, the mask, and the report. Its codes are
+      ``direct``: without a budget there is no certificate.
 
     Raises:
       NetTrimError: as for :func:`prune`.
@@ -122,13 +122,15 @@ def refit(
     warn_if_pruned(model.leaves, keeps)
     options = Options(
         solver, int(rows), held_out, True, memory, mode == "cascade", start.show
-    )
+    )._replace(revive=True)
     new, outcomes, deviation = orders.run(start.parts, start.asked, options)
     sites = tuple(outcomes[k].report for k in start.asked)
     report = Report(sites, start.skipped, deviation)
-    if all(known(site.result) for site in report.sites):
-        _checks.fitted(report, on_failure)
     new = [hold(leaf, keep) for leaf, keep in zip(new, keeps, strict=True)]
-    kept = kept_leaves(start.first.network, start.asked, new)
+    masks = {k: outcome.mask for k, outcome in outcomes.items()}
+    kept = kept_leaves(start.first.network, start.asked, new, masks)
     kept = [one & keep for one, keep in zip(kept, keeps, strict=True)]
-    return Pruned(model.fill(new), model.fill(kept), report)
+    pruned = Pruned(model.fill(new), model.fill(kept), report)
+    if all(known(site.result) for site in report.sites):
+        _checks.fitted(pruned, on_failure)
+    return pruned

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
-from nettrim_jax import _tables, results
+from nettrim_jax import _report_text, _tables, results
 from nettrim_jax._trees import STATIC
 from nettrim_jax.typing import Array, LeafPath
 
@@ -81,6 +81,10 @@ class Listing:
         )
 
 
+def _none() -> Any:
+    return np.zeros((), np.int32)
+
+
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SiteReport:
@@ -93,7 +97,7 @@ class SiteReport:
       shape: ``(lanes, n, d_in, d_out)`` of the folded problem; ``n`` without the
         held-out rows but with padding, ``d_in`` without a bias.
       size: number of weights.
-      nonzeros: number of weights left.
+      nonzeros: number of weights that are not zero.
       epsilon: the budget, relative to the norm of the layer's trained response; like
         ``gap`` and ``violation``, NaN where a method has none.
       error: relative Frobenius error of the layer's output (after the ReLU where there
@@ -109,6 +113,10 @@ class SiteReport:
       violation: the worst lane's relative violation.
       downstream: share of the minimised loss that weighs errors by their effect on the
         network's output (:class:`nettrim_jax.Reconstruct`).
+      before: number of weights that were not zero in the params as given.
+      kept: number of weights that the mask keeps. It is more than ``nonzeros`` if a
+        pattern keeps weights that are zero, as all are of a layer that was never
+        trained.
     """
 
     path: LeafPath = dataclasses.field(metadata=STATIC)
@@ -128,6 +136,8 @@ class SiteReport:
     gap: Array
     violation: Array
     downstream: Array
+    before: Array = dataclasses.field(default_factory=_none)
+    kept: Array = dataclasses.field(default_factory=_none)
 
     @property
     def sparsity(self) -> Array:
@@ -263,22 +273,9 @@ class Report:
 
     def __str__(self) -> str:
         try:
-            return _table(self)
+            return _report_text.table(self)
         except TypeError:  # arrays under a trace, or with a mapped axis
             return f"Report of {len(self.sites)} layers, values not known or mapped"
-
-
-_COLUMNS = (
-    ("response", 8),
-    ("size", 9),
-    ("left", 9),
-    ("zeros", 6),
-    ("epsilon", 7),
-    ("error", 6),
-    ("held-out", 8),
-    ("steps", 5),
-    ("gap", 7),
-)
 
 
 def _site_dict(site: SiteReport) -> dict[str, Any]:
@@ -302,99 +299,5 @@ def _number(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
-def _table(report: Report) -> str:
-    rows = [(site.path, _cells(site)) for site in report.sites]
-    notes = [
-        f"{site.path}: {site.message}"
-        for site in report.sites
-        if int(site.result) not in results.GOOD
-    ]
-    notes += [
-        f"{site.path}: its inputs are zero on every row, so no weight was needed"
-        for site in report.sites
-        if int(site.live_inputs) == 0
-    ]
-    notes += [
-        _tables.fit(
-            f"removable, no weight is left: {' and '.join(bare)} of {site.path}"
-        )
-        for site in report.sites
-        if (bare := _bare(site))
-    ]
-    total = ["", f"{report.size}", f"{int(report.nonzeros)}"]
-    total += [f"{100 * float(report.sparsity):.1f}%"]
-    rows.append(("all", total + [""] * 5))
-    moved = f"output moved by {float(report.deviation):.4f} of its norm on the batch"
-    lines = [*_tables.grid(_COLUMNS, rows), moved, *_bound_lines(report)]
-    lines += [
-        *_budget_lines(report),
-        *_split_lines(report),
-        *notes,
-        *_tables.left_alone(report.skipped),
-    ]
-    return "\n".join(lines)
-
-
-def _bound_lines(report: Report) -> list[str]:
-    if report.bound_stop is None:
-        return []
-    if report.bound_stop:
-        return [_tables.fit(f"no bound on that: it stops at {report.bound_stop}")]
-    bound, tight = (f"{float(a):.4g}" for a in (report.bound, report.tight_bound))
-    return [f"at most {bound} by the theorems, {tight} by the tighter bound"]
-
-
-def _bare(site: SiteReport) -> list[str]:
-    counts = (int(site.bare_units), "unit"), (int(site.bare_inputs), "input")
-    if site.kind == "conv":
-        counts = (counts[0][0], "filter"), (counts[1][0], "channel")
-    return [f"{n} {name}{'s' * (n > 1)}" for n, name in counts if n]
-
-
-def _split_lines(report: Report) -> list[str]:
-    if report.split is None:
-        return []
-    split, equal = float(report.split.deviation), float(report.split.equal)
-    if equal <= split:
-        return [
-            f"the same share in every layer: {equal:.4g} on rows that chose nothing; "
-            f"the best of {report.split.tried} others {split:.4g}"
-        ]
-    return [
-        f"shares per layer: {split:.4g} on rows that chose nothing, {equal:.4g} with "
-        f"the same in all; {report.split.tried} networks tried"
-    ]
-
-
-def _budget_lines(report: Report) -> list[str]:
-    if report.budget is None or report.checked is None:
-        return []
-    most, checked = float(report.budget), float(report.checked)
-    return [
-        f"{report.measure} of {checked:.4g} on rows that steered nothing, "
-        f"{'within' if checked <= most else 'OVER'} the budget of {most:.4g}; "
-        f"{len(report.search)} networks tried"
-    ]
-
-
 def _left(skipped: Sequence[tuple[LeafPath, str]]) -> list[dict[str, str]]:
     return [{"path": path, "reason": reason} for path, reason in skipped]
-
-
-def _cells(site: SiteReport) -> list[str]:
-    direct = int(site.result) == results.DIRECT
-    return [
-        site.response,
-        f"{site.size}",
-        f"{int(site.nonzeros)}",
-        f"{100 * float(site.sparsity):.1f}%",
-        _figure(site.epsilon, ".4g"),
-        f"{float(site.error):.4f}",
-        _figure(site.held_out_error, ".4f"),
-        "-" if direct else f"{int(site.steps)}",
-        _figure(site.gap, ".1e"),
-    ]
-
-
-def _figure(value: Array, form: str) -> str:
-    return "-" if math.isnan(float(value)) else f"{float(value):{form}}"

@@ -15,7 +15,16 @@ ARROWS = 130  # between places, at most
 PARAMETERS = 6  # of a function that may be given by position
 UNPACKED = 4  # names that a call's answer is unpacked into
 
-GROUND = {"typing", "results", "_compile", "_numerics", "_trees", "_tables", "report"}
+GROUND = {
+    "typing",
+    "results",
+    "_compile",
+    "_numerics",
+    "_trees",
+    "_tables",
+    "_report_text",
+    "report",
+}
 # what each package may import, beside the ground
 PACKAGES = {
     "convex": set(),

@@ -315,6 +315,11 @@ def test_failure_raises_and_names_the_layers():
         assert f"{path}: max_steps" in str(e.value)
     assert "ADMM(max_steps=...)" in str(e.value) and "on_failure=" in str(e.value)
     assert same_bits(before, arrays(models.get("square").params))
+    # an hour's work is not lost
+    reached = e.value.pruned
+    assert [int(site.result) for site in reached.report.sites] == [MAX_STEPS] * 3
+    assert not same_bits(arrays(reached.params), before)
+    assert len(arrays(reached.mask)) == len(before)
 
 
 def test_failure_warns_and_goes_on():

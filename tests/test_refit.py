@@ -307,10 +307,11 @@ def test_not_a_number_is_no_success():
     def overflows(w, x):
         return (x * 1e38) @ w * 1e5
 
-    with pytest.raises(SolveError, match="1 of 1 layers met what is not a number"):
+    with pytest.raises(SolveError, match="1 of 1 layers met what is not a number") as e:
         nt.refit(w, mask, overflows, x)
     with pytest.warns(UserWarning, match="not a number"):
         kept = nt.refit(w, mask, overflows, x, on_failure="warn").params
+    np.testing.assert_array_equal(e.value.pruned.params, kept)
     np.testing.assert_array_equal(kept, w * jnp.asarray(mask, w.dtype))
 
 

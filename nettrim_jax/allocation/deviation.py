@@ -40,6 +40,7 @@ class Found(NamedTuple):
     """The result of a search."""
 
     leaves: Leaves
+    masks: dict[int, Array]  # of sites without a part of the budget
     reports: dict[int, SiteReport]
     epsilons: dict[int, float]  # zero where a layer stays as trained
     steps: tuple[SearchStep, ...]
@@ -156,13 +157,16 @@ def as_trained(site: Site, leaf: Array, X: Array) -> SiteReport:
     zero, none = jnp.zeros(()), jnp.full((), jnp.nan)
     W = leaf.ravel()[jnp.asarray(site.index)]
     units, inputs = layer.bare(W, site.channels)
+    left = jnp.sum(W != 0, dtype=jnp.int32)
     return SiteReport(
         path=site.path,
         kind=site.kind,
         response=site.response,
         shape=(lanes, X.shape[1], d_in, d_out),
         size=site.index.size,
-        nonzeros=jnp.sum(W != 0, dtype=jnp.int32),
+        nonzeros=left,
+        before=left,
+        kept=left,
         epsilon=zero,
         error=zero,
         held_out_error=zero,
@@ -244,6 +248,7 @@ def search_parallel(
     last_step = search.steps.pop(choice)
     return Found(
         search.leaves(choice),
+        search.shop.masks,
         {**search.shop.reports, **reports},
         {k: search.curves[k][i].epsilon for k, i in picked.items()},
         (*search.steps.values(), last_step),
@@ -277,9 +282,10 @@ def search_cascade(
         epsilons = {k: min(e * factor, LARGEST) for k, e in taken.items()}
         given = {k: mine[k].allotted(e) for k, e in epsilons.items()}
         methods = {k: {**fixed, **given}[k] for k in asked if k in fixed or k in given}
-        new, reports = list(old), {}
+        new, reports, masks = list(old), {}, {}
         if methods:
             new, outcomes, _ = run(methods)
+            masks = {k: outcome.mask for k, outcome in outcomes.items()}
             reports = {k: outcome.report for k, outcome in outcomes.items()}
         reading = meter.read(new)
         for k in asked:
@@ -293,7 +299,7 @@ def search_cascade(
         good = solved and reading.bound <= budget.most
         if good:
             named = dict(zip(found.epsilons, listed, strict=True))
-            fitting.append((count, steps[-1], Found(new, reports, named, ())))
+            fitting.append((count, steps[-1], Found(new, masks, reports, named, ())))
         return good
 
     if taken:

@@ -38,6 +38,7 @@ class Finished(NamedTuple):
     """The result of a pruning."""
 
     leaves: list[Array]
+    masks: dict[int, Array]  # of sites; the others keep what is not zero
     reports: dict[int, SiteReport]
     deviation: Array
     extra: dict[str, Any]  # further fields of the report
@@ -108,7 +109,8 @@ def follow(
         return _within(route, route.dealt, list(every), asked, options)
     leaves, outcomes, deviation = orders.run(every, asked, options)
     reports = {k: outcome.report for k, outcome in outcomes.items()}
-    return Finished(leaves, reports, deviation, extra)
+    masks = {k: outcome.mask for k, outcome in outcomes.items()}
+    return Finished(leaves, masks, reports, deviation, extra)
 
 
 def _split(
@@ -145,7 +147,7 @@ def _within(
         "search": found.steps,
     }
     moved = orders.moved(seen.first, found.leaves)
-    return Finished(found.leaves, found.reports, moved, extra)
+    return Finished(found.leaves, found.masks, found.reports, moved, extra)
 
 
 def _meter(

@@ -46,6 +46,7 @@ class Workshop:
         base, outcomes = solve_sites(fixed, self.old, self.old, options.silent())
         self.base: Leaves = base
         self.reports = {k: outcome.report for k, outcome in outcomes.items()}
+        self.masks = {k: outcome.mask for k, outcome in outcomes.items()}
         self.beside = meter.outputs(base) if fixed else meter.trained
 
     def site(self, k: int) -> Site:

@@ -3,6 +3,7 @@
 - ``penalties``: the union types of all penalties, and the methods of a penalty.
 - ``entrywise``: penalties of single weights: magnitudes, squares and limits.
 - ``groups``: penalties of groups of weights.
+- ``masked``: any penalty, with some weights that have to be zero.
 - ``responses``: the requirement on the response.
 - ``programs``: the program, its objective and its dual bound.
 - ``projection``: the projection on the graph of a program, and its factor.

@@ -40,6 +40,13 @@ class Job(NamedTuple):
         # at least one row is left to solve on
         return kind_of(self.site, self.method, min(round(share * n), n - 1), self.fed)
 
+    def allowed(self, place: Place, options: Options) -> Array | None:
+        """The site's weights that may be left; None for all."""
+        mask = None
+        if options.within is not None:
+            mask = entries.of(options.within[self.site.leaf], self.site.index)
+        return layer.allowed(place.weights, mask, self.site.layers, options.revive)
+
     def place(self, leaves: Leaves) -> Place:
         """The site's entries of some leaves."""
         site = self.site
@@ -54,6 +61,7 @@ class Outcome(NamedTuple):
     """The outcome of one site."""
 
     report: SiteReport
+    mask: Array  # [b, d_in, d_out] bool, False where a weight was removed
     solved: Any  # a start for another solve; None unless this one was given starts
 
 
@@ -105,7 +113,9 @@ def solve_sites(
     """
     new, out, data, problems = list(leaves), {}, {}, {}
     for k, job in jobs.items():
-        data[k] = LayerData(*job.place(trained), job.seen)
+        place = job.place(trained)
+        allowed = job.allowed(place, options)
+        data[k] = LayerData(*place, job.seen, allowed)
         try:
             kind = job.kind(options.held_out)
             problems[k] = job.method.prepare(data[k], kind)
@@ -119,7 +129,7 @@ def solve_sites(
         seen = in_turn(data[k].seen._replace(P0=None), done)
         answer = job.method.conclude(data[k]._replace(seen=seen), solved.get(k), kind)
         done = answer.W
-        kind = kind._replace(fed=False, biased=False, layers=1)
+        kind = kind._replace(fed=False, biased=False)
         lean = data[k]._replace(seen=seen._replace(stats={}))
         written = layer.finish(answer, lean, job.place(new), kind, options.keep)
         new[job.site.leaf] = written.leaf
@@ -127,7 +137,8 @@ def solve_sites(
             new[job.site.bias[0]] = written.bias
         # a solution is as large as all rows: it is kept only if another may start there
         again = None if starts is None else solved.get(k)
-        out[k] = Outcome(_entry(job, kind.held, written.figures), again)
+        entry = _entry(job, kind.held, written.figures)
+        out[k] = Outcome(entry, written.mask, again)
     return new, out
 
 

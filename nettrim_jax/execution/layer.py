@@ -6,7 +6,7 @@ arguments are plain values, so that a second pruning of the same model compiles 
 Knows answers; knows no particular method and no network.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,12 +14,14 @@ import numpy as np
 from nettrim_jax import results
 from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import numpy_of
-from nettrim_jax._trees import from_host, on_host
+from nettrim_jax._trees import from_host, known, on_host
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.methods.base import (
     Answer,
     LayerData,
     LayerKind,
+    by_layer,
+    each_layer,
     held_out,
     squared_errors,
 )
@@ -53,6 +55,7 @@ class Written(NamedTuple):
 
     leaf: Array
     bias: Array | None
+    mask: Array  # [b, d_in, d_out] bool, False where a weight was removed
     figures: dict[str, Array]
 
 
@@ -83,6 +86,7 @@ def _finish(
 ) -> Written:
     leaf, bias = write(answer, data, place, keep)
     weights = entries.read(place.weights._replace(leaf=leaf))
+    mask = mask_of(answer, data, weights, kind.layers, keep)
     move = None
     if bias is not None and place.bias is not None and data.bias is not None:
         both = entries.read(place.bias._replace(leaf=bias)), entries.read(data.bias)
@@ -90,14 +94,17 @@ def _finish(
         move = (new - old) * data.seen.gain
     measured = measure(data.seen, weights, move, kind)
     xp = numpy_of(leaf)
+    before = entries.read(data.weights) != 0
     figures = {
+        "before": xp.sum(before, dtype=np.int32),
+        "kept": xp.sum(mask, dtype=np.int32),
         **dict.fromkeys(("epsilon", "gap", "violation"), xp.asarray(np.nan, FIGURE)),
         "steps": xp.zeros((), np.int32),
         "downstream": xp.zeros((), FIGURE),
         **{name: xp.max(a) for name, a in answer.figures.items()},
         "result": results.worst(answer.result),
     }
-    return Written(leaf, bias, figures | measured._asdict())
+    return Written(leaf, bias, mask, figures | measured._asdict())
 
 
 _compiled = compiled(static_argnames=("kind", "keep"))(_finish)
@@ -113,11 +120,11 @@ def write(
     """
     W0, gain = data.W0, data.seen.gain
     xp = numpy_of(W0)
-    use = results.good(answer.result) | (not keep)
-    use = xp.repeat(use, len(W0) // len(use))
-    use = use if answer.live is None else use & answer.live
+    use = _used(answer, len(W0), keep)
     other = W0 if answer.fallback is None else answer.fallback
     W = xp.where(use[:, None, None], answer.W, other)
+    if data.allowed is not None:  # whatever a method makes of the others
+        W = xp.where(data.allowed, W, 0)
     leaf = entries.write(place.weights, W)
     if place.bias is None or data.bias is None or answer.bias is None:
         return leaf, None
@@ -126,6 +133,61 @@ def write(
     use = use[:, None] & (gain != 0)
     bias = xp.where(use, answer.bias.astype(old.dtype), old)
     return leaf, entries.write(place.bias, bias)
+
+
+def _used(answer: Answer, lanes: int, keep: bool) -> Array:
+    """The lanes that get the answer, ``[b]``."""
+    use = results.good(answer.result) | (not keep)
+    use = use.repeat(lanes // len(use))
+    return use if answer.live is None else use & answer.live
+
+
+def mask_of(
+    answer: Answer, data: LayerData, W: Array, layers: int, keep: bool
+) -> Array:
+    """False where a weight was removed, ``[b, d_in, d_out]``.
+
+    It is the pattern's own choice, in which a weight that is left may be zero, as all
+    are of a layer that was never trained.
+    """
+    xp = numpy_of(W)
+    mask = W != 0
+    if answer.pattern is not None:
+        first = by_layer(mask.astype(np.float32), layers)
+        chosen = each_layer(_keep, (answer.pattern, first))
+        mask = mask | chosen.reshape(mask.shape)
+    every = xp.ones(mask.shape, bool) if data.allowed is None else data.allowed
+    if answer.fallback is None:  # lanes without an answer stay as they were
+        mask = xp.where(_used(answer, len(W), keep)[:, None, None], mask, every)
+    return mask & every
+
+
+def _keep(pattern: Any, score: Array) -> Array:
+    return pattern.keep(score)
+
+
+def allowed(
+    weights: Entries, mask: Entries | None, layers: int, revive: bool
+) -> Array | None:
+    """The weights that may be left, ``[b, d_in, d_out]`` bool; None for all.
+
+    Zeros stay zero, but for layers of zeros alone, which were not pruned: they were
+    never trained.
+    """
+    host = on_host(weights.leaf) and (mask is None or on_host(mask.leaf))
+    if host:
+        weights, mask = jax.tree.map(np.asarray, (weights, mask))
+    found = None
+    if not revive:
+        found = entries.read(weights) != 0
+        some = by_layer(found, layers).any((1, 2, 3))
+        found |= ~some.repeat(len(found) // layers)[:, None, None]
+    if mask is not None:
+        inside = entries.read(mask).astype(bool)
+        found = inside if found is None else found & inside
+    if found is None or (known(found) and bool(found.all())):
+        return None
+    return found
 
 
 def measure(

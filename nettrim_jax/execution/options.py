@@ -3,10 +3,11 @@
 Knows settings; knows no network and no method.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from nettrim_jax.convex.config import ADMM
+from nettrim_jax.typing import Array
 
 
 class Options(NamedTuple):
@@ -19,6 +20,8 @@ class Options(NamedTuple):
     memory: int  # number of bytes that one call may take
     cascade: bool
     show: Callable[[int, str], None]  # gets the layers done, and the step
+    revive: bool = False  # whether weights that are zero already may be left
+    within: Sequence[Array] | None = None  # masks of the leaves; others become zero
 
     def silent(self) -> "Options":
         """The same options without progress."""

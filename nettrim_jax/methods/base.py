@@ -9,6 +9,7 @@ Knows activations and statistics; knows no other method and no network.
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from nettrim_jax._numerics import matmul, numpy_of
@@ -39,6 +40,7 @@ class LayerData(NamedTuple):
     weights: Entries  # [b, d_in, d_out], trained
     bias: Entries | None  # [b, d_out], trained; None if it does not move
     seen: Activation
+    allowed: Array | None = None  # [b, d_in, d_out] bool, others stay zero; None: all
 
     @property
     def W0(self) -> Array:
@@ -84,6 +86,7 @@ class Answer(NamedTuple):
     figures: dict[str, Array]  # columns of the report, per lane; the largest counts
     live: Array | None = None  # [b] bool, the lanes that change; None for all
     fallback: Array | None = None  # [b, d_in, d_out], of failed lanes; None: as trained
+    pattern: Any = None  # which chose the weights; None: those that are not zero
 
 
 class Lanes(NamedTuple):
@@ -161,7 +164,10 @@ class Method(Protocol):
         ...
 
     def conclude(self, data: LayerData, solved: Any, kind: LayerKind) -> Answer:
-        """The site's new weights, from the solution of its problem."""
+        """The site's new weights, from the solution of its problem.
+
+        Weights outside ``data.allowed`` become zero, whatever it makes of them.
+        """
         ...
 
     def cost(self, problem: Any) -> Cost:
@@ -227,6 +233,15 @@ def squared_errors(seen: Activation, W: Array, move: Array | None, relu: bool) -
 def together(good: Array, layers: int) -> Array:
     """Whether all lanes of each lane's layer are good, as they share a count."""
     return good.reshape(layers, -1).all(1).repeat(len(good) // layers)
+
+
+def each_layer(function: Callable, given: tuple) -> Any:
+    """A function's values for each layer, stacked; arguments have a leading axis."""
+    first = jax.tree.leaves(given)[0]
+    if all(isinstance(a, np.ndarray) for a in jax.tree.leaves(given)):
+        parts = [jax.tree.map(lambda a: a[k], given) for k in range(len(first))]  # noqa: B023
+        return np.stack([np.asarray(function(*part)) for part in parts])
+    return jax.vmap(function)(*given)
 
 
 def by_layer(a: Array, layers: int) -> Array:

@@ -25,6 +25,7 @@ from nettrim_jax.methods.patterns import (
     Sparsity,
 )
 from nettrim_jax.methods.ranking import about_highest
+from nettrim_jax.methods.within import Within
 from nettrim_jax.typing import Array
 
 SLACK = 1 / 512  # share of a count by which it may be off while a solver runs
@@ -47,6 +48,8 @@ def roughly(pattern: Pattern, score: Array) -> Array:
 
     Among all weights of a large layer the number that is left may be off by ``SLACK``.
     """
+    if isinstance(pattern, Within):
+        return roughly(pattern.pattern, pattern.lowered(score)) & pattern.allowed
     if isinstance(pattern, Sparsity) and pattern.scope == "layer":
         return about_highest(score, pattern.nonzeros(score.shape), SLACK)
     return pattern.keep(score)

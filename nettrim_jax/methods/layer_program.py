@@ -4,7 +4,7 @@ Knows programs and the solver; knows no network.
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from nettrim_jax._numerics import norm
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.convex import admm, least_squares, programs
 from nettrim_jax.convex.config import ADMM
+from nettrim_jax.convex.masked import Masked
 from nettrim_jax.convex.penalties import Penalty
 from nettrim_jax.convex.programs import (
     Program,
@@ -89,11 +90,15 @@ def prepared(
         # the whole bias is a variable, so none of it stays in t
         t = seen.t - (data.bias0 * seen.gain)[:, None, :]
         data = data._replace(seen=seen._replace(t=t))
-    return programs_of(method, data.to_fit(kind.held), bias, kind)
+    return programs_of(method, data.to_fit(kind.held), bias, kind, data.allowed)
 
 
 def programs_of(
-    method: Asked, seen: Activation, bias: str, kind: LayerKind
+    method: Asked,
+    seen: Activation,
+    bias: str,
+    kind: LayerKind,
+    allowed: Array | None = None,
 ) -> LayerPrograms:
     """The program of every lane of a site, stacked.
 
@@ -105,6 +110,7 @@ def programs_of(
       seen: the rows to solve on, ``[b, n, ...]``.
       bias: ``method.bias``, or ``"fixed"`` for a site without a bias.
       kind: whether a ReLU follows, and whether pruned layers feed the site.
+      allowed: the weights that may be left, ``[b, d_in, d_out]``; None for all.
 
     Returns:
       The program, with a leading lane axis, and each lane's budget relative to the
@@ -115,7 +121,7 @@ def programs_of(
     epsilon = jnp.asarray(method.epsilon, seen.X.dtype)
     gamma = jnp.asarray(method.gamma, seen.X.dtype)
 
-    def lane(seen: Activation) -> LayerPrograms:
+    def lane(seen: Activation, allowed: Array | None) -> LayerPrograms:
         valid = seen.valid[:, None]
         Y = jnp.where(valid, jnp.maximum(seen.P, 0) if relu else seen.P, 0)
         size = norm(Y)
@@ -135,7 +141,12 @@ def programs_of(
         if bias == "penalized":  # the bias moves the response by its gain
             scales = jnp.concatenate([scales, seen.gain[None, :]])
         check_shapes(method.penalty, scales.shape)
-        penalty = method.penalty.scaled(1 / jnp.where(scales != 0, scales, 1))
+        penalty: Any = method.penalty.scaled(1 / jnp.where(scales != 0, scales, 1))
+        if allowed is not None:
+            # a penalised bias, the last row, is always allowed
+            more = ((0, len(scales) - d_in), (0, 0))
+            mask = jnp.pad(allowed, more, constant_values=True)
+            penalty = Masked(penalty, mask)
         X = jnp.where(valid, seen.X, 0)
         t = jnp.where(valid, seen.t, 0)
         program = make(X, Y, budget, t=t, penalty=penalty, bias=bias)
@@ -147,4 +158,4 @@ def programs_of(
         known_size = jnp.where(size > 0, size, 1)
         return LayerPrograms(program, jnp.where(size > 0, budget / known_size, 0))
 
-    return jax.vmap(lane)(seen)
+    return jax.vmap(lane)(seen, allowed)

@@ -13,7 +13,7 @@ Knows arrays and patterns; knows no method and no network.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from nettrim_jax.methods.quadratic import (
     quadratic_of,
 )
 from nettrim_jax.methods.trials import ASIDE, Parts, default, search
+from nettrim_jax.methods.within import Within
 from nettrim_jax.typing import HIGHEST, Array
 
 # first and last step size, relative to a Gram matrix of unit diagonal plus ridge
@@ -97,14 +98,14 @@ def _tries(seen: Observed) -> bool:
 
 def _narrow(pattern: Pattern, seen: Observed) -> bool:
     """Whether trials have all units, and so the shapes of the answer."""
-    return _tries(seen) and _some_units(pattern, seen) is seen
+    return _tries(seen) and _some_units(pattern, seen)[1] is seen
 
 
 def chosen(pattern: Pattern, seen: Observed, given: Parts, settings: Settings) -> Parts:
     """The given parts, and those that the trials choose."""
     if not _tries(seen):
         return default(given, settings.relu)
-    some = _some_units(pattern, seen)
+    pattern, some = _some_units(pattern, seen)
     fit, aside = _most_rows(some)
     quadratic = quadratic_of(fit, settings.free, settings.relu)
     blocks = min(TRIAL, _blocks(settings, seen))
@@ -275,9 +276,10 @@ def _final(
     """The weights exactly within the pattern, and the change of the biases."""
     keep = pattern.keep(found.V**2)
     W, b = _unscaled(seen, quadratic, jnp.where(keep, found.V, 0), found.b)
-    # if all weights are kept and no earlier layer changed, every bit stays
+    # if all that may be left is kept and no earlier layer changed, every bit stays
     still = (seen.P == seen.P0) | ~seen.valid[:, :, None]
-    whole = jnp.all(keep) & jnp.all(still)
+    every = pattern.allowed if isinstance(pattern, Within) else True
+    whole = jnp.all(keep == every) & jnp.all(still)
     return jnp.where(whole, seen.W0, W), jnp.where(whole, 0, b)
 
 
@@ -290,12 +292,15 @@ def _unscaled(
     )
 
 
-def _some_units(pattern: Pattern, seen: Observed) -> Observed:
+def _some_units(pattern: Any, seen: Observed) -> tuple[Any, Observed]:
     """Takes evenly spaced units, if the pattern is the same for any number of them."""
     d_out = seen.W0.shape[2]
-    if d_out <= NARROW or not isinstance(pattern, Sparsity | NM):
-        return seen
+    inner = pattern.pattern if isinstance(pattern, Within) else pattern
+    if d_out <= NARROW or not isinstance(inner, Sparsity | NM):
+        return pattern, seen
     pick = np.arange(UNITS) * d_out // UNITS
     names = ("P", "P0", "W0")
     some = {name: getattr(seen, name)[:, :, pick] for name in names}
-    return seen._replace(coupling=None, **some)
+    if isinstance(pattern, Within):
+        pattern = Within(inner, pattern.allowed[:, :, pick])
+    return pattern, seen._replace(coupling=None, **some)

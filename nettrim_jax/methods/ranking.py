@@ -87,6 +87,8 @@ def about_highest(score: Array, count: Any, slack: float) -> Array:
     size = score.size
     count = jnp.asarray(count, jnp.int32)
     off = (slack * count.astype(jnp.float32)).astype(jnp.int32)
+    # those of weights that may not be left are below zero
+    score = jnp.maximum(score, 0)
     place = jnp.arange(size, dtype=score.dtype).reshape(score.shape)
     score = score * (1 - RAMP / size * place)
     kind = jnp.int64 if score.dtype == jnp.float64 else jnp.int32

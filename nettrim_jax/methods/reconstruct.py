@@ -5,7 +5,7 @@ Knows patterns, their loop and the protocol of methods; knows no network.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from nettrim_jax.methods.pattern_admm import UNITS, Settings, reconstruct
 from nettrim_jax.methods.patterns import Pattern, is_pattern, share_of
 from nettrim_jax.methods.quadratic import Observed
 from nettrim_jax.methods.trials import Parts
+from nettrim_jax.methods.within import within
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array
 
@@ -192,7 +193,14 @@ class Reconstruct:
         parts = Parts(*(jax.device_put(np.full(layers, a, dtype)) for a in given))
         free = kind.biased and self.bias == "free"
         settings = Settings(kind.relu, free, self.steps)
-        return _Problem(self.pattern, seen, parts, share, settings)
+        pattern = self._pattern(data, layers)
+        return _Problem(pattern, seen, parts, share, settings)
+
+    def _pattern(self, data: LayerData, layers: int) -> Any:
+        """The pattern, within the weights that may be left; ``[layers, ...]``."""
+        if data.allowed is None:
+            return self.pattern
+        return within(self.pattern, by_layer(data.allowed, layers))
 
     def solve(self, problem: "_Problem", lanes: Lanes, start: None = None) -> "_Solved":
         """Weights times the scale, and the change of the response by the biases."""
@@ -202,7 +210,8 @@ class Reconstruct:
 
     def conclude(self, data: LayerData, solved: "_Solved", kind: LayerKind) -> Answer:
         """The solution, in the units of the params."""
-        return _conclude(data, solved, kind.layers, kind.held)
+        answer = _conclude(data, solved, kind.layers, kind.held)
+        return answer._replace(pattern=self._pattern(data, kind.layers))
 
     def cost(self, problem: "_Problem") -> Cost:
         """The cost of one layer's lanes."""

@@ -26,6 +26,7 @@ from nettrim_jax.methods.base import (
     LayerData,
     LayerKind,
     Method,
+    by_layer,
     squared_errors,
 )
 from nettrim_jax.methods.layer_program import program_cost, programs_of, refit_lane
@@ -36,6 +37,7 @@ from nettrim_jax.tracing.sites import Network
 from nettrim_jax.typing import Array, LeafPath, Params
 
 BIASES = ("free", "fixed")
+CALL = "refit(params, mask, apply_fn, batch)"
 
 
 @register_dataclass
@@ -69,7 +71,8 @@ class Refit:
 
     def prepare(self, data: LayerData, kind: LayerKind) -> "_Problem":
         """A program with a budget of zero, of which only the response is used."""
-        return _prepare(self.support, data, self.bias, kind._replace(fed=False))
+        support = self._support(data)
+        return _prepare(support, data, self.bias, kind._replace(fed=False))
 
     def solve(self, problem: "_Problem", lanes: Lanes, start: None = None) -> Any:
         """Weights times the scale, and the change of the response by the biases."""
@@ -77,7 +80,10 @@ class Refit:
 
     def conclude(self, data: LayerData, solved: Any, kind: LayerKind) -> Answer:
         """The fitted values of the units whose error they do not increase."""
-        return _conclude(data, self.support, solved, kind)
+        return _conclude(data, self._support(data), solved, kind)
+
+    def _support(self, data: LayerData) -> Array:
+        return self.support if data.allowed is None else self.support & data.allowed
 
     def cost(self, problem: "_Problem") -> Cost:
         """The cost of one lane."""
@@ -89,6 +95,17 @@ class _Problem(NamedTuple):
     start: Array  # [b, d_in, d_out], the trained weights on the support
     still: Array  # [b, d_out], zeros
     support: Array  # [b, d_in, d_out] bool
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """A pattern that keeps what it is given, ``[b, d_in, d_out]`` bool."""
+
+    kept: Array
+
+    def keep(self, score: Array) -> Array:
+        return self.kept
 
 
 @compiled(static_argnames=("bias", "kind"))
@@ -135,7 +152,8 @@ def _conclude(
     result = jnp.where(good, results.DIRECT, results.NAN).astype(jnp.int32)
     if bias is not None:
         bias = jnp.where(use, moved, bias).astype(wide)
-    return Answer(new, bias, result, {}, fallback=before)
+    pattern = _Given(by_layer(support, kind.layers))
+    return Answer(new, bias, result, {}, fallback=before, pattern=pattern)
 
 
 def check_bias(bias: Any) -> str:
@@ -145,7 +163,9 @@ def check_bias(bias: Any) -> str:
     return bias
 
 
-def read(params: Params, mask: Params) -> list[Array | np.ndarray]:
+def read(
+    params: Params, mask: Params, name: str = "refit", call: str = CALL
+) -> list[Array | np.ndarray]:
     """The mask of each array of the params, as bool; a NumPy array if it is known.
 
     Raises:
@@ -156,8 +176,7 @@ def read(params: Params, mask: Params) -> list[Array | np.ndarray]:
         keeps = tree.flatten_up_to(mask)
     except ValueError as error:
         raise ParamsError(
-            f"refit: expected a mask of the params' tree; {error} The order is "
-            "refit(params, mask, apply_fn, batch)"
+            f"{name}: expected a mask of the params' tree; {error} The order is {call}"
         ) from None
     out = []
     for (path, leaf), keep in zip(given, keeps, strict=True):
@@ -167,7 +186,7 @@ def read(params: Params, mask: Params) -> list[Array | np.ndarray]:
             where = path_of(path)
             got = list(keep.shape) if hasattr(keep, "shape") else repr(keep)
             raise ParamsError(
-                f"refit: {where or 'the array'}: expected a mask of shape "
+                f"{name}: {where or 'the array'}: expected a mask of shape "
                 f"{list(leaf.shape)}, got {got}; give a mask such as "
                 "nettrim_jax.prune returns, True or a number other than zero where an "
                 "entry is kept"

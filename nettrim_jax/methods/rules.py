@@ -9,8 +9,7 @@ Knows arrays, patterns and the protocol of methods; knows no network.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +28,13 @@ from nettrim_jax.methods.base import (
     LayerData,
     LayerKind,
     by_layer,
+    each_layer,
     together,
 )
 from nettrim_jax.methods.budget import Share
 from nettrim_jax.methods.counts import Count, counted, is_counted
 from nettrim_jax.methods.patterns import Pattern, is_pattern, share_of
+from nettrim_jax.methods.within import within
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array
 
@@ -121,8 +122,12 @@ def _concluded(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
     def apart(a: Array) -> Array:
         return by_layer(a, layers)
 
-    given = jax.tree.map(for_each, rule), *jax.tree.map(apart, (W, evidence))
-    new = _mapped(type(rule).answer, given).reshape(W.shape)
+    if data.allowed is not None:
+        allowed = by_layer(data.allowed, layers)
+        rule = dataclasses.replace(rule, pattern=within(rule.pattern, allowed))
+    rule = jax.tree.map(for_each, rule)
+    given = rule, *jax.tree.map(apart, (W, evidence))
+    new = each_layer(type(rule).answer, given).reshape(W.shape)
     good = xp.isfinite(new).all((1, 2)) & data.finite()
     live = None
     if evidence is not None:
@@ -131,17 +136,7 @@ def _concluded(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
         live = data.live(held)
     good = together(good, layers)
     result = xp.where(good, results.DIRECT, results.NAN).astype(np.int32)
-    return Answer(new, None, result, {}, live)
-
-
-def _mapped(answer: Callable, given: tuple[Rule, Array, Any]) -> Any:
-    """The answers for each layer."""
-    W = given[1]
-    if not isinstance(W, np.ndarray):
-        return jax.vmap(answer)(*given)
-    return np.stack(
-        [answer(*jax.tree.map(lambda a: a[k], given)) for k in range(len(W))]  # noqa: B023
-    )
+    return Answer(new, None, result, {}, live, pattern=rule.pattern)
 
 
 _conclude = compiled(static_argnames=("layers", "held"))(_concluded)

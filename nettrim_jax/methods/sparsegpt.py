@@ -5,7 +5,7 @@ Knows arrays, patterns and rules; knows no network.
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from nettrim_jax._numerics import lower_inverse, matmul
 from nettrim_jax._trees import STATIC, known
 from nettrim_jax.methods.patterns import NM, Sparsity
 from nettrim_jax.methods.rules import MomentRule
+from nettrim_jax.methods.within import Within
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import HIGHEST, Array, ArrayLike
 
@@ -61,7 +62,8 @@ class SparseGPT(MomentRule):
     def __post_init__(self):
         # also runs when JAX rebuilds the record, with values of any type as leaves
         super().__post_init__()
-        if not isinstance(self.pattern, Sparsity | NM):
+        inner, _ = _parts(self.pattern)
+        if not isinstance(inner, Sparsity | NM):
             raise MethodError(
                 f"SparseGPT({self.pattern!r}): expected Sparsity or NM; it removes "
                 "weights one by one, not in groups"
@@ -88,6 +90,7 @@ class SparseGPT(MomentRule):
         assert evidence is not None
         gram = evidence
         b, d_in, d_out = W.shape
+        pattern, allowed = _parts(self.pattern)
         diagonal = jnp.diagonal(gram, axis1=1, axis2=2)
         dead = diagonal == 0
         W = jnp.where(dead[:, :, None], 0, W)
@@ -95,22 +98,34 @@ class SparseGPT(MomentRule):
         lift = damp[:, None] + dead.astype(W.dtype)
         H = gram + lift[:, :, None] * jnp.eye(d_in, dtype=W.dtype)[None]
         # a block must not split a group of m
-        m = self.pattern.m if isinstance(self.pattern, NM) else 1
+        m = pattern.m if isinstance(pattern, NM) else 1
         size = min(max(self.block // m, 1), -(-d_in // m)) * m
         # inputs without weight make all blocks equal, and no other input sees them
         missing = -d_in % size
         U = _extended(jax.vmap(_factor)(H), missing)
         W = jnp.pad(W, ((0, 0), (0, missing), (0, 0)))
-        if isinstance(self.pattern, NM):
-            remove = _by_groups(self.pattern)
+        inside = jnp.ones((b, d_in, d_out), bool) if allowed is None else allowed
+        inside = jnp.pad(inside, ((0, 0), (0, missing), (0, 0)))
+        if isinstance(pattern, NM):
+            remove = _by_groups(pattern, inside)
         else:
-            assert isinstance(self.pattern, Sparsity)
-            remove = _by_costs(self.pattern, (b, d_in, d_out), size)
+            stops = [min(k + size, d_in) for k in range(0, d_in, size)]
+            upto = [pattern.nonzeros((b, stop, d_out)) for stop in stops]
+            if allowed is not None and pattern.scope == "layer":
+                upto = _shared(upto[-1], [jnp.sum(inside[:, :stop]) for stop in stops])
+            remove = _by_costs(pattern, inside, upto, size)
         return _sweep(W, U, size, remove)[0][:, :d_in]
 
 
 # of the first input, the weights and the factor of a block: new weights and errors
 Remove = Callable[[Array, Array, Array], tuple[Array, Array]]
+
+
+def _parts(pattern: Any) -> tuple[Any, Array | None]:
+    """A pattern, and the mask that it is within."""
+    if isinstance(pattern, Within):
+        return pattern.pattern, pattern.allowed
+    return pattern, None
 
 
 def _is_damping(value: ArrayLike) -> bool:
@@ -154,29 +169,42 @@ def _costs(W: Array, U: Array) -> Array:
     return (W / jnp.diagonal(U, axis1=1, axis2=2)[:, :, None]) ** 2
 
 
-def _by_groups(pattern: NM) -> Remove:
+def _by_groups(pattern: NM, allowed: Array) -> Remove:
     """Removes weights of a block, each group chosen when its first input is reached."""
 
-    def group(_: Array, part: Array, u: Array) -> tuple[Array, Array]:
-        return _remove(part, u, pattern.keep(_costs(part, u)))
+    def block(start: Array, part: Array, u: Array) -> tuple[Array, Array]:
+        inside = cut(allowed, start, part.shape[1], axis=1)
 
-    def block(_: Array, part: Array, u: Array) -> tuple[Array, Array]:
+        def group(start: Array, part: Array, u: Array) -> tuple[Array, Array]:
+            mine = Within(pattern, cut(inside, start, pattern.m, axis=1))
+            return _remove(part, u, mine.keep(_costs(part, u)))
+
         return _sweep(part, u, pattern.m, group)
 
     return block
 
 
-def _by_costs(pattern: Sparsity, shape: tuple[int, int, int], size: int) -> Remove:
-    """Removes the weights of a block that cost least, all chosen at its start."""
-    b, d_in, d_out = shape
-    stops = [min(start + size, d_in) for start in range(0, d_in, size)]
-    upto = [0, *(pattern.nonzeros((b, stop, d_out)) for stop in stops)]
-    left = jnp.diff(jnp.stack([jnp.asarray(count, jnp.int32) for count in upto]))
+def _shared(count: Any, sizes: list[Array]) -> list[Array]:
+    """The parts of a count, in proportion to sizes; both are sums up to each part."""
+    most = jnp.maximum(sizes[-1], 1).astype(jnp.float32)
+    count = jnp.minimum(jnp.asarray(count, jnp.int32), sizes[-1].astype(jnp.int32))
+    parts = [jnp.round(count * (size / most)).astype(jnp.int32) for size in sizes[:-1]]
+    return [*parts, count]
+
+
+def _by_costs(pattern: Sparsity, allowed: Array, upto: list[Any], size: int) -> Remove:
+    """Removes the weights of a block that cost least, all chosen at its start.
+
+    Of the weights up to the end of each block so many are left as ``upto`` says.
+    """
+    counts = [jnp.asarray(count, jnp.int32) for count in (0, *upto)]
+    left = jnp.diff(jnp.stack(counts))
 
     def block(start: Array, part: Array, u: Array) -> tuple[Array, Array]:
-        there = start + jnp.arange(size) < d_in
-        costs = jnp.where(there[None, :, None], _costs(part, u), -jnp.inf)
-        return _remove(part, u, pattern.largest(costs, left[start // size]))
+        inside = cut(allowed, start, size, axis=1)
+        costs = jnp.where(inside, _costs(part, u), -jnp.inf)
+        chosen = pattern.largest(costs, left[start // size])
+        return _remove(part, u, chosen & inside)
 
     return block
 

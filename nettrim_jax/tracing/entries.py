@@ -4,10 +4,11 @@ Knows arrays and sites; knows no solver.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax._compile import compiled
@@ -89,30 +90,37 @@ def write(entries: Entries, values: Array) -> Array:
     return leaf.ravel().at[index.ravel()].set(values.ravel()).reshape(leaf.shape)
 
 
-def kept(leaf: Array, indices: Sequence[np.ndarray]) -> Array:
-    """True where an entry of a leaf is not zero, or is not among ``indices``."""
-    touched = np.zeros(leaf.size, bool)
-    for index in indices:
-        touched[index.ravel()] = True
-    rest = ~touched.reshape(leaf.shape)
-    if on_host(leaf):  # NumPy needs no compilation
-        return from_host((np.asarray(leaf) != 0) | rest, leaf)
-    return (leaf != 0) | rest
-
-
 def kept_leaves(
-    network: Network, chosen: Iterable[int], leaves: Sequence[Array]
+    network: Network,
+    chosen: Iterable[int],
+    leaves: Sequence[Array],
+    masks: Mapping[int, Array],
 ) -> list[Array]:
-    """The mask of every leaf; all entries of a leaf that was not pruned are true."""
-    indices: dict[int, list[np.ndarray]] = {}
+    """The mask of every leaf.
+
+    Args:
+      network: the network.
+      chosen: positions of the sites that were pruned.
+      leaves: the leaves with the answers.
+      masks: the masks of sites, by position; the others keep what is not zero.
+
+    Returns:
+      Bool, in the shapes of the leaves; true for all entries that no site has.
+    """
+    out: list[Any] = [np.ones(leaf.shape, bool) for leaf in leaves]
     for k in chosen:
-        site = network.sites[k]
-        indices.setdefault(site.leaf, []).append(site.index)
+        leaf, index = network.sites[k].leaf, network.sites[k].index
+        mask: Any = masks.get(k)
+        if mask is None:
+            mask = read(of(leaves[leaf], index)) != 0
+        if on_host(mask) and isinstance(out[leaf], np.ndarray):
+            mask = np.asarray(mask)
+        else:
+            out[leaf] = jnp.asarray(out[leaf])
+        out[leaf] = write(of(out[leaf], index), mask)
     return [
-        kept(leaf, indices[i])
-        if i in indices
-        else from_host(np.ones(leaf.shape, bool), leaf)
-        for i, leaf in enumerate(leaves)
+        from_host(mask, leaf) if isinstance(mask, np.ndarray) else mask
+        for mask, leaf in zip(out, leaves, strict=True)
     ]
 
 
