@@ -9,7 +9,7 @@ import models
 import numpy as np
 import optax
 import pytest
-from marks import only_fast
+from marks import only_fast, slow
 
 import nettrim_jax as nt
 from nettrim_jax.results import MethodError, ParamsError
@@ -63,8 +63,14 @@ METHODS = {  # with the share of the weights that is left, where it is exact
 FAST = ["sparsity", "nm", "sparsegpt", "random", "nettrim", "groups"]
 
 
-@pytest.mark.parametrize("mode", ["parallel", "cascade"])
-@pytest.mark.parametrize("name", only_fast(FAST, METHODS))
+CASES = [(name, mode) for name in METHODS for mode in ("parallel", "cascade")]
+QUICK = [(name, "parallel") for name in FAST] + [("sparsity", "cascade")]
+
+
+@pytest.mark.parametrize(
+    "name, mode",
+    [c if c in QUICK else pytest.param(*c, marks=slow) for c in CASES],
+)
 def test_no_zero_comes_back(name, mode):
     method, share = METHODS[name]
     given = two_of_four()
@@ -138,7 +144,12 @@ def test_a_mask_of_another_tree():
 
 
 @pytest.mark.parametrize(
-    "method", [nt.Sparsity(0.7), nt.SparseGPT(nt.NM(1, 4)), nt.NetTrim(0.1)]
+    "method",
+    [
+        nt.Sparsity(0.7),
+        nt.SparseGPT(nt.NM(1, 4)),
+        pytest.param(nt.NetTrim(0.1), marks=slow),
+    ],
 )
 def test_within_jit_it_is_the_same(method):
     given = two_of_four()
