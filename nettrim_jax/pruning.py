@@ -158,9 +158,7 @@ def prune(
         bound=bound,
         revive=revive,
     )
-    inside = None
-    if within is not None:
-        inside = read(params, within, "prune(within)", WITHIN)
+    inside = None if within is None else _read(params, within)
     cascade = mode == "cascade"
     model = Model(params, apply_fn)
     source = Source(model, batch, _checks.random_key(key), weights)
@@ -171,8 +169,11 @@ def prune(
 
     start = begin(route.source, choose, progress, inside or ())
     options = Options(
-        solver, int(rows), held_out, on_failure == "keep", memory, cascade, start.show
-    )._replace(revive=revive, within=inside)
+        *(solver, int(rows), held_out, on_failure == "keep", memory, cascade),
+        start.show,
+        revive=revive,
+        within=inside,
+    )
     came = routes.follow(route, start.parts, start.asked, options)
     sites = tuple(came.reports[k] for k in start.asked)
     report = Report(sites, start.skipped, came.deviation, **came.extra)
@@ -187,7 +188,11 @@ def prune(
     return pruned
 
 
-WITHIN = "prune(params, apply_fn, batch, within=mask)"
+def _read(params: Params, within: Params) -> list[Any]:
+    """The mask of each array of the params; raises ParamsError if it does not fit."""
+    call = "prune(params, apply_fn, batch, within=mask)"
+    return list(read(params, within, "prune(within)", call))
+
 
 Chosen = tuple[dict[int, Method], tuple[tuple[LeafPath, str], ...]]
 

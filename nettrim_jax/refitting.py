@@ -121,8 +121,15 @@ def refit(
     start = begin(source, choose, progress, keeps)
     warn_if_pruned(model.leaves, keeps)
     options = Options(
-        solver, int(rows), held_out, True, memory, mode == "cascade", start.show
-    )._replace(revive=True)
+        solver,
+        int(rows),
+        held_out,
+        True,
+        memory,
+        mode == "cascade",
+        start.show,
+        revive=True,
+    )
     new, outcomes, deviation = orders.run(start.parts, start.asked, options)
     sites = tuple(outcomes[k].report for k in start.asked)
     report = Report(sites, start.skipped, deviation)

@@ -30,7 +30,7 @@ from nettrim_jax.methods.quadratic import (
     quadratic_of,
 )
 from nettrim_jax.methods.trials import ASIDE, Parts, default, search
-from nettrim_jax.methods.within import Within
+from nettrim_jax.methods.within import Within, apart
 from nettrim_jax.typing import HIGHEST, Array
 
 # first and last step size, relative to a Gram matrix of unit diagonal plus ridge
@@ -278,8 +278,9 @@ def _final(
     W, b = _unscaled(seen, quadratic, jnp.where(keep, found.V, 0), found.b)
     # if all that may be left is kept and no earlier layer changed, every bit stays
     still = (seen.P == seen.P0) | ~seen.valid[:, :, None]
-    every = pattern.allowed if isinstance(pattern, Within) else True
-    whole = jnp.all(keep == every) & jnp.all(still)
+    _, allowed = apart(pattern)
+    every = keep if allowed is None else keep == allowed
+    whole = jnp.all(every) & jnp.all(still)
     return jnp.where(whole, seen.W0, W), jnp.where(whole, 0, b)
 
 
@@ -295,12 +296,12 @@ def _unscaled(
 def _some_units(pattern: Any, seen: Observed) -> tuple[Any, Observed]:
     """Takes evenly spaced units, if the pattern is the same for any number of them."""
     d_out = seen.W0.shape[2]
-    inner = pattern.pattern if isinstance(pattern, Within) else pattern
+    inner, allowed = apart(pattern)
     if d_out <= NARROW or not isinstance(inner, Sparsity | NM):
         return pattern, seen
     pick = np.arange(UNITS) * d_out // UNITS
     names = ("P", "P0", "W0")
     some = {name: getattr(seen, name)[:, :, pick] for name in names}
-    if isinstance(pattern, Within):
-        pattern = Within(inner, pattern.allowed[:, :, pick])
+    if allowed is not None:
+        pattern = Within(inner, allowed[:, :, pick])
     return pattern, seen._replace(coupling=None, **some)

@@ -5,7 +5,7 @@ Knows patterns, their loop and the protocol of methods; knows no network.
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -193,14 +193,8 @@ class Reconstruct:
         parts = Parts(*(jax.device_put(np.full(layers, a, dtype)) for a in given))
         free = kind.biased and self.bias == "free"
         settings = Settings(kind.relu, free, self.steps)
-        pattern = self._pattern(data, layers)
+        pattern = within(self.pattern, data.allowed, layers)
         return _Problem(pattern, seen, parts, share, settings)
-
-    def _pattern(self, data: LayerData, layers: int) -> Any:
-        """The pattern, within the weights that may be left; ``[layers, ...]``."""
-        if data.allowed is None:
-            return self.pattern
-        return within(self.pattern, by_layer(data.allowed, layers))
 
     def solve(self, problem: "_Problem", lanes: Lanes, start: None = None) -> "_Solved":
         """Weights times the scale, and the change of the response by the biases."""
@@ -211,7 +205,8 @@ class Reconstruct:
     def conclude(self, data: LayerData, solved: "_Solved", kind: LayerKind) -> Answer:
         """The solution, in the units of the params."""
         answer = _conclude(data, solved, kind.layers, kind.held)
-        return answer._replace(pattern=self._pattern(data, kind.layers))
+        pattern = within(self.pattern, data.allowed, kind.layers)
+        return answer._replace(pattern=pattern)
 
     def cost(self, problem: "_Problem") -> Cost:
         """The cost of one layer's lanes."""

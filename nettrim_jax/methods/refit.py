@@ -71,8 +71,7 @@ class Refit:
 
     def prepare(self, data: LayerData, kind: LayerKind) -> "_Problem":
         """A program with a budget of zero, of which only the response is used."""
-        support = self._support(data)
-        return _prepare(support, data, self.bias, kind._replace(fed=False))
+        return _prepare(self.support, data, self.bias, kind._replace(fed=False))
 
     def solve(self, problem: "_Problem", lanes: Lanes, start: None = None) -> Any:
         """Weights times the scale, and the change of the response by the biases."""
@@ -80,10 +79,7 @@ class Refit:
 
     def conclude(self, data: LayerData, solved: Any, kind: LayerKind) -> Answer:
         """The fitted values of the units whose error they do not increase."""
-        return _conclude(data, self._support(data), solved, kind)
-
-    def _support(self, data: LayerData) -> Array:
-        return self.support if data.allowed is None else self.support & data.allowed
+        return _conclude(data, self.support, solved, kind)
 
     def cost(self, problem: "_Problem") -> Cost:
         """The cost of one lane."""

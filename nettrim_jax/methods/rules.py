@@ -122,9 +122,8 @@ def _concluded(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
     def apart(a: Array) -> Array:
         return by_layer(a, layers)
 
-    if data.allowed is not None:
-        allowed = by_layer(data.allowed, layers)
-        rule = dataclasses.replace(rule, pattern=within(rule.pattern, allowed))
+    pattern = within(rule.pattern, data.allowed, layers)
+    rule = dataclasses.replace(rule, pattern=pattern)
     rule = jax.tree.map(for_each, rule)
     given = rule, *jax.tree.map(apart, (W, evidence))
     new = each_layer(type(rule).answer, given).reshape(W.shape)

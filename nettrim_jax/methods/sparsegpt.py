@@ -16,7 +16,7 @@ from nettrim_jax._numerics import lower_inverse, matmul
 from nettrim_jax._trees import STATIC, known
 from nettrim_jax.methods.patterns import NM, Sparsity
 from nettrim_jax.methods.rules import MomentRule
-from nettrim_jax.methods.within import Within
+from nettrim_jax.methods.within import Within, apart
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import HIGHEST, Array, ArrayLike
 
@@ -62,7 +62,7 @@ class SparseGPT(MomentRule):
     def __post_init__(self):
         # also runs when JAX rebuilds the record, with values of any type as leaves
         super().__post_init__()
-        inner, _ = _parts(self.pattern)
+        inner, _ = apart(self.pattern)
         if not isinstance(inner, Sparsity | NM):
             raise MethodError(
                 f"SparseGPT({self.pattern!r}): expected Sparsity or NM; it removes "
@@ -90,7 +90,7 @@ class SparseGPT(MomentRule):
         assert evidence is not None
         gram = evidence
         b, d_in, d_out = W.shape
-        pattern, allowed = _parts(self.pattern)
+        pattern, allowed = apart(self.pattern)
         diagonal = jnp.diagonal(gram, axis1=1, axis2=2)
         dead = diagonal == 0
         W = jnp.where(dead[:, :, None], 0, W)
@@ -119,13 +119,6 @@ class SparseGPT(MomentRule):
 
 # of the first input, the weights and the factor of a block: new weights and errors
 Remove = Callable[[Array, Array, Array], tuple[Array, Array]]
-
-
-def _parts(pattern: Any) -> tuple[Any, Array | None]:
-    """A pattern, and the mask that it is within."""
-    if isinstance(pattern, Within):
-        return pattern.pattern, pattern.allowed
-    return pattern, None
 
 
 def _is_damping(value: ArrayLike) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from jax.tree_util import register_dataclass
 
 from nettrim_jax._numerics import numpy_of
+from nettrim_jax.methods.base import by_layer
 from nettrim_jax.methods.patterns import NM, Pattern, Shape, Sparsity
 from nettrim_jax.typing import Array
 
@@ -41,6 +42,16 @@ class Within:
         return numpy_of(score).where(self.allowed, score, low)
 
 
-def within(pattern: Pattern, allowed: Array | None) -> Any:
-    """The pattern within a mask; the pattern itself if all weights are allowed."""
-    return pattern if allowed is None else Within(pattern, allowed)
+def within(pattern: Pattern, allowed: Array | None, layers: int) -> Any:
+    """The pattern of some layers within a mask of their lanes ``[b, d_in, d_out]``.
+
+    It is the pattern itself if all weights are allowed.
+    """
+    return pattern if allowed is None else Within(pattern, by_layer(allowed, layers))
+
+
+def apart(pattern: Any) -> tuple[Any, Array | None]:
+    """A pattern, and the mask that it is within; None if all weights are allowed."""
+    if isinstance(pattern, Within):
+        return pattern.pattern, pattern.allowed
+    return pattern, None
