@@ -42,7 +42,8 @@ def norm(
 
 def divide(a: Array, b: Array) -> Array:
     """``a / b``, and zero where ``b`` is zero."""
-    return jnp.where(b != 0, a / jnp.where(b != 0, b, 1), 0)
+    xp: Any = np if numpy_of(a) is numpy_of(b) is np else jnp
+    return xp.where(b != 0, a / xp.where(b != 0, b, 1), 0)
 
 
 @jax.custom_jvp

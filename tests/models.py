@@ -1081,11 +1081,11 @@ def _():
 
 @model(
     "left-alone",
-    dense("taken", "tied", "twice"),
+    dense("fixed", "taken", "tied", "twice"),
     [
         ("added", "added to other values"),
         ("broadcast", "repeated within one operation"),
-        ("fixed", "multiplied entry by entry"),
+        ("gated", "multiplied entry by entry"),
         ("image", "image, not kernel"),
         ("indexed", "dynamic_slice"),
         ("joined", "concatenate"),
@@ -1114,7 +1114,7 @@ def _():
     names = (
         "added fixed looked-up normed overlapping returned summed taken tied".split()
     )
-    params = layers([*names, "twice", "transposed", "unused", "while"])
+    params = layers([*names, "gated", "twice", "transposed", "unused", "while"])
     params["lora"] = layers(("a", "b", "w"))
     params["masked"] = layers(("m", "w"))
     params["product"] = layers(("a", "b"))
@@ -1144,6 +1144,7 @@ def _():
             jnp.einsum("n,io->nio", x[:, 0], p["outer"], precision="highest"),
             x @ p["rounded"].astype("int32").astype("float32"),
             x @ fixed,
+            x @ (p["gated"] * jnp.mean(x)),
             jax.lax.ragged_dot(
                 p["ragged"], x[:16].reshape(2, 8, 8), jnp.array([3, 5], "int32")
             ),

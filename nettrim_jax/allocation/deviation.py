@@ -25,6 +25,7 @@ from nettrim_jax.methods.base import Budgeted, Method
 from nettrim_jax.methods.budget import Budget
 from nettrim_jax.report import SearchStep, SiteReport
 from nettrim_jax.results import MethodError
+from nettrim_jax.tracing import entries
 from nettrim_jax.tracing.entries import Values
 from nettrim_jax.tracing.sites import Site
 from nettrim_jax.typing import Array
@@ -128,7 +129,7 @@ class _Search:
 
     def _as_trained(self, k: int) -> _Solved:
         site, old = self.shop.site(k), self.shop.old
-        report = as_trained(site, old[site.leaf], self.activations[k].X)
+        report = as_trained(site, old, self.activations[k].X)
         return _Solved(self.shop.values(k, old), report)
 
 
@@ -151,11 +152,11 @@ def step_of(
     )
 
 
-def as_trained(site: Site, leaf: Array, X: Array) -> SiteReport:
+def as_trained(site: Site, leaves: Sequence[Array], X: Array) -> SiteReport:
     """The report's record of a layer that stays as trained."""
     lanes, d_in, d_out = site.index.shape
     zero, none = jnp.zeros(()), jnp.full((), jnp.nan)
-    W = leaf.ravel()[jnp.asarray(site.index)]
+    W = entries.read(entries.weights_of(site, leaves))
     units, inputs = layer.bare(W, site.channels)
     left = jnp.sum(W != 0, dtype=jnp.int32)
     return SiteReport(
@@ -291,7 +292,7 @@ def search_cascade(
         for k in asked:
             if k not in methods:
                 site, X = network.sites[k], activations[k].X
-                reports[k] = as_trained(site, old[site.leaf], X)
+                reports[k] = as_trained(site, old, X)
         count = sum(int(reports[k].nonzeros) for k in found.epsilons)
         listed = [epsilons.get(k, 0.0) for k in found.epsilons]
         steps.append(step_of(listed, count, reading))

@@ -24,7 +24,7 @@ from nettrim_jax.methods.base import Method, Sharing
 from nettrim_jax.methods.budget import Share
 from nettrim_jax.methods.patterns import Sparsity
 from nettrim_jax.report import Split
-from nettrim_jax.tracing.entries import Values, of, read
+from nettrim_jax.tracing.entries import Values, read, weights_of
 from nettrim_jax.tracing.sites import Network, Site
 from nettrim_jax.typing import Array, wide
 
@@ -269,5 +269,5 @@ def _sizes(network: Network, k: int) -> Counts:
 
 
 def _weights(site: Site, old: Leaves) -> Array:
-    values = read(of(old[site.leaf], site.index))
+    values = read(weights_of(site, old))
     return jnp.abs(values.astype(wide(values.dtype)))

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from nettrim_jax._compile import compiled
+from nettrim_jax._numerics import divide
 from nettrim_jax._trees import Filler
 from nettrim_jax.calibration.batches import Part
 from nettrim_jax.results import MethodError
+from nettrim_jax.tracing import entries
+from nettrim_jax.tracing.entries import Entries
 from nettrim_jax.typing import Array, ArrayLike, Batch, Params, wide
 
 Loss = Callable[[Params, Batch], ArrayLike]
@@ -53,8 +55,7 @@ class LossGradient:
                 f"apply_fn takes them; it failed: {type(error).__name__}: {first}"
             ) from error
         return {
-            k: _square(slopes[site.leaf], jnp.asarray(site.index))
-            for k, site in sites.items()
+            k: _square(entries.weights_of(site, slopes)) for k, site in sites.items()
         }
 
 
@@ -77,5 +78,8 @@ def _slopes(
 
 
 @compiled()
-def _square(slope: Array, index: Array) -> Array:
-    return slope.astype(wide(slope.dtype)).ravel()[index] ** 2
+def _square(slope: Entries) -> Array:
+    """The squares of the gradient by weights as their rows meet them."""
+    each = entries.read(slope._replace(factor=None))
+    each = each.astype(wide(each.dtype))
+    return (each if slope.factor is None else divide(each, slope.factor)) ** 2

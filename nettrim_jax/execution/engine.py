@@ -50,7 +50,7 @@ class Job(NamedTuple):
     def place(self, leaves: Leaves) -> Place:
         """The site's entries of some leaves."""
         site = self.site
-        weights = entries.of(leaves[site.leaf], site.index)
+        weights = entries.weights_of(site, leaves)
         if self.method.bias == "fixed" or site.bias is None:
             return Place(weights, None)
         leaf, index = site.bias

@@ -185,6 +185,9 @@ def allowed(
     if mask is not None:
         inside = entries.read(mask).astype(bool)
         found = inside if found is None else found & inside
+    if weights.factor is not None:  # what is multiplied by zero cannot be any other
+        real = weights.factor != 0
+        found = real if found is None else found & real
     if found is None or (known(found) and bool(found.all())):
         return None
     return found

@@ -2,8 +2,9 @@
 
 - ``jaxprs``: a jaxpr as a flat program, and its evaluation.
 - ``index_maps``: operations that only move the entries of a leaf.
-- ``dataflow``: for each value, which leaf it is, what it depends on, and along which
-  axes it varies.
+- ``dataflow``: for each value, which leaf it is and by which factors, what it depends
+  on, and along which axes it varies.
+- ``constants``: values that depend on neither the params nor the batch.
 - ``folding``: one linear operation as a stack of matrix products.
 - ``epilogue``: the operations after a linear one, up to a ReLU.
 - ``uses``: the uses of every leaf, linear or not.

@@ -1,7 +1,8 @@
 """Facts about every value of a flat program, found before anything runs.
 
-A fact says which leaf a value comes from, whether it depends on the data, along which
-axes it may vary, and which linear operations are upstream of it.
+A fact says which leaf a value comes from and by which constant factors, whether it
+depends on the data, along which axes it may vary, and which linear operations are
+upstream of it.
 
 Knows the flat program; knows no sites.
 """
@@ -10,9 +11,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax.tracing import index_maps
+from nettrim_jax.tracing import constants, index_maps
+from nettrim_jax.tracing.constants import Constant
 from nettrim_jax.tracing.jaxprs import Flat, Literal, Op, Ref
 
 ELEMENTWISE = frozenset(
@@ -24,10 +27,19 @@ ELEMENTWISE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """The entries of one leaf that a value consists of."""
+    """The entries of one leaf that a value consists of, times constant factors."""
 
     leaf: int
     index: np.ndarray  # [*loops, *shape] int; size one for a loop without effect
+    factor: np.ndarray | None = None  # as index, floating; None if all are one
+
+    def repeated(self, loops: int) -> "Origin":
+        """The same entries at every step of one more loop, within ``loops`` others."""
+        index = np.expand_dims(self.index, loops)
+        factor = self.factor
+        return Origin(
+            self.leaf, index, None if factor is None else np.expand_dims(factor, loops)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +53,8 @@ class Fact:
       upstream: bits of the linear operations that it depends on.
       origin: the entries of one leaf that it consists of, or ``None``.
       zero: whether it is known to be zero everywhere.
+      constant: its value, if it depends on neither a leaf nor the batch nor the step of
+        a loop.
     """
 
     varies: tuple[bool, ...]
@@ -49,11 +63,16 @@ class Fact:
     upstream: int = 0
     origin: Origin | None = None
     zero: bool = False
+    constant: Constant | None = None
 
 
 def literal(value: Any) -> Fact:
     """The fact of a constant operand."""
-    return Fact(varies=(False,) * np.ndim(value), zero=bool(np.all(value == 0)))
+    return Fact(
+        varies=(False,) * np.ndim(value),
+        zero=bool(np.all(value == 0)),
+        constant=Constant(value),
+    )
 
 
 def fact_of(ref: Ref, facts: dict[int, Fact]) -> Fact:
@@ -71,6 +90,7 @@ def combine(op: Op, inputs: Sequence[Fact], flat: Flat, loops: int) -> list[Fact
     for fact in inputs:
         upstream |= fact.upstream
     origins = _origins(op, inputs, flat, loops)
+    known = constants.results(op, [f.constant for f in inputs])
     out = []
     for k, slot in enumerate(op.outputs):
         shape = flat.avals[slot].shape
@@ -90,6 +110,7 @@ def combine(op: Op, inputs: Sequence[Fact], flat: Flat, loops: int) -> list[Fact
                 upstream=upstream,
                 origin=origins[k] if origins else None,
                 zero=zero,
+                constant=known[k],
             )
         )
     return out
@@ -100,13 +121,49 @@ def _origins(
 ) -> list[Origin] | None:
     if op.name == "concatenate":
         return _joined(op, inputs, flat, loops)
+    if op.name in ("mul", "div", "neg"):
+        return _scaled(op, inputs, flat, loops)
     if not inputs or inputs[0].origin is None:
         return None
     origin = inputs[0].origin
     if any(f.origin is not None or f.data or f.leaves for f in inputs[1:]):
         return None
     moved = index_maps.move(op.name, op.params, origin.index, loops)
-    return None if moved is None else [Origin(origin.leaf, index) for index in moved]
+    if moved is None:
+        return None
+    if origin.factor is None:
+        return [Origin(origin.leaf, index) for index in moved]
+    factors = index_maps.move(op.name, op.params, origin.factor, loops)
+    both = zip(moved, factors or (), strict=True)
+    return [Origin(origin.leaf, index, factor) for index, factor in both]
+
+
+def _scaled(
+    op: Op, inputs: Sequence[Fact], flat: Flat, loops: int
+) -> list[Origin] | None:
+    """The origin of a leaf's entries times a constant."""
+    sides = [i for i, f in enumerate(inputs) if f.origin is not None]
+    if len(sides) != 1 or (op.name == "div" and sides[0]):
+        return None
+    origin, shape = inputs[sides[0]].origin, flat.avals[op.outputs[0]].shape
+    assert origin is not None
+    if op.name == "neg":
+        value = np.asarray(-1.0)
+    else:
+        constant = inputs[1 - sides[0]].constant
+        given = None if constant is None else constant.value
+        if given is None or not jnp.issubdtype(given.dtype, jnp.floating):
+            return None
+        value = given.astype(np.float64)
+        with np.errstate(divide="ignore"):
+            value = 1 / value if op.name == "div" else value
+    if not np.isfinite(value).all() or origin.index.shape[loops:] != shape:
+        return None
+    if value.ndim == 0 and value == 1:
+        return [origin]
+    factor = np.ones(()) if origin.factor is None else origin.factor
+    full = (*origin.index.shape[:loops], *shape)
+    return [Origin(origin.leaf, origin.index, np.broadcast_to(factor * value, full))]
 
 
 def _joined(
@@ -122,8 +179,20 @@ def _joined(
         flat.aval(ref).shape if f.origin is None else f.origin.index
         for ref, f in zip(op.inputs, inputs, strict=True)
     ]
-    index = index_maps.join(parts, op.params["dimension"], loops)
-    return [Origin(origins[0].leaf, index)]
+    axis = op.params["dimension"]
+    index = index_maps.join(parts, axis, loops)
+    if all(origin.factor is None for origin in origins):
+        return [Origin(origins[0].leaf, index)]
+    factors: list[Any] = [
+        part if f.origin is None else _factor(f.origin)
+        for part, f in zip(parts, inputs, strict=True)
+    ]
+    return [Origin(origins[0].leaf, index, index_maps.join(factors, axis, loops))]
+
+
+def _factor(origin: Origin) -> np.ndarray:
+    one = np.ones(()) if origin.factor is None else origin.factor
+    return np.broadcast_to(one, origin.index.shape)
 
 
 def _varies(

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax._compile import compiled
+from nettrim_jax._numerics import divide, numpy_of
 from nettrim_jax._trees import from_host, on_host
 from nettrim_jax.tracing.sites import Network, Site
-from nettrim_jax.typing import Array
+from nettrim_jax.typing import Array, wide
 
 
 @jax.tree_util.register_static
@@ -40,11 +41,15 @@ class Whole:
         return values.transpose(self.order).reshape(leaf.shape)
 
 
+Leaves = Sequence[Array] | Mapping[int, Array]  # by position
+
+
 class Entries(NamedTuple):
     """Some entries of a leaf, in the shape of ``index``."""
 
     leaf: Array
     index: Array | Whole  # int, positions in the raveled leaf
+    factor: Array | None = None  # by which the program multiplies the entries
 
 
 def of(leaf: Array, index: np.ndarray) -> Entries:
@@ -55,6 +60,14 @@ def of(leaf: Array, index: np.ndarray) -> Entries:
     """
     whole = _whole(index) if index.size == leaf.size else None
     return Entries(leaf, jax.device_put(index) if whole is None else whole)
+
+
+def weights_of(site: Site, leaves: Leaves) -> Entries:
+    """A site's weights as its rows meet them: times constant factors."""
+    found = of(leaves[site.leaf], site.index)
+    if site.factor is None:
+        return found
+    return found._replace(factor=jax.device_put(site.factor.astype(np.float32)))
 
 
 def _whole(index: np.ndarray) -> Whole | None:
@@ -72,14 +85,24 @@ def _whole(index: np.ndarray) -> Whole | None:
 
 
 def read(entries: Entries) -> Array:
-    """The entries' values."""
-    leaf, index = entries
-    return index.read(leaf) if isinstance(index, Whole) else leaf.ravel()[index]
+    """The entries' values, times the factor; then in a dtype wide enough for both."""
+    leaf, index, factor = entries
+    values = index.read(leaf) if isinstance(index, Whole) else leaf.ravel()[index]
+    if factor is None:
+        return values
+    return values.astype(wide(values.dtype, factor.dtype)) * factor
 
 
 def write(entries: Entries, values: Array) -> Array:
-    """The leaf with ``values`` as its entries, cast to the leaf's dtype."""
-    leaf, index = entries
+    """The leaf with ``values`` as its entries, cast to the leaf's dtype.
+
+    They are divided by the factor. Entries that do not change keep their bits.
+    """
+    leaf, index, factor = entries
+    if factor is not None:
+        same = (factor != 0) & (values == read(entries).astype(values.dtype))
+        old = read(entries._replace(factor=None))
+        values = numpy_of(values).where(same, old, divide(values, factor))
     values = values.astype(leaf.dtype)
     if isinstance(index, Whole):
         return index.write(leaf, values)
@@ -112,7 +135,7 @@ def kept_leaves(
         leaf, index = network.sites[k].leaf, network.sites[k].index
         mask: Any = masks.get(k)
         if mask is None:
-            mask = read(of(leaves[leaf], index)) != 0
+            mask = read(weights_of(network.sites[k], leaves)) != 0
         if on_host(mask) and isinstance(out[leaf], np.ndarray):
             mask = np.asarray(mask)
         else:

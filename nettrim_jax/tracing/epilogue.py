@@ -252,7 +252,8 @@ def find_bias(
         if op.name in ("add", "add_any"):
             other = op.inputs[1] if op.inputs[0] == slot else op.inputs[0]
             origin = None if isinstance(other, Literal) else facts[other].origin
-            if origin is not None and origin.leaf in free:
+            own = origin is not None and origin.factor is None
+            if origin is not None and own and origin.leaf in free:
                 back = tuple(loops + order.index(a) for a in range(len(order)))
                 index = origin.index.transpose((*range(loops), *back))
                 index = _per_unit(index, folding, shape, loops)

@@ -21,7 +21,7 @@ from nettrim_jax.results import ApplyFnError, BatchError, LayersError, ParamsErr
 from nettrim_jax.tracing import epilogue, jaxprs
 from nettrim_jax.tracing.epilogue import Bias, whole
 from nettrim_jax.tracing.jaxprs import Flat
-from nettrim_jax.tracing.uses import Seen, Use, Walk
+from nettrim_jax.tracing.uses import REASONS, Seen, Use, Walk
 from nettrim_jax.typing import ApplyFn, Batch, LeafPath, Params
 
 ORDER = "the order is prune(params, apply_fn, batch)"
@@ -37,6 +37,8 @@ class Site:
       kind: ``"dense"`` or ``"conv"``.
       response: ``"relu"`` or ``"linear"``.
       index: position of each entry in the leaf, ``[b, d_in, d_out]``.
+      factor: what the program multiplies these entries by, ``[b, d_in, d_out]``; None
+        if by nothing.
       bias: the leaf of a bias that may move and its entries, ``[b, d_out]``.
       uses: in order of execution; their rows together are the problem's.
       caution: the reason if it is only pruned when ``include`` names it.
@@ -47,6 +49,7 @@ class Site:
     kind: str
     response: str
     index: np.ndarray
+    factor: np.ndarray | None
     bias: tuple[int, np.ndarray] | None
     uses: tuple[Use, ...]
     caution: str | None
@@ -133,7 +136,7 @@ def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Network:
 
     closed = _make_jaxpr(call, arrays, batch, apply_fn)
     flat, consts = jaxprs.flatten(closed)
-    walk = Walk(flat, paths_of(params))
+    walk = Walk(flat, paths_of(params), consts)
     sites = _Sites(walk, arrays)
     found = sites.find()
     return Network(
@@ -209,6 +212,19 @@ def _matrices(seen: Seen) -> np.ndarray:
     return np.ascontiguousarray(seen.index.reshape(-1, *seen.index.shape[-2:]))
 
 
+def _factor(seen: Seen) -> np.ndarray | None:
+    """What these entries are multiplied by, ``[b, d_in, d_out]``."""
+    if seen.factor is None:
+        return None
+    return seen.factor.reshape(-1, *seen.factor.shape[-2:])
+
+
+def _alike(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)
+
+
 class _Sites:
     """Groups uses into sites; ``why_not`` has the reasons for all other leaves."""
 
@@ -241,6 +257,10 @@ class _Sites:
             found.extend(self.site(group, reads, caution) for group in groups)
         return tuple(sorted(found, key=lambda site: site.uses[0].op.id))
 
+    def fed(self, seen: Seen) -> bool:
+        """Whether the batch matters for what a use multiplies its matrix with."""
+        return seen.use is not None and self.walk.fact(seen.use.act).data
+
     def groups(self, linear: list[Seen]) -> list[list[Seen]] | str:
         """The uses of each matrix of one leaf, or the reason if there are none."""
         count = np.zeros(self.arrays[linear[0].leaf].size, np.int32)
@@ -252,7 +272,14 @@ class _Sites:
             if len(same) == 1:
                 np.add.at(count, index.ravel(), 1)
         if count.max(initial=0) <= 1:
-            return list(groups.values())
+            all_seen = list(groups.values())
+            if any(not _alike(_factor(g[0]), _factor(s)) for g in all_seen for s in g):
+                return "multiplied by one constant here and by another there"
+            if any(s.factor is not None and not s.factor.any() for s in linear):
+                return "multiplied by zeros"
+            # an initial state may be a constant, but not all that a layer sees
+            found = [group for group in all_seen if any(map(self.fed, group))]
+            return found or REASONS["no data"]
         if len(groups) > 1:
             return "used as one matrix here and as another there (tied weights)"
         return "repeated within one operation (broadcast)"
@@ -282,6 +309,7 @@ class _Sites:
             # a response that only some uses pass through a ReLU must be kept whole
             response="relu" if responses == {"relu"} else "linear",
             index=index,
+            factor=_factor(group[0]),
             bias=moved,
             uses=tuple(uses),
             caution=caution,

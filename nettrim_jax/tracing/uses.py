@@ -7,11 +7,14 @@ Knows the flat program; knows no solver and no framework's modules.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from nettrim_jax.tracing import dataflow as facts_
 from nettrim_jax.tracing import epilogue
+from nettrim_jax.tracing.constants import Constant
 from nettrim_jax.tracing.dataflow import Fact, Origin
 from nettrim_jax.tracing.epilogue import Chain
 from nettrim_jax.tracing.folding import LINEAR, Folding, fold
@@ -24,6 +27,7 @@ REASONS = {
     "mul": "multiplied entry by entry, which is no linear operation",
     "joined": "constants are scattered among its entries",
     "while": "used inside a while loop, whose number of steps is not known",
+    "no data": "multiplied with values that do not depend on the batch",
 }
 
 
@@ -76,6 +80,7 @@ class Seen:
     reason: str | None
     use: Use | None = None
     index: np.ndarray | None = None  # [*loops, b, d_in, d_out]
+    factor: np.ndarray | None = None  # as index, what its entries are multiplied by
     loops: int = 0
     lookup: bool = False
 
@@ -86,16 +91,17 @@ class Walk:
     Args:
       flat: the program; its first inputs are the leaves.
       paths: the leaves' paths.
+      consts: the values of ``flat.consts``.
     """
 
-    def __init__(self, flat: Flat, paths: tuple[LeafPath, ...]):
+    def __init__(self, flat: Flat, paths: tuple[LeafPath, ...], consts: Sequence[Any]):
         self.flat, self.paths = flat, paths
         self.facts: dict[int, Fact] = {}
         self.seen: list[Seen] = []
         self.marks: dict[int, int] = {}  # linear op -> its bit in Fact.upstream
-        for slot in flat.consts:
-            shape = flat.avals[slot].shape
-            self.facts[slot] = Fact(varies=tuple(size > 1 for size in shape))
+        for slot, value in zip(flat.consts, consts, strict=True):
+            varies = tuple(size > 1 for size in flat.avals[slot].shape)
+            self.facts[slot] = Fact(varies, constant=Constant(value))
         for i, slot in enumerate(flat.block.inputs):
             aval = flat.avals[slot]
             varies = tuple(size > 1 for size in aval.shape)
@@ -109,11 +115,12 @@ class Walk:
         for ref in flat.block.outputs:
             self._note(ref, "returned by apply_fn")
 
-    def _fact(self, ref: Ref) -> Fact:
+    def fact(self, ref: Ref) -> Fact:
+        """The fact of a slot or a literal."""
         return facts_.fact_of(ref, self.facts)
 
     def _note(self, ref: Ref, reason: str, lookup: bool = False) -> None:
-        origin = self._fact(ref).origin
+        origin = self.fact(ref).origin
         if origin is not None:
             self.seen.append(Seen(origin.leaf, reason, lookup=lookup))
 
@@ -123,7 +130,7 @@ class Walk:
             if op.name in ("scan", "cond", "while") and op.blocks:
                 self._control[op.name](self, op, loops, known)
                 continue
-            inputs = [self._fact(ref) for ref in op.inputs]
+            inputs = [self.fact(ref) for ref in op.inputs]
             outputs = facts_.combine(op, inputs, self.flat, len(loops))
             if op.name in LINEAR and any(f.origin is not None for f in inputs):
                 self.marks[op.id] = 1 << len(self.marks)
@@ -157,13 +164,13 @@ class Walk:
         loops: tuple[int, ...],
         known: bool,
     ) -> None:
-        sides = [i for i in (0, 1) if self._fact(op.inputs[i]).origin is not None]
+        sides = [i for i in (0, 1) if self.fact(op.inputs[i]).origin is not None]
         if len(sides) == 2:
             for ref in op.inputs:
                 self._note(ref, f"multiplied with another leaf (`{op.name}`)")
             return
         side = sides[0]
-        origin = self._fact(op.inputs[side]).origin
+        origin = self.fact(op.inputs[side]).origin
         assert origin is not None
         if not known:
             self._note(op.inputs[side], REASONS["while"])
@@ -178,17 +185,22 @@ class Walk:
         chain = epilogue.follow(block, read_by, folding, facts, mark, avals)
         visit = chain.ops[-1].id if chain.ops else op.id
         index = folding.weight(origin.index, len(loops))
+        factor = None
+        if origin.factor is not None:
+            factor = folding.weight(origin.factor, len(loops))
         live = None
         if index.min(initial=0) < 0:
             live = _live(index)
             index = index[..., live[0], :][..., live[1]]
+            if factor is not None:
+                factor = factor[..., live[0], :][..., live[1]]
             if index.min(initial=0) < 0 or not index.size:
                 self._note(op.inputs[side], REASONS["joined"])
                 return
         lanes = tuple(size != 1 for size in index.shape[: len(loops)])
         upstream = 0
         for ref in (*op.inputs, *(ref for step in chain.ops for ref in step.inputs)):
-            upstream |= self._fact(ref).upstream
+            upstream |= self.fact(ref).upstream
         if chain.scales and any(
             n > 1 for n, own in zip(loops, lanes, strict=True) if not own
         ):
@@ -208,14 +220,14 @@ class Walk:
             upstream=upstream & ~mark,
             live=live,
         )
-        self.seen.append(Seen(origin.leaf, None, use, index, len(loops)))
+        self.seen.append(Seen(origin.leaf, None, use, index, factor, len(loops)))
 
     # control flow: facts about the inputs and the outputs of bodies
 
     def _scan(self, op: Op, loops: tuple[int, ...], known: bool) -> None:
         first, carried = scan_counts(op)
         body, length = op.blocks[0], op.params["length"]
-        inputs = [self._fact(ref) for ref in op.inputs]
+        inputs = [self.fact(ref) for ref in op.inputs]
         everything = self._union(inputs)
         for i, (slot, fact) in enumerate(zip(body.inputs, inputs, strict=True)):
             constant = i < first or (
@@ -227,20 +239,23 @@ class Walk:
             if constant:  # the same at every step
                 varies = fact.varies
                 if origin is not None:
-                    index = np.expand_dims(origin.index, len(loops))
-                    origin = Origin(origin.leaf, index)
+                    origin = origin.repeated(len(loops))
             elif i < first + carried:
                 self._note(op.inputs[i], "carried and changed by a scan")
                 origin = None
                 fact = dataclasses.replace(fact, data=everything.data)
             self.facts[slot] = dataclasses.replace(
-                fact, varies=varies, origin=origin, zero=fact.zero and constant
+                fact,
+                varies=varies,
+                origin=origin,
+                zero=fact.zero and constant,
+                constant=fact.constant if constant else None,
             )
         self._block(body, (*loops, length), known)
         self._outputs(op, body, everything)
 
     def _cond(self, op: Op, loops: tuple[int, ...], known: bool) -> None:
-        inputs = [self._fact(ref) for ref in op.inputs]
+        inputs = [self.fact(ref) for ref in op.inputs]
         everything = self._union(inputs)
         for body in op.blocks:
             self.facts.update(zip(body.inputs, inputs[1:], strict=True))
@@ -250,7 +265,7 @@ class Walk:
 
     def _while(self, op: Op, loops: tuple[int, ...], known: bool) -> None:
         n_cond, n_body = op.params["cond_nconsts"], op.params["body_nconsts"]
-        inputs = [self._fact(ref) for ref in op.inputs]
+        inputs = [self.fact(ref) for ref in op.inputs]
         everything = self._union(inputs)
         carry = inputs[n_cond + n_body :]
         for body, consts in zip(
@@ -289,7 +304,7 @@ class Walk:
         for ref in body.outputs:
             if ref not in body.inputs:
                 self._note(ref, f"returned from inside a `{op.name}`")
-        inner = [self._fact(ref) for ref in body.outputs]
+        inner = [self.fact(ref) for ref in body.outputs]
         everything = self._union([everything, *inner])
         for slot in op.outputs:
             shape = self.flat.avals[slot].shape
