@@ -87,15 +87,18 @@ def fitted(pruned: Any, on_failure: str) -> None:
     """Raises or warns, as asked, if a layer could not be fitted."""
     report = pruned.report
     failed = _failed(report)
-    if failed and on_failure != "keep":
-        paths = ", ".join(site.path for site in failed)
-        text = (
-            f"{len(failed)} of {len(report.sites)} layers met what is not a number: "
-            f"{paths}. Look at the network's values on this batch, which overflow; or "
-            "take on_failure='keep' to leave such layers with the trained values that "
-            "the mask keeps"
+    if not failed or on_failure == "keep":
+        return
+    texts = _extremes(failed, report)
+    lost = [site.path for site in failed if int(site.result) != codes.EXTREME]
+    if lost:
+        texts.append(
+            f"{len(lost)} of {len(report.sites)} layers met what is not a number: "
+            f"{', '.join(lost)}. Look at the network's values on this batch, which "
+            "overflow; or take on_failure='keep' to leave such layers with the trained "
+            "values that the mask keeps"
         )
-        _tell([text], on_failure, pruned)
+    _tell(texts, on_failure, pruned)
 
 
 def converged(pruned: Any, on_failure: str, solver: ADMM) -> None:
@@ -104,10 +107,11 @@ def converged(pruned: Any, on_failure: str, solver: ADMM) -> None:
     failed = _failed(report)
     if not failed or on_failure == "keep":
         return
-    by_rule = [site for site in failed if math.isnan(float(site.violation))]
-    hopeless = [site for site in failed if int(site.result) == codes.INFEASIBLE]
-    solved = [site for site in failed if site not in (*by_rule, *hopeless)]
-    texts = []
+    rest = [site for site in failed if int(site.result) != codes.EXTREME]
+    by_rule = [site for site in rest if math.isnan(float(site.violation))]
+    hopeless = [site for site in rest if int(site.result) == codes.INFEASIBLE]
+    solved = [site for site in rest if site not in (*by_rule, *hopeless)]
+    texts = _extremes(failed, report)
     if by_rule:
         paths = ", ".join(site.path for site in by_rule)
         texts.append(
@@ -144,6 +148,19 @@ def converged(pruned: Any, on_failure: str, solver: ADMM) -> None:
             + " on_failure='keep' to leave such layers as trained"
         )
     _tell(texts, on_failure, pruned)
+
+
+def _extremes(failed: list[SiteReport], report: Report) -> list[str]:
+    """What to say of layers whose squares overflow or vanish."""
+    paths = [site.path for site in failed if int(site.result) == codes.EXTREME]
+    if not paths:
+        return []
+    return [
+        f"{len(paths)} of {len(report.sites)} layers have weights, inputs or responses "
+        f"so large or so small that their squares overflow or vanish: "
+        f"{', '.join(paths)}. Scale what the layer sees on this batch, in float32 to "
+        "between 1e-16 and 1e16; or leave the layers out by exclude="
+    ]
 
 
 def _failed(report: Report) -> list[SiteReport]:

@@ -36,6 +36,11 @@ def table(report: Any) -> str:
         if int(site.live_inputs) == 0
     ]
     notes += [
+        f"{site.path}: {idle} of {site.shape[0]} lanes saw no row"
+        for site in report.sites
+        if site.kind == "dense" and 0 < (idle := int(site.idle_lanes)) < site.shape[0]
+    ]
+    notes += [
         _tables.fit(
             f"removable, no weight is left: {' and '.join(bare)} of {site.path}"
         )

@@ -181,7 +181,7 @@ def prune(
         report = _bounded(report, start.first, start.asked, came.leaves, cascade)
     network = start.first.network
     kept = kept_leaves(network, start.asked, came.leaves, came.masks)
-    pruned = Pruned(model.fill(came.leaves), model.fill(kept), report)
+    pruned = Pruned(model.give(came.leaves), model.fill(kept), report)
     # epsilon, key or weights may be traced where params and batch are not
     if all(known(site.result) for site in report.sites):
         _checks.converged(pruned, on_failure, solver)

@@ -137,7 +137,7 @@ def refit(
     masks = {k: outcome.mask for k, outcome in outcomes.items()}
     kept = kept_leaves(start.first.network, start.asked, new, masks)
     kept = [one & keep for one, keep in zip(kept, keeps, strict=True)]
-    pruned = Pruned(model.fill(new), model.fill(kept), report)
+    pruned = Pruned(model.give(new), model.fill(kept), report)
     if all(known(site.result) for site in report.sites):
         _checks.fitted(pruned, on_failure)
     return pruned

@@ -104,6 +104,8 @@ class SiteReport:
         is one) on the rows that the solver used.
       held_out_error: the same on the held-out rows; NaN if there are none.
       live_inputs: number of inputs, over all lanes, that are non-zero on some row.
+      idle_lanes: number of lanes that no row reached. Such an expert stays as trained
+        under all methods that need rows, and a pattern's number is that of the others.
       bare_units: number of units, over all lanes, that have no weight left; their
         response is their bias, whatever their inputs.
       bare_inputs: number of inputs, or channels of a convolution, with no weight left.
@@ -136,6 +138,7 @@ class SiteReport:
     gap: Array
     violation: Array
     downstream: Array
+    idle_lanes: Array = dataclasses.field(default_factory=_none)
     before: Array = dataclasses.field(default_factory=_none)
     kept: Array = dataclasses.field(default_factory=_none)
 

@@ -20,6 +20,7 @@ MAX_STEPS = 1
 NAN = 2
 DIRECT = 3
 INFEASIBLE = 4
+EXTREME = 5
 GOOD = (CONVERGED, DIRECT)
 
 MESSAGES = {
@@ -27,13 +28,14 @@ MESSAGES = {
     MAX_STEPS: "max_steps: stopped before gap and violation fell below tol",
     DIRECT: "direct: by a method without a certificate",
     INFEASIBLE: "infeasible: no weights meet the budget, and the dual proves it",
+    EXTREME: "extreme: numbers so large or small that their squares are none",
     NAN: "nan: not a number met, in the data or by overflow",
 }
 NAMES = {code: text.split(":")[0] for code, text in MESSAGES.items()}
 
 
 # from the best code to the worst one
-ORDER = (CONVERGED, DIRECT, MAX_STEPS, NAN, INFEASIBLE)
+ORDER = (CONVERGED, DIRECT, MAX_STEPS, NAN, INFEASIBLE, EXTREME)
 
 
 def message(code: int) -> str:

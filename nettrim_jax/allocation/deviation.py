@@ -172,6 +172,7 @@ def as_trained(site: Site, leaves: Sequence[Array], X: Array) -> SiteReport:
         error=zero,
         held_out_error=zero,
         live_inputs=jnp.sum(jnp.any(X != 0, axis=1), dtype=jnp.int32),
+        idle_lanes=jnp.sum(~jnp.any(X != 0, axis=(1, 2)), dtype=jnp.int32),
         bare_units=units,
         bare_inputs=inputs,
         result=jnp.asarray(results.DIRECT, jnp.int32),

@@ -5,11 +5,13 @@ Knows trees of arrays; knows no layers.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nettrim_jax._trees import Filler, is_array, require_finite
+from nettrim_jax._trees import Filler, is_array, known, require_finite
 from nettrim_jax.results import ParamsError
 from nettrim_jax.typing import ApplyFn, Array, Params
 
@@ -39,3 +41,22 @@ class Model:
     def fill(self, leaves: Sequence[Array]) -> Params:
         """The params with other arrays."""
         return self.filler(leaves)
+
+    def give(self, leaves: Sequence[Array]) -> Params:
+        """The params with new values, in the dtypes in which they were given.
+
+        JAX computes with NumPy's float64 in float32 unless told otherwise; an entry
+        that did not change has the value that was given.
+        """
+        given = [leaf for leaf in jax.tree.leaves(self.params) if is_array(leaf)]
+        each = zip(given, self.leaves, leaves, strict=True)
+        return self.filler([_as_given(*three) for three in each])
+
+
+def _as_given(given: Any, old: Array, new: Array) -> Any:
+    if new.dtype == given.dtype or not known(new):
+        return new
+    if new is old:
+        return given
+    values = np.asarray(new)
+    return np.where(values == np.asarray(old), given, values.astype(given.dtype))

@@ -76,6 +76,7 @@ def kind_of(site: Site, method: Method, held: int = 0, fed: bool = False) -> Lay
         channels=site.channels,
         held=held,
         fed=fed,
+        routed=site.kind == "dense" and b > site.layers,
     )
 
 

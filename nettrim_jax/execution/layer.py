@@ -9,6 +9,7 @@ Knows answers; knows no particular method and no network.
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import results
@@ -39,6 +40,7 @@ class Measured(NamedTuple):
     error: Array  # [], relative, on the rows that the solver saw
     held_out_error: Array  # [], relative, on the other rows
     live_inputs: Array  # [], int32, inputs of all lanes that are non-zero on some row
+    idle_lanes: Array  # [], int32, lanes whose inputs are zero on all rows
     bare_units: Array  # [], int32, units of all lanes without a weight left
     bare_inputs: Array  # [], int32, inputs (or channels) without a weight left
 
@@ -84,6 +86,11 @@ def finish(
 def _finish(
     answer: Answer, data: LayerData, place: Place, kind: LayerKind, keep: bool
 ) -> Written:
+    extreme = _extreme(data, kind.layers)
+    xp = numpy_of(extreme)
+    extreme = extreme.repeat(len(answer.result) // kind.layers)
+    result = xp.where(extreme, np.int32(results.EXTREME), answer.result)
+    answer = answer._replace(result=result)
     leaf, bias = write(answer, data, place, keep)
     weights = entries.read(place.weights._replace(leaf=leaf))
     mask = mask_of(answer, data, weights, kind.layers, keep)
@@ -93,7 +100,6 @@ def _finish(
         new, old = (a.astype(data.seen.X.dtype) for a in both)
         move = (new - old) * data.seen.gain
     measured = measure(data.seen, weights, move, kind)
-    xp = numpy_of(leaf)
     before = entries.read(data.weights) != 0
     figures = {
         "before": xp.sum(before, dtype=np.int32),
@@ -133,6 +139,24 @@ def write(
     use = use[:, None] & (gain != 0)
     bias = xp.where(use, answer.bias.astype(old.dtype), old)
     return leaf, entries.write(place.bias, bias)
+
+
+def _extreme(data: LayerData, layers: int) -> Array:
+    """Whether sums of squares leave the range of their dtype, ``[layers]``.
+
+    Single lanes may vanish, as channels behind a normalisation do.
+    """
+    seen, W = data.seen, data.W0
+    xp = numpy_of(seen.X)
+    limits = jnp.finfo(seen.X.dtype)
+    # room for sums of many squares, and for the digits of small ones
+    low, high = 2.0 ** (limits.minexp // 2 + 7), 2.0 ** (limits.maxexp // 2 - 10)
+    rows = [xp.where(seen.valid[:, :, None], a, 0) for a in (seen.X, seen.P)]
+    found = xp.zeros(layers, bool)
+    for a in (W, *rows):
+        size = xp.max(xp.abs(by_layer(a, layers)), axis=(1, 2, 3), initial=0)
+        found |= ((size > 0) & (size < low)) | ((size > high) & xp.isfinite(size))
+    return found
 
 
 def _used(answer: Answer, lanes: int, keep: bool) -> Array:
@@ -212,9 +236,9 @@ def measure(
     count = xp.sum(W != 0, dtype=np.int32)
     fires = xp.any((seen.X != 0) & counts, axis=1)
     live = xp.sum(fires, dtype=np.int32)
-    return Measured(
-        count, relative(rest), held_out_error, live, *bare(W, kind.channels)
-    )
+    idle = xp.sum(~xp.any(fires, axis=1), dtype=np.int32)
+    errors = relative(rest), held_out_error
+    return Measured(count, *errors, live, idle, *bare(W, kind.channels))
 
 
 def bare(W: Array, channels: int) -> list[Array]:

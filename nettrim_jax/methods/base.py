@@ -32,6 +32,12 @@ class LayerKind(NamedTuple):
     channels: int  # input channels, which are at each place of a convolution's window
     held: int  # number of rows that no solver sees
     fed: bool  # whether pruned layers feed it
+    routed: bool = False  # whether each lane has rows of its own, as experts have
+
+    @property
+    def of_rows(self) -> "LayerKind":
+        """Only which rows there are, for steps that need no more and compile less."""
+        return self._replace(relu=False, biased=False, fed=False, channels=0)
 
 
 class LayerData(NamedTuple):
@@ -66,9 +72,16 @@ class LayerData(NamedTuple):
         out, _ = held_out(seen.X.shape[1], held)
         return without_rows(seen.stats["moments"], seen.X[:, out], seen.valid[:, out])
 
-    def live(self, held: int) -> Array:
-        """Whether any of the rows to fit counts, ``[b]``; otherwise weights stay."""
-        return self.to_fit(held).valid.any(1)
+    def live(self, kind: LayerKind) -> Array:
+        """Whether any of the rows to fit reached a lane, ``[b]``; else weights stay.
+
+        A row that is not sent to an expert is zero there, if it is there at all.
+        """
+        rows = self.to_fit(kind.held)
+        reached = rows.valid
+        if kind.routed:
+            reached = reached & (rows.X != 0).any(2)
+        return reached.any(1)
 
     def finite(self) -> Array:
         """Whether all trained responses are finite, ``[b]``."""

@@ -289,7 +289,7 @@ class NetTrim:
     def conclude(self, data: LayerData, solved: "_Solved", kind: LayerKind) -> Answer:
         """The last solution, in the units of the params."""
         penalized = kind.biased and self.bias == "penalized"
-        return _conclude(data, solved, penalized, kind.held)
+        return _conclude(data, solved, penalized, kind.of_rows)
 
     def cost(self, problem: LayerPrograms) -> Cost:
         """The cost of one lane."""
@@ -310,8 +310,10 @@ class _Solved(NamedTuple):
     budget: Array  # [b]
 
 
-@compiled(static_argnames=("penalized", "held"))
-def _conclude(data: LayerData, solved: _Solved, penalized: bool, held: int) -> Answer:
+@compiled(static_argnames=("penalized", "kind"))
+def _conclude(
+    data: LayerData, solved: _Solved, penalized: bool, kind: LayerKind
+) -> Answer:
     seen, solution = data.seen, solved.solution
     bias, certificate = None, solution.certificate
     if data.bias0 is not None:
@@ -324,6 +326,6 @@ def _conclude(data: LayerData, solved: _Solved, penalized: bool, held: int) -> A
         "violation": certificate.violation,
     }
     # without a row that counts nothing is known of a lane, so it stays as trained
-    live = data.live(held)
+    live = data.live(kind)
     W = divide(solution.W, seen.scale[:, None, :])
     return Answer(W, bias, solution.result, figures, live)

@@ -193,7 +193,7 @@ class Reconstruct:
         parts = Parts(*(jax.device_put(np.full(layers, a, dtype)) for a in given))
         free = kind.biased and self.bias == "free"
         settings = Settings(kind.relu, free, self.steps)
-        pattern = within(self.pattern, data.allowed, layers)
+        pattern = within(self.pattern, data, kind)
         return _Problem(pattern, seen, parts, share, settings)
 
     def solve(self, problem: "_Problem", lanes: Lanes, start: None = None) -> "_Solved":
@@ -204,8 +204,8 @@ class Reconstruct:
 
     def conclude(self, data: LayerData, solved: "_Solved", kind: LayerKind) -> Answer:
         """The solution, in the units of the params."""
-        answer = _conclude(data, solved, kind.layers, kind.held)
-        pattern = within(self.pattern, data.allowed, kind.layers)
+        answer = _conclude(data, solved, kind.of_rows)
+        pattern = within(self.pattern, data, kind)
         return answer._replace(pattern=pattern)
 
     def cost(self, problem: "_Problem") -> Cost:
@@ -289,8 +289,8 @@ def blend(
     return M, downstream * jnp.mean(known, dtype=M.dtype)
 
 
-@compiled(static_argnames=("layers", "held"))
-def _conclude(data: LayerData, solved: _Solved, layers: int, held: int) -> Answer:
+@compiled(static_argnames="kind")
+def _conclude(data: LayerData, solved: _Solved, kind: LayerKind) -> Answer:
     """The answer, in which weights that stay keep every bit."""
     seen, W0 = data.seen, data.W0
     scale = seen.scale[:, None, :]
@@ -298,9 +298,9 @@ def _conclude(data: LayerData, solved: _Solved, layers: int, held: int) -> Answe
     good = jnp.isfinite(move).all(1) & data.finite()
     for a in (W, seen.stats["moments"]):
         good &= jnp.isfinite(a).all((1, 2))
-    good = together(good, layers)
+    good = together(good, kind.layers)
     # without a row that counts nothing is known of a lane, so it stays as trained
-    live = data.live(held)
+    live = data.live(kind)
     same = W == W0 * scale
     # a zero may be a weight removed behind a scale of zero, unless all weights stay
     same &= (W != 0) | jnp.all(same)

@@ -99,21 +99,25 @@ class Rule:
 
     def conclude(self, data: LayerData, solved: None, kind: LayerKind) -> Answer:
         """The rule's new weights."""
-        leaves = jax.tree.leaves((self, data))
+        # what needs no row does not mind if there is none
+        kind = kind.of_rows._replace(routed=kind.routed and bool(self.statistics))
+        rule = dataclasses.replace(self, pattern=within(self.pattern, data, kind))
+        leaves = jax.tree.leaves((rule, data))
         if self.plain and is_counted(self.pattern) and all(map(on_host, leaves)):
             with np.errstate(all="ignore"):  # overflow shows in the result
-                rule, data = jax.tree.map(np.asarray, (self, data))
-                return _concluded(rule, data, kind.layers, kind.held)
+                rule, data = jax.tree.map(np.asarray, (rule, data))
+                return _concluded(rule, data, kind)
         program = _conclude_loop if self.loops else _conclude
-        return program(self, data, kind.layers, kind.held)
+        return program(rule, data, kind)
 
 
-def _concluded(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
+def _concluded(rule: Rule, data: LayerData, kind: LayerKind) -> Answer:
     """The rule's answer.
 
     A number of the rule is that of all layers; an array has one entry for each.
     """
-    W, evidence = data.W0, rule.evidence(data, held)
+    W, evidence = data.W0, rule.evidence(data, kind.held)
+    layers = kind.layers
     xp = numpy_of(W)
 
     def for_each(a: Array) -> Array:
@@ -122,8 +126,6 @@ def _concluded(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
     def apart(a: Array) -> Array:
         return by_layer(a, layers)
 
-    pattern = within(rule.pattern, data.allowed, layers)
-    rule = dataclasses.replace(rule, pattern=pattern)
     rule = jax.tree.map(for_each, rule)
     given = rule, *jax.tree.map(apart, (W, evidence))
     new = each_layer(type(rule).answer, given).reshape(W.shape)
@@ -132,14 +134,14 @@ def _concluded(rule: Rule, data: LayerData, layers: int, held: int) -> Answer:
     if evidence is not None:
         good &= xp.isfinite(evidence).all(axis=tuple(range(1, evidence.ndim)))
         # without a row that counts nothing is known of a lane, so it stays as trained
-        live = data.live(held)
+        live = data.live(kind)
     good = together(good, layers)
     result = xp.where(good, results.DIRECT, results.NAN).astype(np.int32)
     return Answer(new, None, result, {}, live, pattern=rule.pattern)
 
 
-_conclude = compiled(static_argnames=("layers", "held"))(_concluded)
-_conclude_loop = compiled(static_argnames=("layers", "held"), often=True)(_concluded)
+_conclude = compiled(static_argnames="kind")(_concluded)
+_conclude_loop = compiled(static_argnames="kind", often=True)(_concluded)
 
 
 @dataclasses.dataclass(frozen=True)

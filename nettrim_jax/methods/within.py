@@ -6,10 +6,12 @@ Knows arrays and patterns; knows no method and no network.
 import dataclasses
 from typing import Any
 
+import numpy as np
 from jax.tree_util import register_dataclass
 
 from nettrim_jax._numerics import numpy_of
-from nettrim_jax.methods.base import by_layer
+from nettrim_jax._trees import known
+from nettrim_jax.methods.base import LayerData, LayerKind, by_layer
 from nettrim_jax.methods.patterns import NM, Pattern, Shape, Sparsity
 from nettrim_jax.typing import Array
 
@@ -42,12 +44,33 @@ class Within:
         return numpy_of(score).where(self.allowed, score, low)
 
 
-def within(pattern: Pattern, allowed: Array | None, layers: int) -> Any:
-    """The pattern of some layers within a mask of their lanes ``[b, d_in, d_out]``.
+def within(pattern: Pattern, data: LayerData, kind: LayerKind) -> Any:
+    """The pattern of some layers within what may be left of their lanes.
 
-    It is the pattern itself if all weights are allowed.
+    A lane that no row reached is left out, with its part of the layer's number. It is
+    the pattern itself if there is nothing to leave out.
     """
-    return pattern if allowed is None else Within(pattern, by_layer(allowed, layers))
+    allowed = data.allowed
+    if kind.routed:
+        live = data.live(kind)
+        if not (known(live) and bool(live.all())):
+            reached = numpy_of(live).broadcast_to(live[:, None, None], kind.shape)
+            allowed = reached if allowed is None else allowed & reached
+            pattern = _shared(pattern, by_layer(live, kind.layers))
+    if allowed is None:
+        return pattern
+    return Within(pattern, by_layer(allowed, kind.layers))
+
+
+def _shared(pattern: Pattern, live: Array) -> Pattern:
+    """The pattern with the part of its number that falls to the live lanes."""
+    left = getattr(pattern, "left", None)
+    if left is None or getattr(pattern, "scope", "layer") != "layer":
+        return pattern  # each unit has a number of its own
+    lanes, count = live.shape[1], live.sum(1, dtype=np.int32)
+    # the product of a count and a number of lanes would overflow 32 bits
+    left = left // lanes * count + (left % lanes * count + lanes // 2) // lanes
+    return dataclasses.replace(pattern, left=left.astype(np.int32))
 
 
 def apart(pattern: Any) -> tuple[Any, Array | None]:
