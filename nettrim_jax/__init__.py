@@ -16,7 +16,12 @@ from nettrim_jax.convex.entrywise import (
 )
 from nettrim_jax.convex.groups import GroupL1, SparseGroup
 from nettrim_jax.convex.path import Path, path
-from nettrim_jax.convex.programs import Program, linear_program, relu_program
+from nettrim_jax.convex.programs import (
+    Program,
+    clip_program,
+    linear_program,
+    relu_program,
+)
 from nettrim_jax.convex.solution import Certificate, History, Solution, Stats
 from nettrim_jax.methods import patterns
 from nettrim_jax.methods.nettrim import NetTrim
@@ -69,6 +74,7 @@ __all__ = [
     "Stats",
     "Taylor",
     "Wanda",
+    "clip_program",
     "history",
     "keep_sparse",
     "linear_program",

@@ -27,7 +27,7 @@ class SiteInfo:
     Attributes:
       path: path of its leaf, ``"params/Dense_0/kernel"``.
       kind: ``"dense"`` or ``"conv"``.
-      response: ``"relu"`` or ``"linear"``.
+      response: ``"relu"``, ``"clip"`` or ``"linear"``.
       shape: ``(lanes, n, d_in, d_out)`` of the folded problem, with all rows that the
         batch gives.
       size: number of weights.
@@ -93,7 +93,7 @@ class SiteReport:
     Attributes:
       path: path of its leaf, ``"params/Dense_0/kernel"``.
       kind: ``"dense"`` or ``"conv"``.
-      response: ``"relu"`` or ``"linear"``.
+      response: ``"relu"``, ``"clip"`` or ``"linear"``.
       shape: ``(lanes, n, d_in, d_out)`` of the folded problem; ``n`` without the
         held-out rows but with padding, ``d_in`` without a bias.
       size: number of weights.
@@ -115,6 +115,8 @@ class SiteReport:
       violation: the worst lane's relative violation.
       downstream: share of the minimised loss that weighs errors by their effect on the
         network's output (:class:`nettrim_jax.Reconstruct`).
+      limits: the lower and the upper limit between which its response passes; None
+        where there is none. Those of a ReLU are 0 and None, of ReLU6 0 and 6.
       before: number of weights that were not zero in the params as given.
       kept: number of weights that the mask keeps. It is more than ``nonzeros`` if a
         pattern keeps weights that are zero, as all are of a layer that was never
@@ -138,6 +140,9 @@ class SiteReport:
     gap: Array
     violation: Array
     downstream: Array
+    limits: tuple[float | None, float | None] = dataclasses.field(
+        default=(None, None), metadata=STATIC
+    )
     idle_lanes: Array = dataclasses.field(default_factory=_none)
     before: Array = dataclasses.field(default_factory=_none)
     kept: Array = dataclasses.field(default_factory=_none)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax._clip import NO_CLIP, RELU
 from nettrim_jax.methods import pattern_admm
 from nettrim_jax.methods.pattern_admm import Settings
 from nettrim_jax.methods.quadratic import Observed
@@ -25,7 +26,8 @@ def settings(method, seen, relu, free):
     """What of a ``Reconstruct`` its loop is told: the parts to choose, and the rest."""
     given = (np.nan if a is None else a for a in (method.ridge, method.plain))
     parts = Parts(*(jnp.asarray(a, seen.X.dtype) for a in given))
-    return parts, Settings(relu, free, method.steps)
+    clip = RELU if relu else NO_CLIP
+    return parts, Settings(clip, free, method.steps)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))

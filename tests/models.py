@@ -188,18 +188,14 @@ NO_RELUS = {
     "softmax": jax.nn.softmax,
     "leaky": jax.nn.leaky_relu,
     "leaky-max": lambda z: jnp.maximum(z, 0.1 * z),
-    "relu6": jax.nn.relu6,
-    "min-max": lambda z: jnp.minimum(jnp.maximum(z, 0), 6),
-    "clip": lambda z: jnp.clip(z, 0, 1),
-    "clamp": lambda z: jax.lax.clamp(jnp.float32(0), z, jnp.float32(1)),
-    "above": lambda z: jnp.maximum(z, 0.1),
-    "below": lambda z: jnp.minimum(z, 0),
     "abs": lambda z: jnp.maximum(z, -z),
     "above-one": lambda z: jnp.where(z > 1, z, 0),
     "else-one": lambda z: jnp.where(z > 0, z, 1),
     "step": lambda z: jnp.where(z > 0, 1.0, 0.0),
-    "negative-part": lambda z: jnp.where(z > 0, 0, z),
-    "negative-times": lambda z: z * (z < 0),
+    "hard-swish": jax.nn.hard_swish,
+    "clip-array": lambda z: jnp.clip(z, -jnp.arange(8.0), jnp.arange(1, 9.0)),
+    "clip-and-read": lambda z: jnp.clip(z, -1, 1) + jnp.sin(z),
+    "never": lambda z: jnp.minimum(jnp.maximum(z, 1), 0),
     "other-array": lambda z: jnp.maximum(z, jnp.sin(jnp.arange(8.0, dtype="float32"))),
     "added-again": lambda z: jax.nn.relu(z) + z,
     "summed-too": lambda z: jax.nn.relu(z) + jnp.sum(z),
@@ -214,6 +210,27 @@ NO_RELUS = {
     "half": lambda z: jnp.concatenate([jax.nn.relu(z[:, :4]), z[:, 4:]], 1),
     "pooled-and-read": lambda z: jax.nn.relu(jnp.max(z, 0)) + jnp.max(z, 0),
     "pooled-mean": lambda z: jax.nn.relu(jnp.mean(z, 0)),
+}
+INF = float("inf")
+CLIPS = {  # with the limits
+    "relu6": (jax.nn.relu6, 0, 6),
+    "min-max": (lambda z: jnp.minimum(jnp.maximum(z, 0), 6), 0, 6),
+    "max-min": (lambda z: jnp.maximum(jnp.minimum(z, 2), -1), -1, 2),
+    "clip": (lambda z: jnp.clip(z, 0, 1), 0, 1),
+    "clamp": (lambda z: jax.lax.clamp(jnp.float32(0), z, jnp.float32(1)), 0, 1),
+    "hard-tanh": (jax.nn.hard_tanh, -1, 1),
+    "hard-sigmoid": (jax.nn.hard_sigmoid, 0, 6),
+    "where-both": (lambda z: jnp.where(z < -1, -1, jnp.where(z > 2, 2, z)), -1, 2),
+    "above": (lambda z: jnp.maximum(z, 0.5), 0.5, INF),
+    "below": (lambda z: jnp.minimum(z, 0), -INF, 0),
+    "where-above": (lambda z: jnp.where(z > 1, z, 1), 1, INF),
+    "negative-part": (lambda z: jnp.where(z > 0, 0, z), -INF, 0),
+    "negative-times": (lambda z: z * (z < 0), -INF, 0),
+    "pooled": (lambda z: jax.nn.relu6(jnp.max(z.reshape(-1, 2, 8), 1)), 0, 6),
+    "array": (lambda z: jnp.clip(z, jnp.zeros_like(z), jnp.full_like(z, 6)), 0, 6),
+    "read-after": (lambda z: (lambda a: a * jnp.mean(a))(jnp.clip(z, -1, 1)), -1, 1),
+    "relu-first": (lambda z: jax.nn.relu6(jax.nn.relu(z)), 0, 6),
+    "root": (lambda z: jnp.minimum(z, jnp.sqrt(jnp.float32(4))), -INF, 2),
 }
 
 
@@ -230,6 +247,11 @@ def side_by_side(functions):
 @model("relu-forms", dense(*("+" + name for name in RELUS)))
 def _():
     return side_by_side(RELUS)
+
+
+@model("clip-forms", tuple((name, "dense", "clip") for name in CLIPS))
+def _():
+    return side_by_side({name: clip for name, (clip, _, _) in CLIPS.items()})
 
 
 @model("not-relu", dense(*NO_RELUS))

@@ -18,6 +18,7 @@ UNPACKED = 4  # names that a call's answer is unpacked into
 GROUND = {
     "typing",
     "results",
+    "_clip",
     "_compile",
     "_numerics",
     "_trees",

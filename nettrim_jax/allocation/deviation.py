@@ -165,6 +165,7 @@ def as_trained(site: Site, leaves: Sequence[Array], X: Array) -> SiteReport:
         response=site.response,
         shape=(lanes, X.shape[1], d_in, d_out),
         size=site.index.size,
+        limits=site.clip.limits,
         nonzeros=left,
         before=left,
         kept=left,

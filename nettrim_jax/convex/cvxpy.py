@@ -61,6 +61,8 @@ def to_cvxpy(program: Program) -> Any:
     X, Y, t = (np.asarray(a, float) for a in (program.X, response.Y.T, program.t.T))
     on = np.asarray(response.on.T)
     V = np.broadcast_to(np.asarray(response.V.T, float), Y.shape)
+    lowest = response.lower if response.lower is not None else -np.inf
+    U = np.broadcast_to(np.asarray(lowest, float).T, Y.shape)
     n, d_out = Y.shape
     inputs = X.shape[1] - (program.bias == "penalized")
     W, rows = cp.Variable((inputs, d_out), name="W"), []
@@ -81,6 +83,7 @@ def to_cvxpy(program: Program) -> Any:
     if isinstance(program.penalty, Groups):
         objective += _norms(program.penalty, penalised, cp)
     inside, below = np.where(on), np.where(~on & np.isfinite(V))
+    above = np.where(~on & np.isfinite(U))
     off = Z[inside] - Y[inside]
     epsilon = float(response.epsilon)
     # a ball of radius zero has no interior, which interior-point methods need
@@ -88,6 +91,7 @@ def to_cvxpy(program: Program) -> Any:
     if inside[0].size:
         constraints = [cp.norm(off, 2) <= epsilon if epsilon > 0 else off == 0]
     constraints += [Z[below] <= V[below]] if below[0].size else []
+    constraints += [Z[above] >= U[above]] if above[0].size else []
     for limit, sign in ((lower, 1), (upper, -1)):
         some = np.where(np.isfinite(limit))
         if some[0].size:

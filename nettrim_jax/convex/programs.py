@@ -11,6 +11,7 @@ Knows penalties and responses; knows no solver and no model.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
+from nettrim_jax._clip import NO_CLIP, RELU, Clip
 from nettrim_jax._numerics import matmul, norm
 from nettrim_jax._trees import known
 from nettrim_jax.convex.entrywise import L1
@@ -100,7 +102,68 @@ def relu_program(
       >>> int(jnp.sum(solution.W != 0))
       2
     """
-    return _program(True, X, Y, epsilon, t=t, V=V, penalty=penalty, bias=bias)
+    return _program(RELU, X, Y, epsilon, t=t, V=V, penalty=penalty, bias=bias)
+
+
+def clip_program(
+    X: ArrayLike,
+    Y: ArrayLike,
+    epsilon: ArrayLike,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    t: ArrayLike = 0.0,
+    penalty: Penalty | None = None,
+    bias: str = "fixed",
+) -> Program:
+    r"""Net-Trim's program of a layer whose response is clipped, as by ReLU6.
+
+    .. math::
+        \min_W \|W\|_1 \quad\text{s.t.}\quad
+        \|(X W + t - Y)_\Omega\|_F \le \epsilon, \quad
+        (X W + t)_{ij} \le l \;\text{if}\; Y_{ij} \le l, \quad
+        (X W + t)_{ij} \ge u \;\text{if}\; Y_{ij} \ge u, \qquad
+        \Omega = \{l < Y < u\}
+
+    It is :func:`relu_program` with ``V = 0`` for the limits 0 and infinity, and
+    :func:`linear_program` without limits. (The program of Aghasi et al., 2017, eq. 4,
+    with a second limit.)
+
+    Args:
+      X: inputs, ``[n, d_in]``, floating.
+      Y: trained response after the clip, ``[n, d_out]``.
+      epsilon: absolute budget (Frobenius norm), in units of ``Y``.
+      low: the lower limit :math:`l`, a number; minus infinity if there is none.
+      high: the upper limit :math:`u`, above ``low``; infinity if there is none.
+      t: offset, which is added to ``X W``; broadcasts to ``[n, d_out]``.
+      penalty: the ``g``; ``L1()`` by default.
+      bias: as in :func:`relu_program`.
+
+    Returns:
+      The program, for :func:`nettrim_jax.solve`.
+
+    Raises:
+      ProgramError: shapes, dtypes or values do not fit.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import nettrim_jax as nt
+      >>> X = jax.random.normal(jax.random.key(0), (50, 10))
+      >>> Y = jax.nn.relu6(4 * X[:, :1] - 8 * X[:, 1:2])
+      >>> solution = nt.solve(nt.clip_program(X, Y, epsilon=0.1, low=0.0, high=6.0))
+      >>> int(jnp.sum(solution.W != 0))
+      2
+    """
+    try:
+        clip = Clip(float(low), float(high))
+    except (TypeError, ValueError):
+        clip = Clip(math.nan)
+    if not clip.low < clip.high:
+        raise ProgramError(
+            f"program: low={low!r}, high={high!r}; expected two numbers, the first "
+            "below the second"
+        )
+    return _program(clip, X, Y, epsilon, t=t, V=0.0, penalty=penalty, bias=bias)
 
 
 def linear_program(
@@ -138,7 +201,7 @@ def linear_program(
       >>> [round(float(w), 2) for w in solution.W[:, 0]]
       [2.51, 0.0]
     """
-    return _program(False, X, Y, epsilon, t=t, V=0.0, penalty=penalty, bias=bias)
+    return _program(NO_CLIP, X, Y, epsilon, t=t, V=0.0, penalty=penalty, bias=bias)
 
 
 def response_of(program: Program, W: Array, b: Array) -> Array:
@@ -240,7 +303,7 @@ def reweighted(program: Program, W: Array, b: Array) -> Program:
 
 
 def _program(
-    relu: bool,
+    clip: Clip,
     X: ArrayLike,
     Y: ArrayLike,
     epsilon: ArrayLike,
@@ -293,8 +356,12 @@ def _program(
         )
     if bias == "penalized":
         X = jnp.concatenate([X, jnp.ones((X.shape[0], 1), dtype)], axis=1)
-    on = Y > 0 if relu else jnp.ones(shape, bool)
-    return Program(X, t.T, chosen, Match(Y.T, on.T, V.T, epsilon), bias)
+    Y, lower = clip(Y), None
+    if clip not in (RELU, NO_CLIP):
+        lower, V = clip.sides(Y, Y)
+    lower = None if lower is None else lower.T
+    response = Match(Y.T, clip.passes(Y).T, V.T, epsilon, lower)
+    return Program(X, t.T, chosen, response, bias)
 
 
 def check_weights(penalty: Penalty) -> None:

@@ -22,55 +22,68 @@ from nettrim_jax.typing import Array
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Match:
-    r"""The Net-Trim set: near ``Y`` where a unit is on, below a limit elsewhere.
+    r"""The Net-Trim set: near ``Y`` where a unit is on, within limits elsewhere.
 
     .. math::
         f(Z) = 0 \;\text{if}\; \|(Z - Y)_\Omega\|_F \le \epsilon
-        \;\text{and}\; Z_{ij} \le V_{ij} \;\text{off}\; \Omega,
+        \;\text{and}\; U_{ij} \le Z_{ij} \le V_{ij} \;\text{off}\; \Omega,
         \quad \infty \;\text{otherwise}
 
-    If :math:`\Omega` holds all entries, this is the ball of a linear layer. An entry
-    off :math:`\Omega` with an infinite limit is free, as in a row that does not count
-    (Aghasi et al., 2017, eqs. 4 and 6).
+    If :math:`\Omega` holds all entries, this is the ball of a linear layer. Behind a
+    ReLU there is no lower limit (Aghasi et al., 2017, eqs. 4 and 6); where a clip holds
+    a unit at its highest value that value is the lower limit, and no other is there. An
+    entry off :math:`\Omega` without a limit is free, as in a row that does not count.
 
     Attributes:
-      Y: trained response, ``[d_out, n]``.
+      Y: trained response, as it is clipped, ``[d_out, n]``.
       on: the set :math:`\Omega`, ``[d_out, n]`` bool.
-      V: limit off :math:`\Omega`; broadcasts to ``[d_out, n]``.
+      V: upper limit off :math:`\Omega`; broadcasts to ``[d_out, n]``.
       epsilon: budget, a scalar, in units of ``Y`` (Frobenius norm).
+      lower: lower limit :math:`U` off :math:`\Omega`, ``[d_out, n]``; None if there is
+        none.
     """
 
     Y: Array
     on: Array
     V: Array
     epsilon: Array
+    lower: Array | None = None
+
+    def within(self, Z: Array) -> Array:
+        r"""``Z`` within the limits that hold off :math:`\Omega`."""
+        Z = jnp.minimum(Z, self.V)
+        return Z if self.lower is None else jnp.maximum(Z, self.lower)
 
     def prox(self, Z: Array) -> Array:
         """The nearest point of the set, ``[d_out, n]``."""
         R = jnp.where(self.on, Z - self.Y, 0)
-        return jnp.where(
-            self.on, self.Y + _ball(R, self.epsilon), jnp.minimum(Z, self.V)
-        )
+        return jnp.where(self.on, self.Y + _ball(R, self.epsilon), self.within(Z))
 
     def distance(self, Z: Array) -> Array:
         """Distance to the set (Frobenius), a scalar."""
         return norm(Z - self.prox(Z))
 
     def residual(self, Z: Array) -> Array:
-        """``Z - Y`` where on, the output of a ReLU elsewhere, ``[d_out, n]``.
+        """``Z - Y`` where on, and elsewhere where it is clipped less, ``[d_out, n]``.
 
-        A finite limit does not count: a program allows it but does not aim at it.
+        A limit beyond ``Y`` does not count: a program allows it but does not aim at it.
         """
-        return jnp.where(self.moves(Z), jnp.where(self.on, Z - self.Y, Z), 0)
+        return jnp.where(self.moves(Z), Z - self.Y, 0)
 
     def moves(self, Z: Array) -> Array:
         """Where :meth:`residual` has slope one rather than zero, ``[d_out, n]``."""
-        return self.on | ((Z > 0) & (self.V < jnp.inf))
+        moves = self.on | ((Z > self.Y) & (self.V < jnp.inf))
+        if self.lower is None:
+            return moves
+        return moves | ((Z < self.Y) & (self.lower > -jnp.inf))
 
     def finite(self) -> Array:
         """Whether the data is finite; a limit may be infinite."""
         numbers = jnp.all(jnp.isfinite(self.Y)) & jnp.isfinite(self.epsilon)
-        return numbers & jnp.all(self.V > -jnp.inf)
+        limits = self.V > -jnp.inf
+        if self.lower is not None:
+            limits &= self.lower < jnp.inf
+        return numbers & jnp.all(limits)
 
     def scale(self) -> Array:
         """Norm of the trained response where it is on; one if that is zero."""
@@ -79,18 +92,25 @@ class Match:
 
     def dual(self, L: Array, free_bias: bool) -> Array:
         """Clips ``L`` to finite ``f*``; a free bias makes its rows sum to zero."""
-        L = jnp.where(self.on, L, jnp.where(self.V < jnp.inf, jnp.maximum(L, 0), 0))
+        off = jnp.where(self.V < jnp.inf, jnp.maximum(L, 0), 0)
+        if self.lower is not None:
+            off += jnp.where(self.lower > -jnp.inf, jnp.minimum(L, 0), 0)
+        L = jnp.where(self.on, L, off)
         if not free_bias:
             return L
         count = jnp.sum(self.on, axis=1, keepdims=True).astype(L.dtype)
         shift = jnp.sum(L, axis=1, keepdims=True) / jnp.maximum(count, 1)
-        # duals of a unit that is never on are not negative: only zeros sum to zero
+        # the duals of a unit that is never on are of one sign: only zeros sum to zero
         L = jnp.where(self.on, L - shift, L)
         return jnp.where(count > 0, L, 0)
 
     def bound(self, L: Array, t: Array) -> Array:
         """``<L, t> - f*(L)`` for a dual that :meth:`dual` returned, a scalar."""
-        limit = jnp.where(self.on, self.Y, jnp.where(self.V < jnp.inf, self.V, 0))
+        limit = jnp.where(self.V < jnp.inf, self.V, 0)
+        if self.lower is not None:  # a dual below zero pulls to it
+            lower = jnp.where(self.lower > -jnp.inf, self.lower, 0)
+            limit = jnp.where(L < 0, lower, limit)
+        limit = jnp.where(self.on, self.Y, limit)
         reach = self.epsilon * norm(jnp.where(self.on, L, 0))
         return jnp.sum(L * (t - limit)) - reach
 

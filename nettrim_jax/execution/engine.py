@@ -70,7 +70,7 @@ def kind_of(site: Site, method: Method, held: int = 0, fed: bool = False) -> Lay
     b, d_in, d_out = site.index.shape
     return LayerKind(
         shape=(b, d_in, d_out),
-        relu=site.response == "relu",
+        clip=site.clip,
         biased=site.bias is not None and method.bias != "fixed",
         layers=site.layers,
         channels=site.channels,
@@ -198,5 +198,6 @@ def _entry(job: Job, held: int, figures: dict[str, Array]) -> SiteReport:
         response=site.response,
         shape=(lanes, job.seen.X.shape[1] - held, d_in, d_out),
         size=site.index.size,
+        limits=site.clip.limits,
         **figures,
     )

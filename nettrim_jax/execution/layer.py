@@ -222,9 +222,9 @@ def measure(
 ) -> Measured:
     """Counts and errors of weights, as stored, against the trained response."""
     xp = numpy_of(W)
-    want = xp.maximum(seen.P, 0) if kind.relu else seen.P
+    want = kind.clip(seen.P)
     counts = seen.valid[:, :, None]
-    off2 = xp.sum(squared_errors(seen, W, move, kind.relu), axis=(0, 2))
+    off2 = xp.sum(squared_errors(seen, W, move, kind.clip), axis=(0, 2))
     want2 = xp.sum(xp.where(counts, want**2, 0), axis=(0, 2))
 
     def relative(rows: np.ndarray) -> Array:

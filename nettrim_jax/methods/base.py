@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from nettrim_jax._clip import NO_CLIP, Clip
 from nettrim_jax._numerics import matmul, numpy_of
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.calibration.statistics import Statistic, without_rows
@@ -26,7 +27,7 @@ class LayerKind(NamedTuple):
     """The static facts about a site; hashable."""
 
     shape: tuple[int, int, int]  # b, d_in, d_out
-    relu: bool  # whether a ReLU follows
+    clip: Clip  # the limits between which its response passes
     biased: bool  # whether it has a bias of its own that the method may move
     layers: int  # number of layers of the lanes: each step of a scan is one
     channels: int  # input channels, which are at each place of a convolution's window
@@ -37,7 +38,7 @@ class LayerKind(NamedTuple):
     @property
     def of_rows(self) -> "LayerKind":
         """Only which rows there are, for steps that need no more and compile less."""
-        return self._replace(relu=False, biased=False, fed=False, channels=0)
+        return self._replace(clip=NO_CLIP, biased=False, fed=False, channels=0)
 
 
 class LayerData(NamedTuple):
@@ -222,14 +223,14 @@ def held_out(n: int, held: int) -> tuple[np.ndarray, np.ndarray]:
     return out, np.setdiff1d(np.arange(n), out)
 
 
-def squared_errors(seen: Activation, W: Array, move: Array | None, relu: bool) -> Array:
-    """Squared errors of weights as stored, after the ReLU, ``[b, n, d_out]``.
+def squared_errors(seen: Activation, W: Array, move: Array | None, clip: Clip) -> Array:
+    """Squared errors of weights as stored, after the clip, ``[b, n, d_out]``.
 
     Args:
       seen: the rows.
       W: ``[b, d_in, d_out]``.
       move: the change of the response by the bias, ``[b, d_out]``.
-      relu: whether a ReLU follows.
+      clip: the limits between which the response passes.
 
     Returns:
       The squares; zero on rows that do not count.
@@ -238,9 +239,8 @@ def squared_errors(seen: Activation, W: Array, move: Array | None, relu: bool) -
     answer = answer if move is None else answer + move[:, None, :]
     want = seen.P
     xp = numpy_of(want)
-    if relu:
-        answer, want = xp.maximum(answer, 0), xp.maximum(want, 0)
-    return xp.where(seen.valid[:, :, None], (answer - want) ** 2, 0)
+    off = clip(answer) - clip(want)
+    return xp.where(seen.valid[:, :, None], off**2, 0)
 
 
 def together(good: Array, layers: int) -> Array:

@@ -19,8 +19,7 @@ from nettrim_jax.convex.penalties import Penalty
 from nettrim_jax.convex.programs import (
     Program,
     check_shapes,
-    linear_program,
-    relu_program,
+    clip_program,
 )
 from nettrim_jax.convex.solution import Solution
 from nettrim_jax.methods.base import Cost, LayerData, LayerKind
@@ -109,33 +108,33 @@ def programs_of(
       method: the attributes that define the program.
       seen: the rows to solve on, ``[b, n, ...]``.
       bias: ``method.bias``, or ``"fixed"`` for a site without a bias.
-      kind: whether a ReLU follows, and whether pruned layers feed the site.
+      kind: what clips its response, and whether pruned layers feed the site.
       allowed: the weights that may be left, ``[b, d_in, d_out]``; None for all.
 
     Returns:
       The program, with a leading lane axis, and each lane's budget relative to the
       norm of its trained response.
     """
-    relu, make = kind.relu, relu_program if kind.relu else linear_program
+    clip = kind.clip
     assert method.epsilon is not None, "a search gives every layer its epsilon"
     epsilon = jnp.asarray(method.epsilon, seen.X.dtype)
     gamma = jnp.asarray(method.gamma, seen.X.dtype)
 
     def lane(seen: Activation, allowed: Array | None) -> LayerPrograms:
         valid = seen.valid[:, None]
-        Y = jnp.where(valid, jnp.maximum(seen.P, 0) if relu else seen.P, 0)
+        Y = jnp.where(valid, clip(seen.P), 0)
         size = norm(Y)
         # always of this shape, so that one solver is compiled
-        budget, V = epsilon * size, jnp.zeros_like(Y)
+        budget, limit = epsilon * size, Y
         if kind.fed and seen.P0 is not None:
-            on = valid & (Y > 0) if relu else valid
+            on = valid & clip.passes(Y)
             off = norm(jnp.where(on, seen.P0 - Y, 0))
             # where all earlier layers stayed as trained there is nothing to scale
             moved = off > 8 * jnp.finfo(off.dtype).eps * size
             least = jnp.sqrt(gamma) * off
             least = jnp.maximum(least, budget) if method.entitled else least
             budget = jnp.where(moved, least, budget)
-            V = jnp.where(moved, jnp.maximum(seen.P0, 0), 0)
+            limit = jnp.where(moved, seen.P0, Y)
         d_in, d_out = seen.X.shape[1], Y.shape[1]
         scales = jnp.broadcast_to(seen.scale[None, :], (d_in, d_out))
         if bias == "penalized":  # the bias moves the response by its gain
@@ -149,11 +148,13 @@ def programs_of(
             penalty = Masked(penalty, mask)
         X = jnp.where(valid, seen.X, 0)
         t = jnp.where(valid, seen.t, 0)
-        program = make(X, Y, budget, t=t, penalty=penalty, bias=bias)
+        program = clip_program(X, Y, budget, *clip, t=t, penalty=penalty, bias=bias)
         # a row that does not count is off, and free
-        V = jnp.where(valid, V, jnp.inf)
+        lower, V = clip.sides(Y, limit)
+        V = jnp.where(valid, V, jnp.inf).T
+        lower = None if lower is None else jnp.where(valid, lower, -jnp.inf).T
         on = program.response.on & valid.T
-        response = dataclasses.replace(program.response, on=on, V=V.T)
+        response = dataclasses.replace(program.response, on=on, V=V, lower=lower)
         program = dataclasses.replace(program, response=response)
         known_size = jnp.where(size > 0, size, 1)
         return LayerPrograms(program, jnp.where(size > 0, budget / known_size, 0))

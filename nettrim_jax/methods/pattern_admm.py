@@ -2,9 +2,9 @@
 
 The step size grows until the choice of the pattern settles. The quadratic is that of
 the Gram matrix, so the cost of a step does not depend on the number of rows. Where a
-ReLU follows, the linear term is updated every few steps for the present response. There
-the quadratic touches the loss, and it stays above the loss where errors of all units
-count alike.
+clip such as a ReLU follows, the linear term is updated every few steps for the present
+response. There the quadratic touches the loss, and it stays above the loss where errors
+of all units count alike.
 
 Where the trials of ridges and plain parts have the shapes of the answer, they are
 stages of one loop, since the compiler takes long for each copy of it.
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax._clip import Clip
 from nettrim_jax._numerics import matmul, transposed_matmul
 from nettrim_jax.methods.counts import roughly
 from nettrim_jax.methods.patterns import NM, Pattern, Sparsity
@@ -46,9 +47,14 @@ UNITS = 64  # number of units that stand for more
 class Settings(NamedTuple):
     """Static settings of the loop, see :class:`nettrim_jax.Reconstruct`; hashable."""
 
-    relu: bool  # whether a ReLU follows
+    clip: Clip  # the limits between which the response passes
     free: bool  # whether the bias moves
     steps: int | None = None
+
+    @property
+    def clips(self) -> bool:
+        """Whether some responses do not pass."""
+        return not self.clip.linear
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -104,10 +110,10 @@ def _narrow(pattern: Pattern, seen: Observed) -> bool:
 def chosen(pattern: Pattern, seen: Observed, given: Parts, settings: Settings) -> Parts:
     """The given parts, and those that the trials choose."""
     if not _tries(seen):
-        return default(given, settings.relu)
+        return default(given, settings.clips)
     pattern, some = _some_units(pattern, seen)
     fit, aside = _most_rows(some)
-    quadratic = quadratic_of(fit, settings.free, settings.relu)
+    quadratic = quadratic_of(fit, settings.free, settings.clips)
     blocks = min(TRIAL, _blocks(settings, seen))
 
     def stage(parts: Parts, _: Array) -> tuple[Array, None]:
@@ -115,14 +121,14 @@ def chosen(pattern: Pattern, seen: Observed, given: Parts, settings: Settings) -
         found = _loop(pattern, some, trial, settings)
         return _error(some, aside, quadratic, found, settings), None
 
-    return search(given, settings.relu, stage, None)[0]
+    return search(given, settings.clips, stage, None)[0]
 
 
 def _answer(
     pattern: Pattern, seen: Observed, parts: Parts, settings: Settings
 ) -> tuple[Array, Array]:
     quadratic = quadratic_of(
-        seen, settings.free, settings.relu, parts.ridge + parts.plain
+        seen, settings.free, settings.clips, parts.ridge + parts.plain
     )
     coupling = coupling_of(seen.coupling, quadratic.least)
     stage = _Stage(quadratic, coupling, parts, _blocks(settings, seen))
@@ -135,7 +141,7 @@ def _together(
     """The answer after all trials, by one loop."""
     fit, aside = _most_rows(seen)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), fit, seen)
-    both = quadratic_of(both._replace(coupling=None), settings.free, settings.relu)
+    both = quadratic_of(both._replace(coupling=None), settings.free, settings.clips)
     coupling = coupling_of(seen.coupling, both.least)
     blocks = _blocks(settings, seen)
     b = len(seen.X)
@@ -149,7 +155,7 @@ def _together(
 
     still = jnp.zeros_like(seen.W0)
     nothing = _Found(still, still, still[:, 0])
-    _, found = search(given, settings.relu, stage, nothing, answer=True)
+    _, found = search(given, settings.clips, stage, nothing, answer=True)
     return jax.tree.map(lambda a: a[b:], both), found
 
 
@@ -172,10 +178,8 @@ def _error(
     """The squared error on the rows that are kept aside."""
     W, b = _unscaled(seen, quadratic, found.Z, found.b)
     answer = seen.P0 + matmul(seen.X, W - seen.W0) + b[:, None, :]
-    want = seen.P
-    if settings.relu:
-        answer, want = jnp.maximum(answer, 0), jnp.maximum(want, 0)
-    return jnp.sum(jnp.where(aside[:, :, None], (answer - want) ** 2, 0))
+    off = settings.clip(answer) - settings.clip(seen.P)
+    return jnp.sum(jnp.where(aside[:, :, None], off**2, 0))
 
 
 def _blocks(settings: Settings, seen: Observed) -> int:
@@ -221,7 +225,7 @@ def _loop(
     """Takes all steps."""
     quadratic, coupling, parts, blocks = stage
     X, size = quadratic.X, quadratic.size
-    relu, ridge = settings.relu, parts.ridge
+    clip, ridge = settings.clip, parts.ridge
     plain = jnp.maximum(parts.plain, quadratic.least)[:, None, None]
     B = seen.W0 * size[:, :, None]
 
@@ -230,15 +234,15 @@ def _loop(
 
     start = weighed(matmul(quadratic.A, B)) + ridge * B
     valid = quadratic.valid[:, :, None]
-    on = seen.P > 0 if relu else jnp.ones_like(seen.P, bool)
+    on = clip.passes(seen.P)
     rows = jnp.maximum(jnp.sum(valid, axis=1), 1).astype(X.dtype)
 
     def aim(W: Array, b: Array) -> tuple[Array, Array]:
         """The linear term and the bias for the target at the present response."""
         want = seen.P
-        if relu:
+        if settings.clips:
             R = seen.P0 + matmul(X, W - B) + b[:, None, :]
-            off = plain * seen.P + (1 - plain) * jnp.minimum(R, 0)
+            off = plain * seen.P + (1 - plain) * clip.like(R, seen.P)
             want = jnp.where(on, want, off)
         move = jnp.where(valid, want - seen.P0, 0)
         G = quadratic.share[:, None, None] * transposed_matmul(X, move)
@@ -261,7 +265,7 @@ def _loop(
 
         start = state.Z, state.U, state.Z
         Z, U, W = jax.lax.fori_loop(0, EVERY, step, start)
-        G, b = aim(W, state.b) if relu else (G, state.b)
+        G, b = aim(W, state.b) if settings.clips else (G, state.b)
         return _State(Z, U / growth, G, b, growth * rho)
 
     G, b = aim(B, jnp.zeros_like(B[:, 0]))

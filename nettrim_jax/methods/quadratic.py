@@ -122,11 +122,12 @@ def _mean(X: Array, valid: Array, here: Array) -> Array:
 
 
 def quadratic_of(
-    seen: Observed, free: bool, relu: bool, done: Array | None = None
+    seen: Observed, free: bool, clips: bool, done: Array | None = None
 ) -> Quadratic:
     """The quadratic loss of one layer's lanes; centred if the bias is free.
 
-    Its least plain part is only found where a ReLU follows, which alone has use for it.
+    Its least plain part is only found where a clip such as a ReLU follows, which alone
+    has use for it.
 
     Its loops start only once ``done`` is computed, see :func:`_numerics.after`.
     """
@@ -158,7 +159,7 @@ def quadratic_of(
     # only rounding makes an eigenvalue negative
     e, share = jnp.maximum(e, 0), count / here
     X = X / size[:, None, :]
-    if relu:
+    if clips:
         # the usual case is that all rows are there, which needs no search
         excess = jax.lax.cond(
             jnp.all(near), jnp.ones_like, lambda share: _excess(X, e, Q, share), share

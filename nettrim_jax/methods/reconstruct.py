@@ -192,7 +192,7 @@ class Reconstruct:
         given = (math.nan if a is None else a for a in (self.ridge, self.plain))
         parts = Parts(*(jax.device_put(np.full(layers, a, dtype)) for a in given))
         free = kind.biased and self.bias == "free"
-        settings = Settings(kind.relu, free, self.steps)
+        settings = Settings(kind.clip, free, self.steps)
         pattern = within(self.pattern, data, kind)
         return _Problem(pattern, seen, parts, share, settings)
 

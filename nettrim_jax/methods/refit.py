@@ -136,8 +136,8 @@ def _conclude(
         moved = bias.astype(move.dtype) + divide(move, rows.gain)
         moved = jnp.where(rows.gain != 0, moved.astype(bias.dtype), bias)
         move = (moved.astype(move.dtype) - bias.astype(move.dtype)) * rows.gain
-    worst = jnp.sum(squared_errors(rows, before, None, kind.relu), axis=1)
-    off = jnp.sum(squared_errors(rows, after, move, kind.relu), axis=1)
+    worst = jnp.sum(squared_errors(rows, before, None, kind.clip), axis=1)
+    off = jnp.sum(squared_errors(rows, after, move, kind.clip), axis=1)
     good = jnp.isfinite(W).all((1, 2)) & jnp.isfinite(worst).all(1)
     good &= jnp.isfinite(jnp.where(rows.valid[:, :, None], rows.P, 0)).all((1, 2))
     whole = jnp.all(support, axis=(1, 2) if kind.fed else 1, keepdims=True)[:, 0]

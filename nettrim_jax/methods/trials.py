@@ -26,16 +26,16 @@ class Parts(NamedTuple):
     plain: Array  # []
 
 
-def default(given: Parts, relu: bool) -> Parts:
+def default(given: Parts, clips: bool) -> Parts:
     """The given parts, and where there are none those in the middle."""
-    middle = RIDGES[len(RIDGES) // 2], PLAINS[len(PLAINS) // 2] if relu else 1.0
+    middle = RIDGES[len(RIDGES) // 2], PLAINS[len(PLAINS) // 2] if clips else 1.0
     filled = (jnp.where(jnp.isnan(a), b, a) for a, b in zip(given, middle, strict=True))
     return Parts(*filled)
 
 
 def search(
     given: Parts,
-    relu: bool,
+    clips: bool,
     stage: Callable[[Parts, Array], tuple[Array, Out]],
     out: Out,
     answer: bool = False,
@@ -44,7 +44,7 @@ def search(
 
     Args:
       given: the parts; those that are NaN are chosen.
-      relu: whether a ReLU follows; otherwise the plain part does not matter.
+      clips: whether a ReLU or the like follows; else the plain part does not matter.
       stage: a function of the parts, and of whether this is the answer, which returns
         the squared error on the rows kept aside, and more.
       out: what more it returns, of any values.
@@ -54,12 +54,12 @@ def search(
       The parts, and what more the last stage returned.
     """
     dtype = given.ridge.dtype
-    if not relu:
+    if not clips:
         given = given._replace(plain=jnp.ones((), dtype))
     ridges, plains = jnp.asarray(RIDGES, dtype), jnp.asarray(PLAINS, dtype)
     first, count = len(RIDGES), len(RIDGES) + len(PLAINS)
     open_ridge, open_plain = jnp.isnan(given.ridge), jnp.isnan(given.plain)
-    middle = default(given, relu)
+    middle = default(given, clips)
 
     def chosen(off: Array) -> Parts:
         ridge = _best(ridges, off[:first])

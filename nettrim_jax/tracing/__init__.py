@@ -6,7 +6,8 @@
   on, and along which axes it varies.
 - ``constants``: values that depend on neither the params nor the batch.
 - ``folding``: one linear operation as a stack of matrix products.
-- ``epilogue``: the operations after a linear one, up to a ReLU.
+- ``clips``: the limits between which a value passes, as of a ReLU.
+- ``epilogue``: the operations after a linear one, up to a clip such as a ReLU.
 - ``uses``: the uses of every leaf, linear or not.
 - ``sites``: ``trace``, which makes a network with its sites.
 - ``canonical``: a segment of a network in numbers of its own, so that like ones are

@@ -17,6 +17,9 @@ import numpy as np
 from nettrim_jax._trees import known
 from nettrim_jax.tracing.jaxprs import Op, apply
 
+# operations whose result has the entries of their operand, in any number
+ALIKE = ("broadcast_in_dim", "reshape", "squeeze", "transpose", "copy", "copy_p")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Constant:
@@ -44,6 +47,21 @@ class Constant:
             return None
         with jax.ensure_compile_time_eval():  # within jit, too
             return np.asarray(apply(self.op, *args)[self.which])
+
+    @functools.cached_property
+    def number(self) -> float | None:
+        """The value of all entries, without computing them; None if they differ."""
+        if self.op is not None and self.op.name in ALIKE:
+            return self.inputs[0].number
+        if self.op is not None and self.op.name == "convert_element_type":
+            inner = self.inputs[0].number
+            dtype = self.op.params["new_dtype"]
+            return None if inner is None else float(np.asarray(inner).astype(dtype))
+        if self.value is None or not self.value.size:
+            return None
+        first = self.value.flat[0]
+        real = self.value.dtype.kind != "c" and (self.value == first).all()
+        return float(first) if real else None
 
 
 def results(op: Op, inputs: Sequence[Constant | None]) -> list[Constant | None]:

@@ -8,7 +8,7 @@ Knows the flat program; knows no sites.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -52,7 +52,6 @@ class Fact:
       leaves: the leaves that it depends on.
       upstream: bits of the linear operations that it depends on.
       origin: the entries of one leaf that it consists of, or ``None``.
-      zero: whether it is known to be zero everywhere.
       constant: its value, if it depends on neither a leaf nor the batch nor the step of
         a loop.
     """
@@ -62,7 +61,6 @@ class Fact:
     leaves: frozenset[int] = frozenset()
     upstream: int = 0
     origin: Origin | None = None
-    zero: bool = False
     constant: Constant | None = None
 
 
@@ -70,12 +68,11 @@ def literal(value: Any) -> Fact:
     """The fact of a constant operand."""
     return Fact(
         varies=(False,) * np.ndim(value),
-        zero=bool(np.all(value == 0)),
         constant=Constant(value),
     )
 
 
-def fact_of(ref: Ref, facts: dict[int, Fact]) -> Fact:
+def fact_of(ref: Ref, facts: Mapping[int, Fact]) -> Fact:
     """The fact of a slot or a literal."""
     return literal(ref.value) if isinstance(ref, Literal) else facts[ref]
 
@@ -94,14 +91,6 @@ def combine(op: Op, inputs: Sequence[Fact], flat: Flat, loops: int) -> list[Fact
     out = []
     for k, slot in enumerate(op.outputs):
         shape = flat.avals[slot].shape
-        zero = (
-            bool(inputs)
-            and inputs[0].zero
-            and (
-                op.name in index_maps.SAME
-                or op.name in ("broadcast_in_dim", "reshape", "squeeze", "transpose")
-            )
-        )
         out.append(
             Fact(
                 varies=_varies(op, inputs, flat, shape),
@@ -109,7 +98,6 @@ def combine(op: Op, inputs: Sequence[Fact], flat: Flat, loops: int) -> list[Fact
                 leaves=leaves,
                 upstream=upstream,
                 origin=origins[k] if origins else None,
-                zero=zero,
                 constant=known[k],
             )
         )

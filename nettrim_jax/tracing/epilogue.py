@@ -1,8 +1,8 @@
-"""The epilogue of a linear operation: sums and scales, up to a ReLU if there is one.
+"""The epilogue of a linear operation: sums and scales, up to a clip if there is one.
 
 As long as a value has one reader, it is followed through additions whose other operand
-does not depend on it, scales per unit, and index maps. If that ends in a ReLU,
-``relu(scale * X W + t)`` must be kept; otherwise the value must be kept whole.
+does not depend on it, scales per unit, and index maps. If that ends in a clip, such as
+a ReLU, ``clip(scale * X W + t)`` must be kept; otherwise the value must be kept whole.
 
 Knows the flat program and its facts; knows no solver.
 """
@@ -15,18 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax._clip import NO_CLIP, Clip
 from nettrim_jax.tracing import index_maps
+from nettrim_jax.tracing.clips import clip_of
 from nettrim_jax.tracing.dataflow import Fact
 from nettrim_jax.tracing.folding import Folding
-from nettrim_jax.tracing.jaxprs import Block, Literal, Op, Ref, apply
+from nettrim_jax.tracing.jaxprs import Block, Literal, Op, apply
 from nettrim_jax.typing import Array
 
 ARITHMETIC = ("add", "add_any", "sub", "mul", "div", "neg")
 SCALING = ("mul", "div", "neg", "sub")  # "sub": the result may be subtracted
-MAXIMA = ("reduce_max", "reduce_window_max")
-MOVES = ("reshape", "squeeze", "transpose", "rev", "broadcast_in_dim")
-# whether the comparison of a value with zero holds where the value is above zero
-COMPARISONS = {"gt": True, "ge": True, "lt": False, "le": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +45,8 @@ class Chain:
     Attributes:
       ops: its operations; empty if the result itself must be kept.
       start: slot of the linear operation's result.
-      end: slot of the value to be kept, before the ReLU.
-      response: ``"relu"`` or ``"linear"``.
+      end: slot of the value to be kept, before the clip.
+      clip: the limits between which it passes, as a ReLU has one.
       scales: whether one of its operations may scale.
       bias: the bias that may move, if there is one.
     """
@@ -56,14 +54,14 @@ class Chain:
     ops: tuple[Op, ...]
     start: int
     end: int
-    response: str
+    clip: Clip
     scales: bool
     bias: Bias | None
 
 
 def whole(chain: Chain) -> Chain:
     """The chain that keeps the linear operation's own result."""
-    return Chain((), chain.start, chain.start, "linear", False, None)
+    return Chain((), chain.start, chain.start, NO_CLIP, False, None)
 
 
 def readers(block: Block) -> dict[int, list[Op]]:
@@ -77,7 +75,7 @@ def readers(block: Block) -> dict[int, list[Op]]:
 
 def follow(
     block: Block,
-    read_by: Mapping[int, Sequence[Op]],
+    read_by: Mapping[int, list[Op]],
     folding: Folding,
     facts: Mapping[int, Fact],
     mark: int,
@@ -94,7 +92,7 @@ def follow(
       avals: shape of every slot.
 
     Returns:
-      The chain to the ReLU; without a ReLU, the chain through the operations whose
+      The chain to the clip; without a clip, the chain through the operations whose
       other operands depend on parameters only.
     """
     op = folding.op
@@ -104,12 +102,11 @@ def follow(
     while True:
         if slot in block.outputs:
             break
-        next_ops = read_by.get(slot, [])
-        if _is_relu(slot, next_ops, facts, read_by) or _is_pooled(
-            slot, block, facts, read_by, avals
-        ):
+        clip = clip_of(slot, block, facts, read_by, avals)
+        if clip is not None:
             scales = any(o.name in SCALING for o in ops)
-            return Chain(tuple(ops), op.outputs[0], slot, "relu", scales, None)
+            return Chain(tuple(ops), op.outputs[0], slot, clip, scales, None)
+        next_ops = read_by.get(slot, [])
         if len(next_ops) != 1:
             break
         reader = next_ops[0]
@@ -124,7 +121,7 @@ def follow(
             plain = len(ops)
     ops = ops[:plain]
     scales = any(o.name in SCALING for o in ops)
-    return Chain(tuple(ops), op.outputs[0], end[plain], "linear", scales, None)
+    return Chain(tuple(ops), op.outputs[0], end[plain], NO_CLIP, scales, None)
 
 
 def _through(
@@ -162,73 +159,6 @@ def _through(
     ):
         return None
     return labels, fact.data
-
-
-def _is_relu(
-    slot: int,
-    next_ops: Sequence[Op],
-    facts: Mapping[int, Fact],
-    read_by: Mapping[int, Sequence[Op]],
-) -> bool:
-    """Whether the readers of a value together compute its ReLU."""
-
-    def zero(ref: Ref) -> bool:
-        if isinstance(ref, Literal):
-            return np.ndim(ref.value) == 0 and bool(ref.value == 0)
-        return facts[ref].zero
-
-    def other(op: Op) -> Ref:
-        return op.inputs[1] if op.inputs[0] == slot else op.inputs[0]
-
-    if next_ops and all(op.name == "max" and zero(other(op)) for op in next_ops):
-        after = [read_by.get(op.outputs[0], []) for op in next_ops]
-        # a clipped ReLU, such as ReLU6, is not one
-        return not any(len(ops) == 1 and ops[0].name == "min" for ops in after)
-    compares = [op for op in next_ops if op.name in COMPARISONS]
-    rest = [op for op in next_ops if op.name not in COMPARISONS]
-    if len(compares) != 1 or len(rest) != 1 or not zero(other(compares[0])):
-        return False
-    compare, choose = compares[0], rest[0]
-    above = COMPARISONS[compare.name] == (compare.inputs[0] == slot)
-    pred = compare.outputs[0]
-    if choose.name == "select_n" and choose.inputs[0] == pred:
-        kept, dropped = choose.inputs[2], choose.inputs[1]  # where true, where false
-        if not above:
-            kept, dropped = dropped, kept
-        return read_by.get(pred) == [choose] and kept == slot and zero(dropped)
-    if choose.name == "mul" and above:  # x * (x > 0)
-        cast = read_by.get(pred, [])
-        return (
-            len(cast) == 1
-            and cast[0].name == "convert_element_type"
-            and other(choose) == cast[0].outputs[0]
-            and read_by.get(cast[0].outputs[0]) == [choose]
-        )
-    return False
-
-
-def _is_pooled(
-    slot: int,
-    block: Block,
-    facts: Mapping[int, Fact],
-    read_by: Mapping[int, Sequence[Op]],
-    avals: Mapping[int, Any],
-) -> bool:
-    """Whether a value is only read by maxima before a ReLU, which commute with it."""
-    pooled = False
-    while True:
-        ops = read_by.get(slot, [])
-        if pooled and _is_relu(slot, ops, facts, read_by):
-            return True
-        if len(ops) != 1 or ops[0].name not in (*MAXIMA, *MOVES, *index_maps.SAME):
-            return False
-        pooled = pooled or ops[0].name in MAXIMA
-        if len(ops[0].inputs) != 1 or len(ops[0].outputs) != 1:
-            return False
-        slot = ops[0].outputs[0]
-        floating = jnp.issubdtype(avals[slot].dtype, jnp.floating)
-        if slot in block.outputs or not floating:
-            return False
 
 
 def find_bias(

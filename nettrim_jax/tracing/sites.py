@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax._clip import NO_CLIP, Clip
 from nettrim_jax._trees import Filler, is_array, path_of, paths_of
 from nettrim_jax.results import ApplyFnError, BatchError, LayersError, ParamsError
 from nettrim_jax.tracing import epilogue, jaxprs
@@ -35,7 +36,7 @@ class Site:
       leaf: position of the leaf in the flattened params.
       path: its path.
       kind: ``"dense"`` or ``"conv"``.
-      response: ``"relu"`` or ``"linear"``.
+      clip: the limits between which its response passes.
       index: position of each entry in the leaf, ``[b, d_in, d_out]``.
       factor: what the program multiplies these entries by, ``[b, d_in, d_out]``; None
         if by nothing.
@@ -47,12 +48,17 @@ class Site:
     leaf: int
     path: LeafPath
     kind: str
-    response: str
+    clip: Clip
     index: np.ndarray
     factor: np.ndarray | None
     bias: tuple[int, np.ndarray] | None
     uses: tuple[Use, ...]
     caution: str | None
+
+    @property
+    def response(self) -> str:
+        """``"relu"``, ``"clip"`` or ``"linear"``."""
+        return self.clip.name
 
     @property
     def rows(self) -> int:
@@ -296,7 +302,7 @@ class _Sites:
                 for use in uses
             ]
         index = _matrices(group[0])
-        responses = {use.chain.response for use in uses}
+        clips = {use.chain.clip for use in uses}
         moved, biases = self.bias(group, uses, index, reads)
         uses = [
             dataclasses.replace(use, chain=dataclasses.replace(use.chain, bias=bias))
@@ -306,8 +312,8 @@ class _Sites:
             leaf=group[0].leaf,
             path=self.walk.paths[group[0].leaf],
             kind=uses[0].folding.kind,
-            # a response that only some uses pass through a ReLU must be kept whole
-            response="relu" if responses == {"relu"} else "linear",
+            # a response that not all uses clip alike must be kept whole
+            clip=clips.pop() if len(clips) == 1 else NO_CLIP,
             index=index,
             factor=_factor(group[0]),
             bias=moved,

@@ -248,7 +248,6 @@ class Walk:
                 fact,
                 varies=varies,
                 origin=origin,
-                zero=fact.zero and constant,
                 constant=fact.constant if constant else None,
             )
         self._block(body, (*loops, length), known)

@@ -9,6 +9,7 @@ from exact import reconstruct, seen
 from marks import only_fast
 
 import nettrim_jax as nt
+from nettrim_jax._clip import RELU
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.calibration.sensitivity import sensitivities
 from nettrim_jax.methods.base import LayerKind
@@ -209,7 +210,7 @@ def test_what_has_no_derivative_in_reverse_is_pruned_without(rng):
 
 
 def test_each_mode_has_its_own_share():
-    kind = LayerKind((1, 4, 3), True, True, layers=1, channels=4, held=0, fed=False)
+    kind = LayerKind((1, 4, 3), RELU, True, layers=1, channels=4, held=0, fed=False)
     method = Reconstruct(nt.Sparsity(0.5))
     parallel, cascade = (method.bind(kind, mode).downstream for mode in (False, True))
     assert 0 < parallel < cascade < 1

@@ -379,3 +379,13 @@ def test_a_part_of_a_leaf_and_another_order_are_maps():
     swapped[0, 1, 2], swapped[0, 2, 1] = every[0, 2, 1], every[0, 1, 2]
     for index in (every[:, :2], every[:, ::-1], swapped):
         assert not isinstance(masks.of(leaf, index).index, masks.Whole)
+
+
+def test_the_limits_of_a_clip_are_those_of_the_function():
+    sites = {site.path: site for site in graph_of("clip-forms").sites}
+    for name, (function, low, high) in models.CLIPS.items():
+        assert sites[name].clip == (low, high), name
+        z = np.linspace(-8, 8, 64, dtype="float32").reshape(8, 8)
+        if name in ("hard-sigmoid", "pooled", "read-after"):
+            continue  # the clip is not all that they do
+        np.testing.assert_allclose(function(z), np.clip(z, low, high), rtol=1e-6)
