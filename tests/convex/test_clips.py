@@ -96,10 +96,8 @@ def test_without_an_upper_limit_it_is_the_program_of_a_relu():
     other = nt.relu_program(X, Y, epsilon, t=t)
     for a, b in zip(nt.solve(one)[:2], nt.solve(other)[:2], strict=True):
         np.testing.assert_array_equal(a, b)
-    one, other = (
-        nt.clip_program(X, Y, epsilon, t=t),
-        nt.linear_program(X, Y, epsilon, t),
-    )
+    one = nt.clip_program(X, Y, epsilon, t=t)
+    other = nt.linear_program(X, Y, epsilon, t)
     np.testing.assert_array_equal(nt.solve(one).W, nt.solve(other).W)
 
 
@@ -167,9 +165,7 @@ def test_a_refit_has_the_least_error_behind_the_clip(name):
     "low, high", [(1.0, 1.0), (2.0, 1.0), (np.nan, 1.0), ("a", 1.0), (0.0, None)]
 )
 def test_limits_that_are_none_are_named(low, high):
-    with pytest.raises(
-        nt.NetTrimError, match="low=.*high=.*the first below the second"
-    ):
+    with pytest.raises(nt.NetTrimError, match="low=.*high=.*first below the second"):
         nt.clip_program(np.eye(3), np.ones((3, 1)), 0.1, low, high)
 
 
