@@ -241,6 +241,6 @@ def _bounded(
     }
     old = part.model.leaves
     found = output.find(part.network, old, new, part.batch, frozenset(changed), cascade)
-    return dataclasses.replace(
-        report, bound=found.theorem, tight_bound=found.tight, bound_stop=found.stop
-    )
+    bounds = {"bound": found.theorem, "tight_bound": found.tight}
+    known = {name: bound for name, bound in bounds.items() if bound is not None}
+    return dataclasses.replace(report, **known, bound_stop=found.stop)

@@ -9,15 +9,44 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import register_dataclass
+from jax.tree_util import GetAttrKey, register_dataclass, register_pytree_with_keys
 
 from nettrim_jax import _report_text, _tables, results
 from nettrim_jax._trees import STATIC
 from nettrim_jax.typing import Array, LeafPath
+
+Record = TypeVar("Record")
+
+# the figure that stands for none, always this object
+UNKNOWN: Any = np.float32(np.nan)
+
+
+def _register(cls: type[Record]) -> type[Record]:
+    """Registers a record as a pytree, in which unknown figures are no leaves.
+
+    So no program computes a NaN that stands for nothing, and ``jax_debug_nans`` sees
+    only those that went wrong.
+    """
+    fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+    static = tuple(f.name for f in fields if f.metadata.get("static"))
+    arrays = tuple(f.name for f in fields if not f.metadata.get("static"))
+
+    def flatten(one: Record) -> tuple[Any, Any]:
+        names = tuple(name for name in arrays if getattr(one, name) is not UNKNOWN)
+        rest = tuple(getattr(one, name) for name in static)
+        return [(GetAttrKey(name), getattr(one, name)) for name in names], (names, rest)
+
+    def unflatten(form: Any, values: Any) -> Record:
+        names, rest = form
+        given = dict.fromkeys(arrays, UNKNOWN) | dict(zip(names, values, strict=True))
+        return cls(**given, **dict(zip(static, rest, strict=True)))
+
+    register_pytree_with_keys(cls, flatten, unflatten)
+    return cls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +114,13 @@ def _none() -> Any:
     return np.zeros((), np.int32)
 
 
-@register_dataclass
+@_register
 @dataclasses.dataclass(frozen=True)
 class SiteReport:
     """One site after a pruning. Under ``vmap`` the arrays have a leading mapped axis.
+
+    Figures that a method has not, or that nobody asked for, are one NaN, which is no
+    leaf of the record as a pytree: ``vmap`` does not map it.
 
     Attributes:
       path: path of its leaf, ``"params/Dense_0/kernel"``.
@@ -196,7 +228,7 @@ class Split:
     tried: int = dataclasses.field(metadata=STATIC)
 
 
-@register_dataclass
+@_register
 @dataclasses.dataclass(frozen=True)
 class Report:
     """The report of a pruning; ``print`` it for a table.
@@ -223,10 +255,8 @@ class Report:
     sites: tuple[SiteReport, ...]
     skipped: tuple[tuple[LeafPath, str], ...] = dataclasses.field(metadata=STATIC)
     deviation: Array
-    bound: Array = dataclasses.field(default_factory=lambda: jnp.full((), jnp.nan))
-    tight_bound: Array = dataclasses.field(
-        default_factory=lambda: jnp.full((), jnp.nan)
-    )
+    bound: Array = UNKNOWN
+    tight_bound: Array = UNKNOWN
     bound_stop: str | None = dataclasses.field(default=None, metadata=STATIC)
     budget: Array | None = None
     checked: Array | None = None

@@ -10,7 +10,7 @@ from nettrim_jax._clip import NO_CLIP, RELU
 from nettrim_jax.methods import pattern_admm
 from nettrim_jax.methods.pattern_admm import Settings
 from nettrim_jax.methods.quadratic import Observed
-from nettrim_jax.methods.trials import Parts
+from nettrim_jax.methods.trials import OPEN, Parts
 
 
 def seen(X, W, t=0.0):
@@ -24,7 +24,7 @@ def seen(X, W, t=0.0):
 
 def settings(method, seen, relu, free):
     """What of a ``Reconstruct`` its loop is told: the parts to choose, and the rest."""
-    given = (np.nan if a is None else a for a in (method.ridge, method.plain))
+    given = (OPEN if a is None else a for a in (method.ridge, method.plain))
     parts = Parts(*(jnp.asarray(a, seen.X.dtype) for a in given))
     clip = RELU if relu else NO_CLIP
     return parts, Settings(clip, free, method.steps)

@@ -23,7 +23,7 @@ from nettrim_jax.execution.options import Options
 from nettrim_jax.execution.orders import Methods, Pruning, Seen
 from nettrim_jax.methods.base import Budgeted, Method
 from nettrim_jax.methods.budget import Budget
-from nettrim_jax.report import SearchStep, SiteReport
+from nettrim_jax.report import UNKNOWN, SearchStep, SiteReport
 from nettrim_jax.results import MethodError
 from nettrim_jax.tracing import entries
 from nettrim_jax.tracing.entries import Values
@@ -155,7 +155,7 @@ def step_of(
 def as_trained(site: Site, leaves: Sequence[Array], X: Array) -> SiteReport:
     """The report's record of a layer that stays as trained."""
     lanes, d_in, d_out = site.index.shape
-    zero, none = jnp.zeros(()), jnp.full((), jnp.nan)
+    zero, none = jnp.zeros(()), UNKNOWN
     W = entries.read(entries.weights_of(site, leaves))
     units, inputs = layer.bare(W, site.channels)
     left = jnp.sum(W != 0, dtype=jnp.int32)

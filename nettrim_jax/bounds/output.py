@@ -30,7 +30,7 @@ from nettrim_jax.typing import Array, wide
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """How far the output moves at most, relative to its norm; NaN where that stops.
+    """How far the output moves at most, relative to its norm; None where that stops.
 
     Attributes:
       theorem: the bound from the layers' own errors and norms.
@@ -38,8 +38,8 @@ class Bounds:
       stop: the operation where it stops; empty if it does not.
     """
 
-    theorem: Array
-    tight: Array
+    theorem: Array | None
+    tight: Array | None
     stop: str = dataclasses.field(metadata={"static": True})
 
 
@@ -88,8 +88,14 @@ def find(
     theorem, stop = streams.bound(_Parallel(streams))
     tight, _ = streams.bound(_Tight(streams))
     if cascade:
-        theorem = jnp.fmin(theorem, streams.bound(_Cascade(streams))[0])
-    return Bounds(theorem, jnp.fmin(tight, theorem), stop)
+        theorem = _smaller(theorem, streams.bound(_Cascade(streams))[0])
+    return Bounds(theorem, _smaller(tight, theorem), stop)
+
+
+def _smaller(one: Array | None, other: Array | None) -> Array | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return jnp.fmin(one, other)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +162,7 @@ class _Streams:
             return False
         return self.is_zero(op.inputs[0])
 
-    def bound(self, form: "_Parallel") -> tuple[Array, str]:
+    def bound(self, form: "_Parallel") -> tuple[Array | None, str]:
         """The bound on the outputs' relative movement, and where it stops."""
         for op in self.network.flat.block.ops:
             if any(self.differs(ref) for ref in op.inputs):
@@ -170,7 +176,7 @@ class _Streams:
             if self.differs(ref):
                 found = form.moved(ref)
                 if isinstance(found, _Stop):
-                    return jnp.full((), jnp.nan, self.dtype), found.where
+                    return None, found.where
                 off2 = off2 + found**2
         # NaN comes from zero times infinity
         off2 = jnp.where(jnp.isnan(off2), jnp.inf, off2)

@@ -17,10 +17,12 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nettrim_jax import results
 from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import matmul
+from nettrim_jax._trees import known
 from nettrim_jax.convex import programs, projection
 from nettrim_jax.convex.config import ADMM
 from nettrim_jax.convex.derivatives import tangent
@@ -125,15 +127,28 @@ def history(
       True
     """
     config = _checked(config, program, init, "history")
-    return _history(program, config, init)
+    seen, looks = _history(program, config, init)
+    return History(seen.steps, *(_until(looks, a) for a in seen[1:]))
+
+
+def _until(looks: Array, values: Array) -> Array:
+    """The values of so many checks, and NaN after them."""
+    if not (known(values) and known(looks)):
+        return jnp.where(jnp.arange(len(values)) < looks, values, jnp.nan)
+    # not in a program: jax_debug_nans would take them for a fault
+    some = np.where(np.arange(len(values)) < np.asarray(looks), values, np.nan)
+    return jax.device_put(some.astype(values.dtype), values.sharding)
 
 
 @compiled(static_argnames="config", often=True)
-def _history(program: Program, config: ADMM, init: Solution | None) -> History:
+def _history(
+    program: Program, config: ADMM, init: Solution | None
+) -> tuple[History, Array]:
+    """The certificate at every check, and the number of checks."""
     every = config.check_every
     looks = -(-config.max_steps // every)
     steps = every * jnp.arange(1, looks + 1, dtype=jnp.int32)
-    nothing = jnp.full((looks,), jnp.nan, program.X.dtype)
+    nothing = jnp.zeros((looks,), program.X.dtype)
 
     def keep(kept: History, loop: _Loop) -> History:
         at = loop.stats.steps // every - 1
@@ -142,7 +157,9 @@ def _history(program: Program, config: ADMM, init: Solution | None) -> History:
         lists = zip(kept[1:], values, strict=True)
         return History(steps, *(a.at[at].set(value) for a, value in lists))
 
-    return _run(program, config, init, History(steps, *[nothing] * 4), keep)[1]
+    start = History(steps, *[nothing] * 4)
+    solution, seen = _run(program, config, init, start, keep)
+    return seen, solution.stats.steps // every
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

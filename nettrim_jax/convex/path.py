@@ -92,10 +92,9 @@ def _path(program: Program, epsilons: Array, config: ADMM) -> Path:
 
     shapes = jax.eval_shape(lambda: admm.solve(at(epsilons[0]), config))
 
-    # a start that is not finite is ignored, so the first solve starts cold
+    # a start with a step size of zero is ignored, so the first solve starts cold
     def nothing(a: jax.ShapeDtypeStruct) -> Array:
-        floating = jnp.issubdtype(a.dtype, jnp.floating)
-        return jnp.full(a.shape, jnp.nan if floating else 0, a.dtype)
+        return jnp.zeros(a.shape, a.dtype)
 
     _, solutions = jax.lax.scan(solve, jax.tree.map(nothing, shapes), epsilons)
     return Path(epsilons, solutions)

@@ -181,11 +181,9 @@ def _solve(
 
 def _nowhere(solve: Any, problem: Any) -> Any:
     """A start that every lane ignores, so that all starts use one compilation."""
+    # a step size of zero is none
     return jax.tree.map(
-        lambda a: jnp.full(
-            a.shape, jnp.nan if jnp.issubdtype(a.dtype, jnp.floating) else 0, a.dtype
-        ),
-        jax.eval_shape(solve, problem),
+        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(solve, problem)
     )
 
 

@@ -26,11 +26,13 @@ from nettrim_jax.methods.base import (
     held_out,
     squared_errors,
 )
+from nettrim_jax.report import UNKNOWN
 from nettrim_jax.tracing import entries
 from nettrim_jax.tracing.entries import Entries
 from nettrim_jax.typing import Array
 
-FIGURE = np.float32  # of figures that are not known
+# figures that a method may have, or the rows
+OPTIONAL = dict.fromkeys(("epsilon", "gap", "violation", "held_out_error"), UNKNOWN)
 
 
 class Measured(NamedTuple):
@@ -38,7 +40,7 @@ class Measured(NamedTuple):
 
     nonzeros: Array  # [], int32
     error: Array  # [], relative, on the rows that the solver saw
-    held_out_error: Array  # [], relative, on the other rows
+    held_out_error: Array | None  # [], relative, on the other rows; None without any
     live_inputs: Array  # [], int32, inputs of all lanes that are non-zero on some row
     idle_lanes: Array  # [], int32, lanes whose inputs are zero on all rows
     bare_units: Array  # [], int32, units of all lanes without a weight left
@@ -75,12 +77,16 @@ def finish(
     """
     given = answer, data, place
     if not all(map(on_host, jax.tree.leaves(given))):
-        return _compiled(answer, data, place, kind, keep)
-    with np.errstate(all="ignore"):  # overflow shows in the result
-        leaf = place.weights.leaf
-        answer, data, place = jax.tree.map(np.asarray, given)
-        written = _finish(answer, data, place, kind, keep)
-    return from_host(written, leaf)
+        written = _compiled(answer, data, place, kind, keep)
+    else:
+        with np.errstate(all="ignore"):  # overflow shows in the result
+            leaf = place.weights.leaf
+            answer, data, place = jax.tree.map(np.asarray, given)
+            written = _finish(answer, data, place, kind, keep)
+        written = from_host(written, leaf)
+    # a NaN that stands for nothing must not come out of a program: jax_debug_nans
+    known = {name: a for name, a in written.figures.items() if a is not None}
+    return written._replace(figures=OPTIONAL | known)
 
 
 def _finish(
@@ -104,9 +110,8 @@ def _finish(
     figures = {
         "before": xp.sum(before, dtype=np.int32),
         "kept": xp.sum(mask, dtype=np.int32),
-        **dict.fromkeys(("epsilon", "gap", "violation"), xp.asarray(np.nan, FIGURE)),
         "steps": xp.zeros((), np.int32),
-        "downstream": xp.zeros((), FIGURE),
+        "downstream": xp.zeros((), np.float32),
         **{name: xp.max(a) for name, a in answer.figures.items()},
         "result": results.worst(answer.result),
     }
@@ -232,7 +237,7 @@ def measure(
         return xp.sqrt(xp.where(total == 0, 0, total / size))
 
     out, rest = held_out(seen.X.shape[1], kind.held)
-    held_out_error = relative(out) if kind.held else xp.asarray(np.nan, FIGURE)
+    held_out_error = relative(out) if kind.held else None
     count = xp.sum(W != 0, dtype=np.int32)
     fires = xp.any((seen.X != 0) & counts, axis=1)
     live = xp.sum(fires, dtype=np.int32)

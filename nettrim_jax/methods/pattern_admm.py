@@ -30,7 +30,7 @@ from nettrim_jax.methods.quadratic import (
     coupling_of,
     quadratic_of,
 )
-from nettrim_jax.methods.trials import ASIDE, Parts, default, search
+from nettrim_jax.methods.trials import ASIDE, Parts, default, is_open, search
 from nettrim_jax.methods.within import Within, apart
 from nettrim_jax.typing import HIGHEST, Array
 
@@ -69,7 +69,7 @@ def reconstruct(
     Args:
       pattern: the pattern of the weights.
       seen: the layer's lanes, which share the pattern's count.
-      given: the terms against overfitting. Those that are NaN are chosen: they are
+      given: the terms against overfitting. Those that are ``OPEN`` are chosen: they are
         tried with few steps, on most of the rows and some of the units, and compared
         on the other rows.
       settings: the settings of the loop.
@@ -90,7 +90,7 @@ def _reconstruct_jvp(settings: Settings, primals: tuple, tangents: tuple) -> tup
     parts = jax.lax.stop_gradient(chosen(pattern, seen, given, settings))
 
     def answer(seen: Observed, given: Parts) -> tuple[Array, Array]:
-        mine = jax.tree.map(lambda a, b: jnp.where(jnp.isnan(a), b, a), given, parts)
+        mine = jax.tree.map(lambda a, b: jnp.where(is_open(a), b, a), given, parts)
         return _answer(pattern, seen, mine, settings)
 
     # the choice of a pattern has no derivative

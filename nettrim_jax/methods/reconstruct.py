@@ -32,7 +32,7 @@ from nettrim_jax.methods.counts import Count, counted
 from nettrim_jax.methods.pattern_admm import UNITS, Settings, reconstruct
 from nettrim_jax.methods.patterns import Pattern, is_pattern, share_of
 from nettrim_jax.methods.quadratic import Observed
-from nettrim_jax.methods.trials import Parts
+from nettrim_jax.methods.trials import OPEN, Parts
 from nettrim_jax.methods.within import within
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array
@@ -189,7 +189,7 @@ class Reconstruct:
         # what may change from call to call is an array, so that nothing is compiled
         downstream = jax.device_put(np.asarray(self.downstream or 0.0, dtype))
         seen, share = _observed(data, kind.held, layers, downstream)
-        given = (math.nan if a is None else a for a in (self.ridge, self.plain))
+        given = (OPEN if a is None else a for a in (self.ridge, self.plain))
         parts = Parts(*(jax.device_put(np.full(layers, a, dtype)) for a in given))
         free = kind.biased and self.bias == "free"
         settings = Settings(kind.clip, free, self.steps)

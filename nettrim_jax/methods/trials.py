@@ -15,21 +15,27 @@ RIDGES = (1e-3, 1e-2, 0.1, 0.3, 1.0)
 PLAINS = (0.0, 0.3, 1.0)
 ASIDE = 4  # one row in ``ASIDE`` is kept aside to compare them
 CLOSE = 0.005  # relative difference up to which the larger value is preferred
+OPEN = -1.0  # stands for a term that is to be chosen; not NaN, for jax_debug_nans
 
 Out = TypeVar("Out")
 
 
 class Parts(NamedTuple):
-    """The terms that keep a layer from overfitting its rows; NaN if not yet chosen."""
+    """A layer's terms against overfitting, each ``OPEN`` if it is to be chosen."""
 
     ridge: Array  # []
     plain: Array  # []
 
 
+def is_open(part: Array) -> Array:
+    """Whether a term is to be chosen."""
+    return part < 0
+
+
 def default(given: Parts, clips: bool) -> Parts:
     """The given parts, and where there are none those in the middle."""
     middle = RIDGES[len(RIDGES) // 2], PLAINS[len(PLAINS) // 2] if clips else 1.0
-    filled = (jnp.where(jnp.isnan(a), b, a) for a, b in zip(given, middle, strict=True))
+    filled = (jnp.where(is_open(a), b, a) for a, b in zip(given, middle, strict=True))
     return Parts(*filled)
 
 
@@ -43,7 +49,7 @@ def search(
     """Tries the ridges, then the plain parts, with one copy of ``stage``.
 
     Args:
-      given: the parts; those that are NaN are chosen.
+      given: the parts; those that are ``OPEN`` are chosen.
       clips: whether a ReLU or the like follows; else the plain part does not matter.
       stage: a function of the parts, and of whether this is the answer, which returns
         the squared error on the rows kept aside, and more.
@@ -58,7 +64,7 @@ def search(
         given = given._replace(plain=jnp.ones((), dtype))
     ridges, plains = jnp.asarray(RIDGES, dtype), jnp.asarray(PLAINS, dtype)
     first, count = len(RIDGES), len(RIDGES) + len(PLAINS)
-    open_ridge, open_plain = jnp.isnan(given.ridge), jnp.isnan(given.plain)
+    open_ridge, open_plain = is_open(given.ridge), is_open(given.plain)
     middle = default(given, clips)
 
     def chosen(off: Array) -> Parts:
