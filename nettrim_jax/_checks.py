@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import results as codes
+from nettrim_jax._trees import known
 from nettrim_jax.convex.config import ADMM
 from nettrim_jax.report import Report, SiteReport
 from nettrim_jax.results import MethodError, SolveError
@@ -81,6 +82,18 @@ def random_key(key: Any, caller: str = "prune") -> Array:
         f"{caller}(key={key!r}): expected an integer or a PRNG key such as "
         "jax.random.key(0)"
     )
+
+
+def known_deviation(report: Report) -> None:
+    """Warns if the network's outputs are not numbers."""
+    if known(report.deviation) and np.isnan(report.deviation):
+        warnings.warn(
+            "apply_fn: the network's outputs on this batch hold NaN, as trained or as "
+            "pruned, so report.deviation is NaN and nothing says what the pruning "
+            "costs; look at what comes after the last layer, such as the logarithm of "
+            "a negative number or a division by zero",
+            stacklevel=3,  # points to the user's call
+        )
 
 
 def fitted(pruned: Any, on_failure: str) -> None:

@@ -89,6 +89,17 @@ def require_finite(name: str, tree: Any, error: type[Exception]) -> None:
             )
 
 
+def require_alive(name: str, tree: Any, error: type[Exception]) -> None:
+    """Raises ``error`` with the path of the first array that was deleted."""
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if isinstance(leaf, jax.Array) and known(leaf) and leaf.is_deleted():
+            raise error(
+                f"{name}: {path_of(keys) or 'the array'} was deleted: it was donated "
+                "to a program (donate_argnums=), or .delete() was called; give arrays "
+                "that still exist, such as what that program returned"
+            )
+
+
 def on_host(array: ArrayLike) -> bool:
     """Whether the values are known, and lie where NumPy reads them without a copy."""
     if isinstance(array, np.ndarray):

@@ -185,6 +185,7 @@ def prune(
     # epsilon, key or weights may be traced where params and batch are not
     if all(known(site.result) for site in report.sites):
         _checks.converged(pruned, on_failure, solver)
+        _checks.known_deviation(report)
     return pruned
 
 

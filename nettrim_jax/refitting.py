@@ -140,4 +140,5 @@ def refit(
     pruned = Pruned(model.give(new), model.fill(kept), report)
     if all(known(site.result) for site in report.sites):
         _checks.fitted(pruned, on_failure)
+        _checks.known_deviation(report)
     return pruned

@@ -22,6 +22,7 @@ from nettrim_jax.typing import ApplyFn, Batch, LeafPath, Params
 Asked = Method | Pattern  # a pattern means Reconstruct(pattern)
 # a regular expression for the path, or a function of the layer
 Selector = str | Callable[[SiteInfo], bool]
+UNMATCHED = "no pattern of method matches"  # the reason of such a layer
 
 
 def sites(
@@ -63,7 +64,7 @@ def sites(
       left alone: out: exclude='out'
     """
     network = trace(apply_fn, params, next(batches(batch)))
-    asked, skipped = choose(network, method, include, exclude)
+    asked, skipped = choose(network, method, include, exclude, listed=True)
     return Listing(tuple(_info(network.sites[k]) for k in asked), skipped)
 
 
@@ -92,6 +93,8 @@ def choose(
     include: Selector | None,
     exclude: Selector | None,
     cascade: bool = False,
+    *,
+    listed: bool = False,
 ) -> tuple[dict[int, Method], tuple[tuple[LeafPath, str], ...]]:
     """The method of each site to prune, by position, and the leaves left alone.
 
@@ -101,9 +104,11 @@ def choose(
       include: selects sites, also those with a ``caution``; None selects all others.
       exclude: selects sites that are not pruned.
       cascade: whether layers are pruned in order of execution.
+      listed: whether the choice is only to be listed, so that it may be empty.
 
     Raises:
-      MethodError: a method or selector is of another type, or matches nothing.
+      MethodError: a method or selector is of another type, or matches nothing; or no
+        layer is left to prune, though ``None`` and ``exclude`` do not name them all.
       BatchError: the batch has no rows.
     """
     method = NetTrim() if method is None else method
@@ -113,13 +118,15 @@ def choose(
     taken = _matches("include", include, infos, others)
     left_out = _matches("exclude", exclude, infos, others)
     given, reasons = assign(method, paths, others)
+    both = zip(given, reasons, strict=True)
+    named = [m is None and reason != UNMATCHED for m, reason in both]
     for k, site in enumerate(network.sites):
         if taken is None and site.caution is not None:
             given[k], reasons[k] = None, site.caution
         elif taken is not None and not taken[k]:
             given[k], reasons[k] = None, f"include={_name(include)} leaves it out"
         elif left_out is not None and left_out[k]:
-            given[k], reasons[k] = None, f"exclude={_name(exclude)}"
+            given[k], reasons[k], named[k] = None, f"exclude={_name(exclude)}", True
     asked: dict[int, Method] = {}
     left: dict[LeafPath, str] = {}
     unfit: dict[LeafPath, MethodError] = {}
@@ -137,6 +144,13 @@ def choose(
                 unfit[paths[k]] = error
     if unfit:
         raise _unfit(unfit, all_of_them=not asked)
+    if not (asked or listed or all(named)):
+        reasons = "; ".join(f"{path}: {why}" for path, why in left.items())
+        raise MethodError(
+            f"method: no layer is left to prune ({reasons}); give the layers that "
+            "nothing matches a method, as by '.*': NetTrim() at the end of a dict, and "
+            "those to leave alone None or exclude="
+        )
     biases = (network.sites[k].bias for k, m in asked.items() if m.bias != "fixed")
     moved = {bias[0] for bias in biases if bias is not None}
     skipped = {**dict(network.skipped), **left}
@@ -236,8 +250,7 @@ def assign(
     for i in first:
         pattern, _, value = (None, None, None) if i is None else table[i]
         chosen.append(value)
-        unmatched = "no pattern of method matches"
-        reasons.append(unmatched if i is None else f"method[{pattern!r}] is None")
+        reasons.append(UNMATCHED if i is None else f"method[{pattern!r}] is None")
     return chosen, reasons
 
 

@@ -44,12 +44,14 @@ class Meter:
         self.model, self.share = parts[0].model, share
         self.trained = self.outputs(self.model.leaves)
         floats = [a for part in self.trained for a in part if _floating(a)]
-        if not self.budget.metric and not any(np.any(a) for a in floats):
+        lost = any(np.isnan(a).any() for a in floats)
+        if not self.budget.metric and (lost or not any(np.any(a) for a in floats)):
             asked = f"NetTrim(deviation={self.budget.most:g})"
             other = ", or use drop= and metric=" if budget else ""
+            what = "hold NaN" if lost else "are zero or not floating"
             raise MethodError(
                 f"{asked if budget else NETWORK}: the trained network's outputs "
-                "are zero or not floating on the rows to measure, so no change is "
+                f"{what} on the rows to measure, so no change is "
                 f"relative to them; let apply_fn return logits{other}"
             )
         self.before = self._metrics(self.model.leaves) if self.budget.metric else []

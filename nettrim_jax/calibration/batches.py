@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax._compile import compiled
-from nettrim_jax._trees import is_array, known, require_finite
+from nettrim_jax._trees import is_array, known, require_alive, require_finite
 from nettrim_jax.calibration.model import Model
 from nettrim_jax.results import BatchError
 from nettrim_jax.tracing import jaxprs
@@ -73,19 +73,34 @@ class Stored:
 
 
 def batches(batch: Batch) -> Iterator[Batch]:
-    """Yields the batch or a loader's batches; raises BatchError if there are none."""
+    """Yields the batch or a loader's batches, but for those without a sample.
+
+    Raises:
+      BatchError: there is no other batch.
+    """
     if not is_loader(batch):
         yield batch
         return
-    nothing = True
+    given = some = 0
     for one in batch:
-        nothing = False
-        yield jax.tree.map(_array, one)
-    if nothing:
+        given += 1
+        one = jax.tree.map(_array, one)
+        if not _empty(one):
+            some += 1
+            yield one
+    if not some:
         raise BatchError(
-            "batch: the loader gave no batch; an iterator can be read only once, so "
-            "make a new one, or give a loader that starts anew"
+            f"batch: none of the loader's {given} batches has a sample"
+            if given
+            else "batch: the loader gave no batch; an iterator can be read only once, "
+            "so make a new one, or give a loader that starts anew"
         )
+
+
+def _empty(batch: Batch) -> bool:
+    """Whether no array of a batch has an entry, as where a filter left no sample."""
+    arrays = [leaf for leaf in jax.tree.leaves(batch) if np.ndim(leaf)]
+    return bool(arrays) and not any(np.size(leaf) for leaf in arrays)
 
 
 def _array(leaf: Any) -> Any:
@@ -126,6 +141,7 @@ def parts(source: Source) -> Iterator[Part]:
     first = None
     for at, one in enumerate(batches(batch)):
         name = f"batch {at}" if loaded else "batch"
+        require_alive(name, one, BatchError)
         require_finite(name, one, BatchError)
         leaves, tree = jax.tree.flatten(one)
         kind = (tree, *((np.shape(a), str(getattr(a, "dtype", ""))) for a in leaves))
@@ -157,6 +173,7 @@ def _row_weights(weights: ArrayLike | None) -> Array | None:
     """The weights as an array; raises BatchError if they cannot weigh rows."""
     if weights is None:
         return None
+    require_alive("weights", weights, BatchError)
     try:
         array = jnp.asarray(weights, jnp.float32)
     except (TypeError, ValueError):

@@ -203,7 +203,7 @@ def _ranked(
         members = folding.members(read(use.op.inputs[2]))
         priority = jnp.where(members, priority[None, :], 0)
     # a step of a shared loop keeps only its quota: memory does not grow with the steps
-    quota = min(folding.rows, -(-rows * folding.rows // use.rows))
+    quota = min(folding.rows, -(-rows * folding.rows // max(use.rows, 1)))
     # without a barrier XLA sorts all rows where only some are read; one barrier for the
     # two crashes the process where the rows are sharded
     first = map(jax.lax.optimization_barrier, jax.lax.top_k(priority, quota))

@@ -70,7 +70,9 @@ class Moments:
 
         size = folding.d_in + 1
         zero = jnp.zeros((folding.lanes, size, size), dtype)
-        sums = jax.lax.scan(add, zero, jnp.arange(0, folding.rows, at_once))[0]
+        sums = zero
+        if folding.rows:
+            sums = jax.lax.scan(add, zero, jnp.arange(0, folding.rows, at_once))[0]
         if use.live is None:
             return sums
         live = np.append(use.live[0], folding.d_in)

@@ -16,7 +16,7 @@ from jax.tree_util import register_dataclass
 from nettrim_jax import results
 from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import divide
-from nettrim_jax._trees import is_array, known, path_of
+from nettrim_jax._trees import is_array, known, path_of, require_alive
 from nettrim_jax.calibration.statistics import Statistic
 from nettrim_jax.convex.programs import Program
 from nettrim_jax.methods.base import (
@@ -165,9 +165,11 @@ def read(
     """The mask of each array of the params, as bool; a NumPy array if it is known.
 
     Raises:
-      ParamsError: the mask's tree or a shape is not that of the params.
+      ParamsError: the mask's tree or a shape is not that of the params, or an array
+        was deleted.
     """
     given, tree = jax.tree_util.tree_flatten_with_path(params)
+    require_alive(name, mask, ParamsError)
     try:
         keeps = tree.flatten_up_to(mask)
     except ValueError as error:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax._clip import NO_CLIP, Clip
-from nettrim_jax._trees import Filler, is_array, path_of, paths_of
+from nettrim_jax._trees import Filler, is_array, path_of, paths_of, require_alive
 from nettrim_jax.results import ApplyFnError, BatchError, LayersError, ParamsError
 from nettrim_jax.tracing import epilogue, jaxprs
 from nettrim_jax.tracing.epilogue import Bias, whole
@@ -142,6 +142,9 @@ def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Network:
 
     closed = _make_jaxpr(call, arrays, batch, apply_fn)
     flat, consts = jaxprs.flatten(closed)
+    require_alive(
+        "apply_fn: among the arrays that it closes over", consts, ApplyFnError
+    )
     walk = Walk(flat, paths_of(params), consts)
     sites = _Sites(walk, arrays)
     found = sites.find()

@@ -26,6 +26,7 @@ REASONS = {
     "add": "added to other values, which is no linear operation",
     "mul": "multiplied entry by entry, which is no linear operation",
     "joined": "constants are scattered among its entries",
+    "empty": "none of its entries is used: an axis has no length",
     "while": "used inside a while loop, whose number of steps is not known",
     "no data": "multiplied with values that do not depend on the batch",
 }
@@ -185,6 +186,9 @@ class Walk:
         chain = epilogue.follow(block, read_by, folding, facts, mark, avals)
         visit = chain.ops[-1].id if chain.ops else op.id
         index = folding.weight(origin.index, len(loops))
+        if not index.size:
+            self._note(op.inputs[side], REASONS["empty"])
+            return
         factor = None
         if origin.factor is not None:
             factor = folding.weight(origin.factor, len(loops))

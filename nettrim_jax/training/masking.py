@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax._trees import path_of
+from nettrim_jax._trees import path_of, require_alive
 from nettrim_jax.results import ParamsError
 from nettrim_jax.typing import Array, Params
 
@@ -91,6 +91,8 @@ def keep_sparse(
 
 
 def _check(params: Params, mask: Params, hidden: Any) -> None:
+    require_alive("keep_sparse", mask, ParamsError)
+
     def check(path: Any, p: Array, keep: Any) -> None:
         if hidden(p) or not hasattr(p, "dtype"):
             return
