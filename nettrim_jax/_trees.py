@@ -13,6 +13,7 @@ import numpy as np
 
 from nettrim_jax.typing import Array, ArrayLike, LeafPath, Params
 
+SMALL = 2**16  # entries of an array that is copied to the host without need
 STATIC: Any = {"static": True}  # marks fields that are configuration, not arrays
 
 
@@ -73,20 +74,47 @@ def _same(one: tuple | None, other: tuple | None) -> bool:
     return one[0] is other[0]
 
 
-def require_finite(name: str, tree: Any, error: type[Exception]) -> None:
-    """Raises ``error`` with the path of the first NaN or infinity, if it is known."""
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if not is_array(leaf) or not known(leaf):
+def infinite(name: str, tree: Any, error: type[Exception]) -> dict[int, str]:
+    """The arrays with infinities, which may be meant, as in a mask of attention.
+
+    Returns:
+      What is to say of each, by its position among the arrays.
+
+    Raises:
+      error: an array has a NaN; the error names the first such array.
+    """
+    found = {}
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    arrays = ((keys, leaf) for keys, leaf in leaves if is_array(leaf))
+    for at, (keys, leaf) in enumerate(arrays):
+        if not known(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        count = leaf.size - _count(np.isfinite, leaf)
+        if not count:
             continue
-        count = _not_finite(leaf)
-        if count:
-            raise error(
-                f"{name}: {count} of {leaf.size} values of "
-                f"{path_of(keys) or 'the array'} are NaN or infinite; expected finite "
-                "numbers. Nothing was pruned"
-            )
+        found[at] = (
+            f"{name}: {count} of {leaf.size} values of "
+            f"{path_of(keys) or 'the array'} are NaN or infinite; expected finite "
+            "numbers"
+        )
+        if _count(np.isnan, leaf):
+            raise error(f"{found[at]}. Nothing was pruned")
+    return found
+
+
+def with_infinities(arrays: Sequence[ArrayLike]) -> list[int]:
+    """The positions of those of some constants that have infinities.
+
+    Large ones on a device are not looked at, which would take a compilation.
+    """
+    return [
+        at
+        for at, array in enumerate(arrays)
+        if jnp.issubdtype(jnp.result_type(array), jnp.floating)
+        and known(array)
+        and (on_host(array) or np.size(array) <= SMALL)
+        and np.isinf(np.asarray(array)).any()
+    ]
 
 
 def require_alive(name: str, tree: Any, error: type[Exception]) -> None:
@@ -122,9 +150,10 @@ def from_host(tree: Any, like: ArrayLike) -> Any:
         return jax.device_put(tree)
 
 
-def _not_finite(array: ArrayLike) -> int:
+def _count(function: np.ufunc, array: ArrayLike) -> int:
+    """The number of entries for which a function of NumPy is true."""
     # NumPy needs no compilation, which would take longer than the sum
     if on_host(array):
-        return int(np.sum(~np.isfinite(np.asarray(array))))
+        return int(np.sum(function(np.asarray(array))))
     with jax.ensure_compile_time_eval():  # the values are known within jit, too
-        return int(jnp.sum(~jnp.isfinite(jnp.asarray(array))))
+        return int(jnp.sum(getattr(jnp, function.__name__)(jnp.asarray(array))))

@@ -14,6 +14,7 @@ from nettrim_jax._progress import Progress
 from nettrim_jax._trees import known
 from nettrim_jax.allocation import routes
 from nettrim_jax.bounds import output
+from nettrim_jax.calibration import infinities
 from nettrim_jax.calibration.batches import Part, Source, Weights, parts
 from nettrim_jax.calibration.model import Model
 from nettrim_jax.convex.config import ADMM
@@ -222,6 +223,8 @@ def begin(
     first = next(others)
     require_sites(first.network)
     asked, skipped = choose(first.network)
+    moves = {k: method.bias != "fixed" for k, method in asked.items()}
+    infinities.require_finite_weights(first, moves)
     arrays = [*source.model.leaves, *first.batch, *given]
     traced = not all(known(array) for array in arrays)
     show = _progress.start(progress, len(asked), traced)

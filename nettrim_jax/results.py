@@ -71,11 +71,11 @@ class NetTrimError(ValueError):
 
 
 class ParamsError(NetTrimError):
-    """The params are empty, integer or not finite."""
+    """The params are empty, integer, not numbers, or infinite in a layer."""
 
 
 class BatchError(NetTrimError):
-    """The batch has no rows, is not finite, or does not fit the network."""
+    """The batch has no rows or bad values, or does not fit the network."""
 
 
 class ApplyFnError(NetTrimError):

@@ -105,6 +105,10 @@ class Rules:
             square = jnp.sum(square, axis=-1)
         return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
+    def distance(self, a: Any, b: Any) -> Array:
+        """Frobenius norm of the difference; infinities that are equal have none."""
+        return self.size(jnp.where(a == b, 0, a - b))
+
     def largest(self, a: Any) -> Array:
         """The largest magnitude."""
         return jnp.max(jnp.abs(jnp.asarray(a)), initial=0).astype(self.dtype)

@@ -79,11 +79,13 @@ def link_normalize(params: Params, apply_fn: ApplyFn, batch: Batch) -> Normalize
       >>> float(normal["w"].sum()), float(normal["b"][0]), float(scale)
       (1.0, 0.03125, 256.0)
     """
-    _trees.require_finite("params", params, ParamsError)
+    endless = _trees.infinite("params", params, ParamsError)
     network = trace(apply_fn, params, batch)
     require_sites(network)
     walk = _Walk(network)
     walk.run()
+    for leaf in sorted(walk.layers & endless.keys()):
+        raise ParamsError(f"{endless[leaf]} as the weights of a layer")
     everything, tree = jax.tree.flatten(params)
     leaves = [jnp.asarray(leaf) for leaf in everything if is_array(leaf)]
     dtype = wide(*(leaf.dtype for leaf in leaves if _is_float(leaf.dtype)))

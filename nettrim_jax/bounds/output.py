@@ -172,7 +172,8 @@ class _Streams:
             v = self.v(ref)
             if not jnp.issubdtype(jnp.result_type(v), jnp.floating):
                 continue
-            size2 = size2 + self.rules.size(v) ** 2
+            finite = jnp.where(jnp.isinf(v), 0, v)  # as for the deviation itself
+            size2 = size2 + self.rules.size(finite) ** 2
             if self.differs(ref):
                 found = form.moved(ref)
                 if isinstance(found, _Stop):
@@ -244,8 +245,8 @@ class _Parallel:
         if isinstance(x, _Stop):
             return x
         if x is None:
-            return self.s.rules.size(self.s.p(ref) - self.s.v(ref))
-        return self.s.rules.size(x.k - self.s.v(ref)) + x.e
+            return self.s.rules.distance(self.s.p(ref), self.s.v(ref))
+        return self.s.rules.distance(x.k, self.s.v(ref)) + x.e
 
     def kink(self, op: Op) -> Ball | None:
         """The ball of ``where(x > 0, a x, b x)``, as steep as its steeper half."""
@@ -338,14 +339,14 @@ class _Cascade(_Parallel):
         x, v = self.found.get(ref), self.s.v(ref)
         if isinstance(x, _Stop):
             return x
-        off = self.s.rules.size(self.s.p(ref) - v)
+        off = self.s.rules.distance(self.s.p(ref), v)
         if x is None:
             return off
         slack = self.ratio(x, v)
         return off * jnp.minimum(slack, self.slack.get(ref, slack))
 
     def ratio(self, x: Ball, v: Array) -> Array:
-        far = self.s.rules.size(x.k - v)
+        far = self.s.rules.distance(x.k, v)
         return jnp.where(far > 0, jnp.maximum(x.e / jnp.where(far > 0, far, 1), 1), 1)
 
     def restart(self, op: Op, at: int, ref: Ref, old: Any, new: Any) -> Ball:

@@ -4,6 +4,7 @@
 - ``batches``: one batch, or all batches of a loader, each with its traced network.
 - ``splits``: a batch split into rows to solve on, to steer a search and to check it.
 - ``capture``: rows of each layer's inputs and responses, drawn in one run.
+- ``infinities``: infinities that are meant, and those that reach a layer.
 - ``cascade``: the network in segments, for a trained and a pruned stream.
 - ``statistics``: the sums over rows or batches that a method may ask for.
 - ``sensitivity``: how far errors of each layer move the output, by back-propagation.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax._compile import compiled
-from nettrim_jax._trees import is_array, known, require_alive, require_finite
+from nettrim_jax._trees import infinite, is_array, known, require_alive
 from nettrim_jax.calibration.model import Model
 from nettrim_jax.results import BatchError
 from nettrim_jax.tracing import jaxprs
@@ -33,6 +33,7 @@ class Part(NamedTuple):
     weights: Array | None
     given: Batch  # as the user gave it
     model: Model
+    infinite: tuple[str, ...] = ()  # what is to say of arrays with infinities
 
     def outputs(self, leaves: Sequence[Array]) -> list[Array]:
         """The outputs of the network with these leaves, always by the same program."""
@@ -133,7 +134,7 @@ def parts(source: Source) -> Iterator[Part]:
       The parts, at least one.
 
     Raises:
-      BatchError: there is no batch, one is not finite, or one does not fit the first.
+      BatchError: there is no batch, one has a NaN, or one does not fit the first.
     """
     model, batch, key, weights = source
     loaded = is_loader(batch)
@@ -142,16 +143,21 @@ def parts(source: Source) -> Iterator[Part]:
     for at, one in enumerate(batches(batch)):
         name = f"batch {at}" if loaded else "batch"
         require_alive(name, one, BatchError)
-        require_finite(name, one, BatchError)
+        found = infinite(name, one, BatchError)
         leaves, tree = jax.tree.flatten(one)
-        kind = (tree, *((np.shape(a), str(getattr(a, "dtype", ""))) for a in leaves))
+        arrays = [k for k, leaf in enumerate(leaves) if is_array(leaf)]
+        bad = tuple(arrays[k] for k in found)
+        kinds = [(np.shape(a), str(getattr(a, "dtype", ""))) for a in leaves]
+        kind = (tree, *kinds, bad)
         if kind not in networks:
             if first is not None and kind[0] != first[0]:
                 raise BatchError(
                     f"{name}: its structure is {tree}, that of the first was "
                     f"{first[0]}; every batch must be what apply_fn takes"
                 )
-            network = networks[kind] = trace(model.apply_fn, model.params, one)
+            endless = [*model.infinite, *(len(model.leaves) + k for k in bad)]
+            network = trace(model.apply_fn, model.params, one, endless)
+            networks[kind] = network
             first = kind if first is None else first
             if _layers(network) != _layers(networks[first]):
                 raise BatchError(
@@ -166,6 +172,7 @@ def parts(source: Source) -> Iterator[Part]:
             _row_weights(given),
             one,
             model,
+            tuple(found.values()),
         )
 
 

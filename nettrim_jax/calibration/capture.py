@@ -245,6 +245,10 @@ def _keep_rows(
         grown = pull(jnp.ones_like(tail))[0]
         gain = per_unit(epilogue.pull_back(bias.head, Z, grown))
     P, t = back(read(chain.end)), back(t)
+    if chain.endless:  # an infinite offset hides the response, kept without it
+        hidden = jnp.isinf(t)
+        own = folding.result(Z, pick).astype(dtype) * scale[:, None, :]
+        P, t = jnp.where(hidden, own, P), jnp.where(hidden, 0, t)
     X = folding.inputs(A, pick).astype(dtype)
     priority = jnp.broadcast_to(priority, (folding.lanes, pick.shape[-1]))
     # a weight that the steps of a loop share has one of these per step, summed later

@@ -11,13 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax._trees import (
-    Filler,
-    is_array,
-    known,
-    require_alive,
-    require_finite,
-)
+from nettrim_jax._trees import Filler, infinite, is_array, known, require_alive
 from nettrim_jax.results import ParamsError
 from nettrim_jax.typing import ApplyFn, Array, Params
 
@@ -30,12 +24,13 @@ class Model:
       apply_fn: the network.
 
     Raises:
-      ParamsError: a value in the params is not finite, or an array was deleted.
+      ParamsError: a value in the params is not a number, or an array was deleted.
     """
 
     def __init__(self, params: Params, apply_fn: ApplyFn):
         require_alive("params", params, ParamsError)
-        require_finite("params", params, ParamsError)
+        # of the arrays with infinities, by their position
+        self.infinite = infinite("params", params, ParamsError)
         self.params, self.apply_fn = params, apply_fn
         self.filler = Filler(params)
 

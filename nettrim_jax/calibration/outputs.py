@@ -28,6 +28,9 @@ def moved(
         if jnp.issubdtype(jnp.result_type(old), jnp.floating):
             dtype = wide(jnp.result_type(old))
             new, old, whole = (jnp.asarray(a, dtype) for a in (new, old, whole))
-            off = off + jnp.sum((new - old) ** 2).astype(off.dtype)
+            # infinities that are meant stay, and are of no size
+            move = jnp.where(new == old, 0, new - old)
+            whole = jnp.where(jnp.isinf(whole), 0, whole)
+            off = off + jnp.sum(move**2).astype(off.dtype)
             size = size + jnp.sum(whole**2).astype(size.dtype)
     return off, size

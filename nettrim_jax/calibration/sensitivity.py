@@ -96,11 +96,13 @@ def _gradients(
     try:
         nudges = {id_: still(use) for id_, use in uses.items()}
         answers, pull = jax.vjp(outputs_of, nudges)
-        signs = [
-            jax.random.rademacher(jax.random.fold_in(key, i), a.shape, a.dtype)
-            for i, a in enumerate(answers)
-        ]
-        return pull(signs)[0]
+
+        def signs(i: int, a: Array) -> Array:
+            own = jax.random.fold_in(key, i)
+            drawn = jax.random.rademacher(own, a.shape, a.dtype)
+            return jnp.where(jnp.isinf(a), 0, drawn)  # what is infinite stays
+
+        return pull([signs(i, a) for i, a in enumerate(answers)])[0]
     except (ValueError, NotImplementedError):  # of a while loop or a callback
         return None
 

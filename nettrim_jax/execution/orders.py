@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nettrim_jax._trees import on_host
-from nettrim_jax.calibration import cascade, statistics
+from nettrim_jax.calibration import cascade, infinities, statistics
 from nettrim_jax.calibration.batches import Part
 from nettrim_jax.calibration.capture import Activation, Draw, capture, gather
 from nettrim_jax.calibration.outputs import deviation_of
@@ -64,6 +64,7 @@ def observe(parts: Iterable[Part], asked: Methods, options: Options) -> Seen:
         seen, outputs = capture(
             network, draw, network.consts, inputs, part.key, part.weights
         )
+        seen = infinities.finite_rows(part, draw.chosen, seen)
         if not first:
             first.append((part, outputs))
         sums = statistics.apart(wanted, [part], leaves)
@@ -85,7 +86,10 @@ def in_cascade(parts: Iterable[Part], asked: Methods, options: Options) -> Pruni
         options.show(len(outcomes), "activations")
         along = statistics.along({k: wanted[k] for k in level})
         draw = Draw(level, options.rows, along)
-        each = (run.capture(at, old, new, draw) for run in runs)
+        each = (
+            infinities.finite_rows(run.part, level, run.capture(at, old, new, draw))
+            for run in runs
+        )
         seen = _with(gather(each, options.rows), level, sums)
         jobs = jobs_of(network, {k: asked[k] for k in level}, seen, fed=at > 0)
         new, found = solve_sites(jobs, old, new, options)

@@ -25,6 +25,14 @@ ELEMENTWISE = frozenset(
 )
 
 
+# operations that hand infinities on, and do not only make them
+ENDLESS = frozenset(
+    "add add_any sub mul div max min neg select_n convert_element_type reshape squeeze "
+    "transpose broadcast_in_dim slice dynamic_slice gather concatenate pad rev copy "
+    "expand_dims stop_gradient".split()
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Origin:
     """The entries of one leaf that a value consists of, times constant factors."""
@@ -54,6 +62,7 @@ class Fact:
       origin: the entries of one leaf that it consists of, or ``None``.
       constant: its value, if it depends on neither a leaf nor the batch nor the step of
         a loop.
+      endless: whether it may have infinities that are meant.
     """
 
     varies: tuple[bool, ...]
@@ -62,6 +71,7 @@ class Fact:
     upstream: int = 0
     origin: Origin | None = None
     constant: Constant | None = None
+    endless: bool = False
 
 
 def literal(value: Any) -> Fact:
@@ -69,6 +79,7 @@ def literal(value: Any) -> Fact:
     return Fact(
         varies=(False,) * np.ndim(value),
         constant=Constant(value),
+        endless=bool(np.any(abs(value) == np.inf)),
     )
 
 
@@ -86,6 +97,9 @@ def combine(op: Op, inputs: Sequence[Fact], flat: Flat, loops: int) -> list[Fact
     upstream = 0
     for fact in inputs:
         upstream |= fact.upstream
+    endless = op.name == "log" or (
+        op.name in ENDLESS and any(f.endless for f in inputs)
+    )
     origins = _origins(op, inputs, flat, loops)
     known = constants.results(op, [f.constant for f in inputs])
     out = []
@@ -99,6 +113,7 @@ def combine(op: Op, inputs: Sequence[Fact], flat: Flat, loops: int) -> list[Fact
                 upstream=upstream,
                 origin=origins[k] if origins else None,
                 constant=known[k],
+                endless=endless,
             )
         )
     return out

@@ -18,7 +18,7 @@ import numpy as np
 from nettrim_jax._clip import NO_CLIP, Clip
 from nettrim_jax.tracing import index_maps
 from nettrim_jax.tracing.clips import clip_of
-from nettrim_jax.tracing.dataflow import Fact
+from nettrim_jax.tracing.dataflow import Fact, fact_of
 from nettrim_jax.tracing.folding import Folding
 from nettrim_jax.tracing.jaxprs import Block, Literal, Op, apply
 from nettrim_jax.typing import Array
@@ -49,6 +49,8 @@ class Chain:
       clip: the limits between which it passes, as a ReLU has one.
       scales: whether one of its operations may scale.
       bias: the bias that may move, if there is one.
+      endless: whether it may add infinities that are meant, behind which the result
+        itself must be kept.
     """
 
     ops: tuple[Op, ...]
@@ -57,6 +59,7 @@ class Chain:
     clip: Clip
     scales: bool
     bias: Bias | None
+    endless: bool = False
 
 
 def whole(chain: Chain) -> Chain:
@@ -104,8 +107,7 @@ def follow(
             break
         clip = clip_of(slot, block, facts, read_by, avals)
         if clip is not None:
-            scales = any(o.name in SCALING for o in ops)
-            return Chain(tuple(ops), op.outputs[0], slot, clip, scales, None)
+            return _chain(op, ops, slot, clip, facts)
         next_ops = read_by.get(slot, [])
         if len(next_ops) != 1:
             break
@@ -119,9 +121,15 @@ def follow(
         end[len(ops)] = slot
         if not from_data and plain == len(ops) - 1:
             plain = len(ops)
-    ops = ops[:plain]
+    return _chain(op, ops[:plain], end[plain], NO_CLIP, facts)
+
+
+def _chain(
+    op: Op, ops: Sequence[Op], end: int, clip: Clip, facts: Mapping[int, Fact]
+) -> Chain:
     scales = any(o.name in SCALING for o in ops)
-    return Chain(tuple(ops), op.outputs[0], end[plain], NO_CLIP, scales, None)
+    endless = any(fact_of(ref, facts).endless for o in ops for ref in o.inputs)
+    return Chain(tuple(ops), op.outputs[0], end, clip, scales, None, endless)
 
 
 def _through(

@@ -10,6 +10,7 @@ Knows jaxprs; knows no solver and no framework's modules.
 import dataclasses
 import functools
 import math
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -17,7 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax._clip import NO_CLIP, Clip
-from nettrim_jax._trees import Filler, is_array, path_of, paths_of, require_alive
+from nettrim_jax._trees import (
+    Filler,
+    is_array,
+    path_of,
+    paths_of,
+    require_alive,
+    with_infinities,
+)
 from nettrim_jax.results import ApplyFnError, BatchError, LayersError, ParamsError
 from nettrim_jax.tracing import epilogue, jaxprs
 from nettrim_jax.tracing.epilogue import Bias, whole
@@ -108,13 +116,20 @@ class Network:
         )
 
 
-def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Network:
+def trace(
+    apply_fn: ApplyFn,
+    params: Params,
+    batch: Batch,
+    endless: Collection[int] = (),
+) -> Network:
     """Traces ``apply_fn`` and finds its sites.
 
     Args:
       apply_fn: ``apply_fn(params, batch)``, traceable by JAX.
       params: a pytree with arrays; other leaves (functions, strings) stay as they are.
       batch: the second argument of ``apply_fn``; only shapes and dtypes matter here.
+      endless: positions of arrays with infinities, among the arrays of the params and
+        then the leaves of the batch.
 
     Returns:
       Sites in order of execution, and a reason for every other leaf of two or more
@@ -145,7 +160,12 @@ def trace(apply_fn: ApplyFn, params: Params, batch: Batch) -> Network:
     require_alive(
         "apply_fn: among the arrays that it closes over", consts, ApplyFnError
     )
-    walk = Walk(flat, paths_of(params), consts)
+    slots = {flat.block.inputs[at] for at in endless}
+    slots |= {flat.consts[at] for at in with_infinities(consts)}
+    if slots:  # the same program is another network without them
+        signature = f"{flat.signature} {sorted(slots)}"
+        flat = dataclasses.replace(flat, signature=signature)
+    walk = Walk(flat, paths_of(params), consts, frozenset(slots))
     sites = _Sites(walk, arrays)
     found = sites.find()
     return Network(

@@ -93,9 +93,16 @@ class Walk:
       flat: the program; its first inputs are the leaves.
       paths: the leaves' paths.
       consts: the values of ``flat.consts``.
+      endless: slots of constants and inputs that are known to have infinities.
     """
 
-    def __init__(self, flat: Flat, paths: tuple[LeafPath, ...], consts: Sequence[Any]):
+    def __init__(
+        self,
+        flat: Flat,
+        paths: tuple[LeafPath, ...],
+        consts: Sequence[Any],
+        endless: frozenset[int] = frozenset(),
+    ):
         self.flat, self.paths = flat, paths
         self.facts: dict[int, Fact] = {}
         self.seen: list[Seen] = []
@@ -112,6 +119,8 @@ class Walk:
                 self.facts[slot] = Fact(varies, False, frozenset([i]), 0, origin)
             else:
                 self.facts[slot] = Fact(varies, data=True)
+        for slot in endless:
+            self.facts[slot] = dataclasses.replace(self.facts[slot], endless=True)
         self._block(flat.block, (), True)
         for ref in flat.block.outputs:
             self._note(ref, "returned by apply_fn")
@@ -300,7 +309,9 @@ class Walk:
         for fact in facts:
             upstream |= fact.upstream
         leaves = frozenset().union(*(f.leaves for f in facts))
-        return Fact((), any(f.data for f in facts), leaves, upstream)
+        endless = any(f.endless for f in facts)
+        data = any(f.data for f in facts)
+        return Fact((), data, leaves, upstream, endless=endless)
 
     def _outputs(self, op: Op, body: Block, everything: Fact) -> Fact:
         """Lets all outputs of a loop or branch depend on all inputs and on the body."""
