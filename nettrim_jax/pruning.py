@@ -17,6 +17,7 @@ from nettrim_jax.bounds import output
 from nettrim_jax.calibration import infinities
 from nettrim_jax.calibration.batches import Part, Source, Weights, parts
 from nettrim_jax.calibration.model import Model
+from nettrim_jax.calibration.padding import require_followed
 from nettrim_jax.convex.config import ADMM
 from nettrim_jax.execution.options import Options
 from nettrim_jax.methods.base import Method
@@ -225,6 +226,8 @@ def begin(
     asked, skipped = choose(first.network)
     moves = {k: method.bias != "fixed" for k, method in asked.items()}
     infinities.require_finite_weights(first, moves)
+    for k in asked:
+        require_followed(first.network, first.weights, k)
     arrays = [*source.model.leaves, *first.batch, *given]
     traced = not all(known(array) for array in arrays)
     show = _progress.start(progress, len(asked), traced)

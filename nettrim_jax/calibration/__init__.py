@@ -3,6 +3,7 @@
 - ``model``: the network as the user gave it, with the arrays of its params.
 - ``batches``: one batch, or all batches of a loader, each with its traced network.
 - ``splits``: a batch split into rows to solve on, to steer a search and to check it.
+- ``padding``: which rows of each layer count, by the weights of samples or positions.
 - ``capture``: rows of each layer's inputs and responses, drawn in one run.
 - ``infinities``: infinities that are meant, and those that reach a layer.
 - ``cascade``: the network in segments, for a trained and a pruned stream.

@@ -15,6 +15,7 @@ import numpy as np
 from nettrim_jax._compile import compiled
 from nettrim_jax._trees import infinite, is_array, known, require_alive
 from nettrim_jax.calibration.model import Model
+from nettrim_jax.calibration.padding import RowWeights, row_weights
 from nettrim_jax.results import BatchError
 from nettrim_jax.tracing import jaxprs
 from nettrim_jax.tracing.sites import Network, trace
@@ -30,7 +31,7 @@ class Part(NamedTuple):
     network: Network
     batch: list[Array]
     key: Array
-    weights: Array | None
+    weights: RowWeights | None
     given: Batch  # as the user gave it
     model: Model
     infinite: tuple[str, ...] = ()  # what is to say of arrays with infinities
@@ -169,7 +170,7 @@ def parts(source: Source) -> Iterator[Part]:
             networks[kind],
             [jnp.asarray(leaf) for leaf in leaves],
             jax.random.fold_in(key, at) if at else key,
-            _row_weights(given),
+            row_weights(networks[kind], _row_weights(given)),
             one,
             model,
             tuple(found.values()),

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax._compile import compiled
-from nettrim_jax.results import BatchError
+from nettrim_jax.calibration.padding import RowWeights
 from nettrim_jax.tracing import epilogue, jaxprs
 from nettrim_jax.tracing.jaxprs import Op, Ref
 from nettrim_jax.tracing.sites import Network
@@ -90,7 +90,7 @@ def capture(
     consts: Sequence[Array],
     inputs: Sequence[Array],
     key: Array,
-    weights: Array | None = None,
+    weights: RowWeights | None = None,
 ) -> tuple[tuple[Activation, ...], list[Array]]:
     """Runs the network once and keeps rows of the chosen sites.
 
@@ -100,15 +100,11 @@ def capture(
       consts: the constants that the network closes over.
       inputs: the params' arrays, then the batch's.
       key: a PRNG key.
-      weights: an array over the first axes of the rows; rows of weight zero do not
-        count.
+      weights: those of all sites; rows of weight zero do not count.
 
     Returns:
       One activation per chosen site with ``min(rows, all)`` rows in random order,
       invalid ones last, and the network's outputs.
-
-    Raises:
-      BatchError: ``weights`` does not fit the axes of a site's rows.
     """
     sites = [site.uses for site in network.sites]
     visits, visit = visitor(sites, draw, key, weights)
@@ -120,7 +116,7 @@ def visitor(
     sites: Sequence[Sequence[Use]],
     draw: Draw,
     key: Array,
-    weights: Array | None,
+    weights: RowWeights | None,
 ) -> tuple[dict[int, list[Use]], jaxprs.Visitor]:
     """The operations to visit, and a visitor that keeps rows for :func:`collect`.
 
@@ -133,10 +129,11 @@ def visitor(
     by_visit: dict[int, list[Use]] = {}
     sums: dict[int, tuple[RowStatistic, ...]] = {}
     turns: dict[int, int] = {}
+    places: dict[int, int] = {}
     for k, asked in zip(draw.chosen, draw.sums, strict=True):
         for turn, use in enumerate(sites[k]):
             by_visit.setdefault(use.visit, []).append(use)
-            sums[use.op.id], turns[use.op.id] = asked, turn
+            sums[use.op.id], turns[use.op.id], places[use.op.id] = asked, turn, k
     # layers of as many rows have the same ones, drawn once; the uses of one matrix not
     shared = {
         id_: use
@@ -158,7 +155,10 @@ def visitor(
                 own = jax.random.fold_in(key, turn) if turn else key
                 for step in steps:
                     own = jax.random.fold_in(own, step)
-                ranked = _ranked(use, draw.rows, own, read, weights)
+                counts = None
+                if weights is not None:
+                    counts = weights.rows(places[use.op.id], turn, steps) > 0
+                ranked = _ranked(use, draw.rows, own, read, counts)
             return _keep_rows(use, read, ranked, sums[use.op.id])
 
         return {use.op.id: keep(use) for use in by_visit[op.id]}
@@ -192,12 +192,11 @@ def _ranked(
     rows: int,
     key: Array,
     read: Callable[[Ref], Any],
-    weights: Array | None,
+    counts: Array | None,
 ) -> _Ranked:
     folding = use.folding
     priority = jax.random.uniform(key, (folding.rows,), jnp.float32, minval=1e-6)
-    if weights is not None:
-        counts = row_weights(use, weights) > 0
+    if counts is not None:
         priority = jnp.where(counts, priority, 0)
     if folding.ragged:
         members = folding.members(read(use.op.inputs[2]))
@@ -261,28 +260,6 @@ def _keep_rows(
         X, t, P = X[:, :, inputs], t[:, :, units], P[:, :, units]
         scale, gain = scale[:, units], gain[:, units]
     return _Captured(_Rows(X, t, P, priority), scale, gain, stats)
-
-
-def row_weights(use: Use, weights: Array) -> Array:
-    """The weights of all rows of a use, ``[n]``."""
-    if use.folding.ragged:
-        raise BatchError(
-            "weights: the rows of a ragged_dot are sorted by group, so it cannot be "
-            "told which of them the weights mean; leave padding out of the batch, or "
-            "the experts by exclude="
-        )
-    shape = use.folding.row_shape
-    if shape[: weights.ndim] == weights.shape:
-        full = weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
-        return jnp.broadcast_to(full, shape).ravel()
-    if shape and shape[0] == weights.size:  # batch and time merged into one axis
-        full = weights.reshape((-1,) + (1,) * (len(shape) - 1))
-        return jnp.broadcast_to(full, shape).ravel()
-    raise BatchError(
-        f"weights: shape {list(weights.shape)} is no prefix of the rows {list(shape)} "
-        f"of a {use.folding.kind} layer; give one number per sample, or per sample "
-        "and position"
-    )
 
 
 def _activation(

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from nettrim_jax._compile import compiled
 from nettrim_jax.calibration.batches import Part
 from nettrim_jax.calibration.capture import Activation, Draw, collect, visitor
+from nettrim_jax.calibration.padding import RowWeights
 from nettrim_jax.tracing import canonical, jaxprs
 from nettrim_jax.tracing.canonical import Routine, Segment, Uses
 from nettrim_jax.tracing.jaxprs import Block, Literal, Op
@@ -175,7 +176,9 @@ class Run:
         self, at: int, old: Sequence[Array], new: Sequence[Array], draw: Draw
     ) -> tuple[Activation, ...]:
         """The activations of level ``at``, with pruned inputs and trained responses."""
-        segment = self.plan.capture[at]
+        segment, weights = self.plan.capture[at], self.part.weights
+        if weights is not None:
+            weights = weights.of_sites(draw.chosen)
         # a segment has the level's sites only, and in the same order
         draw = draw._replace(chosen=tuple(range(len(draw.chosen))))
         return _capture(
@@ -183,7 +186,7 @@ class Run:
             _read(segment.reads, self._fixed(old), self.trained),
             _read(segment.reads, self._fixed(new), self.pruned),
             self.part.key,
-            self.part.weights,
+            weights,
         )
 
     def outputs(
@@ -248,7 +251,7 @@ def _capture(
     trained: list[Array],
     pruned: list[Array],
     key: Array,
-    weights: Array | None,
+    weights: RowWeights | None,
 ) -> tuple[Activation, ...]:
     """The activations of a level, for which both streams draw the same rows.
 

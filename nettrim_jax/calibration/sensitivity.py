@@ -10,16 +10,17 @@ Knows the network; knows no solver.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from nettrim_jax._compile import compiled
-from nettrim_jax.calibration.capture import by_lane, row_weights
+from nettrim_jax.calibration.capture import by_lane
+from nettrim_jax.calibration.padding import RowWeights
 from nettrim_jax.tracing import jaxprs
 from nettrim_jax.tracing.jaxprs import Literal
-from nettrim_jax.tracing.sites import Network, Site
+from nettrim_jax.tracing.sites import Network
 from nettrim_jax.tracing.uses import Use
 from nettrim_jax.typing import HIGHEST, Array, wide
 
@@ -31,7 +32,7 @@ def sensitivities(
     consts: Sequence[Array],
     inputs: Sequence[Array],
     key: Array,
-    weights: Array | None = None,
+    weights: RowWeights | None = None,
 ) -> dict[int, Array]:
     r"""Sums of :math:`g g^\top` over all rows of the batch.
 
@@ -55,7 +56,7 @@ def sensitivities(
     gradients = _gradients(network, uses, consts, inputs, key)
     if gradients is None:
         return {}
-    return {k: _sum(network.sites[k], gradients, weights) for k in mine}
+    return {k: _sum(network, k, gradients, weights) for k in mine}
 
 
 def _feeds(network: Network, k: int) -> bool:
@@ -107,19 +108,32 @@ def _gradients(
         return None
 
 
-def _sum(site: Site, gradients: Mapping[int, Array], weights: Array | None) -> Array:
-    total = []
-    for use in site.uses:
-        counts = None if weights is None else row_weights(use, weights) > 0
+def _sum(
+    network: Network, k: int, gradients: Mapping[int, Array], weights: RowWeights | None
+) -> Array:
+    site, total = network.sites[k], []
+    for turn, use in enumerate(site.uses):
 
-        def of_rows(g: Array, use: Use = use, counts: Array | None = counts) -> Array:
+        def of_rows(g: Array, *steps: Array, use: Use = use, turn: int = turn) -> Array:
             g = use.folding.result(g, jnp.arange(use.folding.rows))
-            g = g if counts is None else jnp.where(counts[None, :, None], g, 0)
+            if weights is not None:
+                counts = weights.rows(k, turn, steps) > 0
+                g = jnp.where(counts[None, :, None], g, 0)
             return g if use.live is None else g[:, :, use.live[1]]
 
-        for _ in use.loops:
-            of_rows = jax.vmap(of_rows)
-        g = by_lane(use, of_rows(gradients[use.op.id]))
+        every = functools.reduce(_each_step, reversed(use.loops), of_rows)
+        g = by_lane(use, every(gradients[use.op.id]))
         g = g.astype(wide(g.dtype))
         total.append(jnp.einsum("bni,bnj->bij", g, g, precision=HIGHEST))
     return functools.reduce(jnp.add, total)
+
+
+def _each_step(function: Callable[..., Array], length: int) -> Callable[..., Array]:
+    """The function for all steps of the innermost loop, whose number it is given."""
+
+    def all_steps(g: Array, *outer: Array) -> Array:
+        return jax.vmap(lambda g, step: function(g, *outer, step))(
+            g, jnp.arange(length)
+        )
+
+    return all_steps

@@ -1,5 +1,6 @@
 """Traces a network and finds its sites in the jaxpr; knows no solver.
 
+- ``primitives``: operations of newer versions of JAX in the words of older ones.
 - ``jaxprs``: a jaxpr as a flat program, and its evaluation.
 - ``index_maps``: operations that only move the entries of a leaf.
 - ``dataflow``: for each value, which leaf it is and by which factors, what it depends

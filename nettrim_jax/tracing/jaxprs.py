@@ -19,6 +19,8 @@ import jax
 import numpy as np
 from jax.extend import core as jex_core
 
+from nettrim_jax.tracing import primitives
+
 # calls that are replaced by their body; all others but control flow stay opaque
 CALLS = frozenset(
     "jit pjit closed_call core_call call remat remat2 checkpoint custom_jvp_call "
@@ -158,7 +160,8 @@ def _close(jaxpr: Any) -> Any:
 
 def _body(eqn: Any) -> Any:
     if eqn.primitive.name not in CALLS:
-        return None
+        avals = [var.aval for var in eqn.invars]
+        return primitives.older(eqn.primitive.name, eqn.params, avals)
     for name in BODY_NAMES:
         if name in eqn.params and hasattr(eqn.params[name], "eqns"):
             return _close(eqn.params[name])

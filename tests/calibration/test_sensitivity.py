@@ -11,6 +11,7 @@ from marks import only_fast
 import nettrim_jax as nt
 from nettrim_jax._clip import RELU
 from nettrim_jax.calibration.capture import Activation
+from nettrim_jax.calibration.padding import row_weights
 from nettrim_jax.calibration.sensitivity import sensitivities
 from nettrim_jax.methods.base import LayerKind
 from nettrim_jax.methods.reconstruct import Reconstruct, blend
@@ -90,7 +91,9 @@ def measured(apply_fn, params, x, weights=None, seed=1):
     graph = trace(apply_fn, params, x)
     leaves, key = jax.tree.leaves(params), jax.random.key(seed)
     every = tuple(range(len(graph.sites)))
-    found = sensitivities(graph, every, graph.consts, [*leaves, x], key, weights)
+    found = sensitivities(
+        graph, every, graph.consts, [*leaves, x], key, row_weights(graph, weights)
+    )
     return {graph.sites[k].path: M for k, M in found.items()}
 
 

@@ -12,7 +12,9 @@ from marks import only_fast
 
 from nettrim_jax._trees import is_array, paths_of
 from nettrim_jax.calibration.capture import Draw, capture
+from nettrim_jax.calibration.padding import row_weights
 from nettrim_jax.tracing import entries as masks
+from nettrim_jax.tracing import jaxprs
 from nettrim_jax.tracing.sites import trace
 
 ALL = pytest.mark.parametrize("name", models.MODELS)
@@ -318,7 +320,7 @@ def test_capture_puts_padding_last_and_marks_it():
         graph.consts,
         [*leaves_of("plain"), model.batch],
         jax.random.key(0),
-        weights,
+        row_weights(graph, weights),
     )
     count = int(weights.sum())
     for rows in seen:
@@ -389,3 +391,27 @@ def test_the_limits_of_a_clip_are_those_of_the_function():
         if name in ("hard-sigmoid", "pooled", "read-after"):
             continue  # the clip is not all that they do
         np.testing.assert_allclose(function(z), np.clip(z, low, high), rtol=1e-6)
+
+
+def test_newer_operations_are_told_in_older_ones():
+    """``stack``, ``unstack`` and ``tile`` are operations of their own by now."""
+    w = jnp.arange(24.0, dtype="float32").reshape(2, 3, 4)
+
+    def stacked(p, x):
+        return jnp.einsum("ni,eio->eno", x, jnp.stack([p["w"][1], p["w"][0]]))
+
+    def apart(p, x):
+        first, second = jnp.unstack(p["w"]) if hasattr(jnp, "unstack") else p["w"]
+        return x @ first, x @ second
+
+    def tiled(p, x):
+        return x @ jnp.tile(p["w"][0], (1, 1)), x @ p["w"][1]
+
+    x = jnp.ones((5, 3), "float32")
+    for apply_fn in (stacked, apart, tiled):
+        network = trace(apply_fn, {"w": w}, x)
+        assert {site.path for site in network.sites} == {"w"}
+        assert sum(site.index.size for site in network.sites) == w.size
+        found = jaxprs.evaluate(network.flat, network.consts, [w, x])[0]
+        wanted = jax.tree.leaves(apply_fn({"w": w}, x))
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
