@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nettrim_jax import results as codes
 from nettrim_jax._trees import known
+from nettrim_jax._values import flag, number, whole
 from nettrim_jax.convex.config import ADMM
 from nettrim_jax.report import Report, SiteReport
 from nettrim_jax.results import MethodError, SolveError
@@ -39,39 +39,31 @@ def arguments(
     for name, value, good, wanted in (
         ("mode", mode, mode in MODES, f"one of {MODES}"),
         ("solver", solver, isinstance(solver, ADMM), "an ADMM(...)"),
-        ("rows", rows, _whole(rows) and rows >= 1, "an integer of at least 1"),
+        ("rows", rows, whole(rows) and rows >= 1, "an integer of at least 1"),
         (
             "held_out",
             held_out,
-            _number(held_out) and 0 <= held_out < 1,
+            number(held_out) and 0 <= held_out < 1,
             "a share in [0, 1)",
         ),
         ("on_failure", on_failure, on_failure in ON_FAILURE, f"one of {ON_FAILURE}"),
         (
             "memory",
             memory,
-            _number(memory) and memory > 0,
+            number(memory) and memory > 0,
             "a positive number of bytes",
         ),
-        ("bound", bound, isinstance(bound, bool), "True or False"),
-        ("revive", revive, isinstance(revive, bool), "True or False"),
+        ("bound", bound, flag(bound), "True or False"),
+        ("revive", revive, flag(revive), "True or False"),
     ):
         if not good:
             raise MethodError(f"{caller}({name}={value!r}): expected {wanted}")
     return solver
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> bool:
-    return _whole(value) or isinstance(value, float | np.floating)
-
-
 def random_key(key: Any, caller: str = "prune") -> Array:
     """The PRNG key that ``key`` is or seeds; raises MethodError if it is neither."""
-    if _whole(key):
+    if whole(key):
         return jax.random.key(key)
     dtype = getattr(key, "dtype", None)
     if dtype is not None and (
@@ -86,7 +78,7 @@ def random_key(key: Any, caller: str = "prune") -> Array:
 
 def known_deviation(report: Report) -> None:
     """Warns if the network's outputs are not numbers."""
-    if known(report.deviation) and np.isnan(report.deviation):
+    if known(report.deviation) and math.isnan(float(report.deviation)):
         warnings.warn(
             "apply_fn: the network's outputs on this batch hold NaN, as trained or as "
             "pruned, so report.deviation is NaN and nothing says what the pruning "

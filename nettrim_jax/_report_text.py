@@ -23,7 +23,7 @@ _COLUMNS = (
 
 
 def table(report: Any) -> str:
-    """The table of a report, with a line for what else is to say."""
+    """The table of a report, with lines for what else is to say."""
     rows = [(site.path, _cells(site)) for site in report.sites]
     notes = [
         f"{site.path}: {site.message}"
@@ -72,6 +72,7 @@ def table(report: Any) -> str:
         *_budget_lines(report),
         *_split_lines(report),
         *notes,
+        *_tables.notes(report.notes),
         *_tables.left_alone(report.skipped),
     ]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 Knows pytrees; knows no network.
 """
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from nettrim_jax.typing import Array, ArrayLike, LeafPath, Params
 
+# keys of what an object has, rather than a dict or a list
+ATTRIBUTES = (jax.tree_util.GetAttrKey, jax.tree_util.FlattenedIndexKey)
 SMALL = 2**16  # entries of an array that is copied to the host without need
 STATIC: Any = {"static": True}  # marks fields that are configuration, not arrays
 
@@ -36,6 +39,24 @@ def paths_of(params: Params) -> tuple[LeafPath, ...]:
     """The path of every array leaf; ``"params"`` where params are one array."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     return tuple(path_of(keys) or "params" for keys, leaf in leaves if is_array(leaf))
+
+
+def boxes_of(params: Params) -> tuple[LeafPath, ...]:
+    """For every array leaf, the path of its box, or its own path if it has none.
+
+    A box is an object with nothing but this array, such as a variable of Flax: of
+    ``"dense/kernel/value"`` it is ``"dense/kernel"``.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    inside = collections.Counter(keys[:-1] for keys, _ in leaves)
+
+    def box(keys: Any) -> Any:
+        attribute = bool(keys) and isinstance(keys[-1], ATTRIBUTES)
+        return keys[:-1] if attribute and inside[keys[:-1]] == 1 else keys
+
+    return tuple(
+        path_of(box(keys)) or path_of(keys) for keys, leaf in leaves if is_array(leaf)
+    )
 
 
 class Filler:

@@ -14,6 +14,7 @@ import numpy as np
 
 from nettrim_jax import _drawing, results
 from nettrim_jax._drawing import BLACK, BLUE, GREY, PALE, VERMILION
+from nettrim_jax._values import whole
 from nettrim_jax.convex.admm import history
 from nettrim_jax.convex.config import ADMM
 from nettrim_jax.convex.path import Path
@@ -106,7 +107,7 @@ def weights(
       >>> ax.get_xlabel()
       'weight'
     """
-    if not isinstance(bins, int) or isinstance(bins, bool) or bins < 1:
+    if not whole(bins) or bins < 1:
         raise PlotError(f"plots.weights(bins={bins!r}): expected an integer above 0")
     old, new = _drawing.pair("weights", before, after)
     ax = _drawing.axes("weights", ax, (6, 4.2))

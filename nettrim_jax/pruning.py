@@ -92,7 +92,8 @@ def prune(
         with the number of batches; in cascade mode all batches are kept.
       method: ``NetTrim()`` by default; or another method, a pattern (which means
         ``Reconstruct(pattern)``), or a dict from regular expressions (``re.search`` on
-        a leaf's path, the first match wins) to these or ``None``.
+        a leaf's path, or on that of an object with nothing but this leaf; the first
+        match wins) to these or ``None``.
         ``NetTrim(deviation=...)`` or ``drop`` splits the batch and solves on half of
         its rows; all batches of a loader are kept. ``Sparsity(scope="network")``,
         except with ``Magnitude``, does the same to choose how many weights each layer
@@ -178,7 +179,8 @@ def prune(
     )
     came = routes.follow(route, start.parts, start.asked, options)
     sites = tuple(came.reports[k] for k in start.asked)
-    report = Report(sites, start.skipped, came.deviation, **came.extra)
+    notes = start.first.network.notes
+    report = Report(sites, start.skipped, came.deviation, **came.extra, notes=notes)
     if bound:
         report = _bounded(report, start.first, start.asked, came.leaves, cascade)
     network = start.first.network

@@ -132,7 +132,8 @@ def refit(
     )
     new, outcomes, deviation = orders.run(start.parts, start.asked, options)
     sites = tuple(outcomes[k].report for k in start.asked)
-    report = Report(sites, start.skipped, deviation)
+    notes = start.first.network.notes
+    report = Report(sites, start.skipped, deviation, notes=notes)
     new = [hold(leaf, keep) for leaf, keep in zip(new, keeps, strict=True)]
     masks = {k: outcome.mask for k, outcome in outcomes.items()}
     kept = kept_leaves(start.first.network, start.asked, new, masks)

@@ -6,47 +6,22 @@ Knows numbers; knows no network.
 
 import dataclasses
 import functools
-import math
 import operator
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import GetAttrKey, register_dataclass, register_pytree_with_keys
+from jax.tree_util import register_dataclass
 
 from nettrim_jax import _report_text, _tables, results
-from nettrim_jax._trees import STATIC
+from nettrim_jax._figures import UNKNOWN, register_figures
+from nettrim_jax._plain_data import array, left, pairs, plain, reading
+from nettrim_jax._trees import STATIC, known
 from nettrim_jax.typing import Array, LeafPath
 
-Record = TypeVar("Record")
-
-# the figure that stands for none, always this object
-UNKNOWN: Any = np.float32(np.nan)
-
-
-def _register(cls: type[Record]) -> type[Record]:
-    """Registers a record as a pytree, in which unknown figures are no leaves.
-
-    So no program computes a NaN that stands for nothing, and ``jax_debug_nans`` sees
-    only those that went wrong.
-    """
-    fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
-    static = tuple(f.name for f in fields if f.metadata.get("static"))
-    arrays = tuple(f.name for f in fields if not f.metadata.get("static"))
-
-    def flatten(one: Record) -> tuple[Any, Any]:
-        names = tuple(name for name in arrays if getattr(one, name) is not UNKNOWN)
-        rest = tuple(getattr(one, name) for name in static)
-        return [(GetAttrKey(name), getattr(one, name)) for name in names], (names, rest)
-
-    def unflatten(form: Any, values: Any) -> Record:
-        names, rest = form
-        given = dict.fromkeys(arrays, UNKNOWN) | dict(zip(names, values, strict=True))
-        return cls(**given, **dict(zip(static, rest, strict=True)))
-
-    register_pytree_with_keys(cls, flatten, unflatten)
-    return cls
+FIGURES = ("deviation", "bound", "tight_bound")  # that may be missing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +51,12 @@ class Listing:
     Attributes:
       sites: one entry per site, in order of execution.
       skipped: ``(path, reason)`` of every leaf of two or more dimensions left alone.
+      notes: what else was found, such as signs that the network trains.
     """
 
     sites: tuple[SiteInfo, ...]
     skipped: tuple[tuple[LeafPath, str], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -93,9 +70,24 @@ class Listing:
                 dataclasses.asdict(site) | {"shape": list(site.shape)}
                 for site in self.sites
             ],
-            "skipped": _left(self.skipped),
+            "skipped": left(self.skipped),
+            "notes": list(self.notes),
             "size": self.size,
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Listing":
+        """The listing of which :meth:`to_dict` made this.
+
+        Raises:
+          NetTrimError: the data are of another kind.
+        """
+        with reading("Listing", data):
+            sites = tuple(
+                SiteInfo(**{**site, "shape": tuple(site["shape"])})
+                for site in data["sites"]
+            )
+            return cls(sites, pairs(data["skipped"]), tuple(data.get("notes", ())))
 
     def __str__(self) -> str:
         columns = (("kind", 5), ("response", 8), ("lanes", 6), ("rows", 9))
@@ -105,16 +97,15 @@ class Listing:
             for site in self.sites
         ]
         rows.append(("all", ["", "", "", "", "", "", self.size]))
-        return "\n".join(
-            [*_tables.grid(columns, rows), *_tables.left_alone(self.skipped)]
-        )
+        lines = [*_tables.grid(columns, rows), *_tables.notes(self.notes)]
+        return "\n".join([*lines, *_tables.left_alone(self.skipped)])
 
 
 def _none() -> Any:
     return np.zeros((), np.int32)
 
 
-@_register
+@register_figures
 @dataclasses.dataclass(frozen=True)
 class SiteReport:
     """One site after a pruning. Under ``vmap`` the arrays have a leading mapped axis.
@@ -187,7 +178,7 @@ class SiteReport:
     @property
     def message(self) -> str:
         """The meaning of the result code."""
-        return results.message(int(np.max(self.result)))
+        return results.message(results.worst(self.result))
 
 
 @register_dataclass
@@ -228,7 +219,7 @@ class Split:
     tried: int = dataclasses.field(metadata=STATIC)
 
 
-@_register
+@register_figures
 @dataclasses.dataclass(frozen=True)
 class Report:
     """The report of a pruning; ``print`` it for a table.
@@ -250,6 +241,7 @@ class Report:
       search: the networks that were measured to find this one, which is the last.
       split: how the layers' numbers of weights were chosen under ``scope="network"``;
         None if nothing was measured for that.
+      notes: what else was found, such as signs that the network trains.
     """
 
     sites: tuple[SiteReport, ...]
@@ -263,6 +255,7 @@ class Report:
     measure: str | None = dataclasses.field(default=None, metadata=STATIC)
     search: tuple[SearchStep, ...] = ()
     split: Split | None = None
+    notes: tuple[str, ...] = dataclasses.field(default=(), metadata=STATIC)
 
     @property
     def size(self) -> int:
@@ -284,27 +277,75 @@ class Report:
         return (self.size - self.nonzeros) / max(self.size, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``json.dumps``; NaN and infinity become ``None``."""
-        totals = ("size", "nonzeros", "sparsity", "deviation")
-        totals += ("bound", "tight_bound", "bound_stop")
+        """Plain data for ``json.dumps``; NaN and infinity become ``None``.
+
+        Raises:
+          NetTrimError: values are being traced.
+        """
+        if not all(map(known, jax.tree.leaves(self))):
+            raise results.NetTrimError(
+                "report.to_dict(): its values are being traced; return the report "
+                "from the function that JAX traces, and call it outside"
+            )
+        totals = ("size", "nonzeros", "sparsity", *FIGURES, "bound_stop")
         return {
             "sites": [_site_dict(site) for site in self.sites],
-            "skipped": _left(self.skipped),
-            **{name: _plain(getattr(self, name)) for name in totals},
+            "skipped": left(self.skipped),
+            "notes": list(self.notes),
+            **{name: plain(getattr(self, name)) for name in totals},
             "budget": self._budgeted(),
             "split": self.split
-            and {name: _plain(value) for name, value in vars(self.split).items()},
+            and {name: plain(value) for name, value in vars(self.split).items()},
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Report":
+        """The report of which :meth:`to_dict` made this; ``None`` becomes NaN.
+
+        Example:
+          >>> import json, jax.numpy as jnp, nettrim_jax as nt
+          >>> w, x = jnp.eye(4), jnp.ones((8, 4))
+          >>> pruned = nt.prune(w, lambda w, x: x @ w, x, method=nt.NetTrim(0.1))
+          >>> text = json.dumps(pruned.report.to_dict())
+          >>> again = nt.Report.from_dict(json.loads(text))
+          >>> str(again) == str(pruned.report)
+          True
+
+        Raises:
+          NetTrimError: the data are of another kind.
+        """
+        with reading("Report", data):
+            found = data["budget"] or {}
+            return cls(
+                sites=tuple(map(_site, data["sites"])),
+                skipped=pairs(data["skipped"]),
+                **{name: array(data[name]) for name in FIGURES},
+                bound_stop=data["bound_stop"],
+                budget=array(found["most"]) if found else None,
+                checked=array(found["checked"]) if found else None,
+                measure=found.get("measure"),
+                search=tuple(
+                    SearchStep(**{name: array(a) for name, a in step.items()})
+                    for step in found.get("search", ())
+                ),
+                split=data["split"]
+                and Split(
+                    array(data["split"]["deviation"]),
+                    array(data["split"]["equal"]),
+                    data["split"]["tried"],
+                ),
+                notes=tuple(data.get("notes", ())),
+            )
 
     def _budgeted(self) -> dict[str, Any] | None:
         if self.budget is None:
             return None
         return {
             "measure": self.measure,
-            "most": _plain(self.budget),
-            "checked": _plain(self.checked),
+            "most": plain(self.budget),
+            "checked": plain(self.checked),
             "search": [
-                {name: _plain(value) for name, value in vars(step).items()}
+                {name: plain(value) for name, value in vars(step).items()}
                 for step in self.search
             ],
         }
@@ -318,24 +359,21 @@ class Report:
 
 def _site_dict(site: SiteReport) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(site)]
-    out = {name: _plain(getattr(site, name)) for name in [*names, "sparsity"]}
+    out = {name: plain(getattr(site, name)) for name in [*names, "sparsity"]}
     worst = int(np.max(site.result))
     return {**out, "result": results.NAMES[worst], "message": results.message(worst)}
 
 
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, tuple):
-        return list(value)
-    array = np.asarray(value)
-    flat = [_number(x) for x in array.ravel().tolist()]
-    return flat[0] if array.ndim == 0 else flat
-
-
-def _number(x: float) -> float | None:
-    return x if math.isfinite(x) else None
-
-
-def _left(skipped: Sequence[tuple[LeafPath, str]]) -> list[dict[str, str]]:
-    return [{"path": path, "reason": reason} for path, reason in skipped]
+def _site(data: Mapping[str, Any]) -> SiteReport:
+    fields = {}
+    for field in dataclasses.fields(SiteReport):
+        value = data[field.name]
+        if isinstance(value, list):
+            value = tuple(value)
+        elif field.name == "result":
+            codes = {name: code for code, name in results.NAMES.items()}
+            value = np.asarray(codes[value], np.int32)
+        elif not field.metadata.get("static"):
+            value = array(value)
+        fields[field.name] = value
+    return SiteReport(**fields)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nettrim_jax._numerics import numpy_of
+from nettrim_jax._trees import known
 from nettrim_jax.typing import Array
 
 CONVERGED = 0
@@ -38,7 +39,7 @@ NAMES = {code: text.split(":")[0] for code, text in MESSAGES.items()}
 ORDER = (CONVERGED, DIRECT, MAX_STEPS, NAN, INFEASIBLE, EXTREME)
 
 
-def message(code: int) -> str:
+def message(code: int | Array) -> str:
     """The meaning of a result code.
 
     Example:
@@ -46,11 +47,16 @@ def message(code: int) -> str:
       >>> results.message(0)
       'converged: gap and violation are certified within tol'
     """
+    if not known(code):
+        raise NetTrimError(
+            "result code: its value is being traced; return it from the function that "
+            "JAX traces, and look at it outside"
+        )
     try:
         return MESSAGES[int(code)]
-    except KeyError:
+    except (KeyError, TypeError, ValueError):
         raise NetTrimError(
-            f"result code {int(code)} is unknown; the codes are {sorted(MESSAGES)}"
+            f"result code {code!r} is unknown; the codes are {sorted(MESSAGES)}"
         ) from None
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from nettrim_jax._tables import BIAS
 from nettrim_jax.calibration.batches import batches
 from nettrim_jax.execution.engine import kind_of
 from nettrim_jax.methods.base import Method, is_method
@@ -23,6 +24,7 @@ Asked = Method | Pattern  # a pattern means Reconstruct(pattern)
 # a regular expression for the path, or a function of the layer
 Selector = str | Callable[[SiteInfo], bool]
 UNMATCHED = "no pattern of method matches"  # the reason of such a layer
+Names = tuple[LeafPath, LeafPath]  # the path of a leaf, and that of its box
 
 
 def sites(
@@ -65,7 +67,8 @@ def sites(
     """
     network = trace(apply_fn, params, next(batches(batch)))
     asked, skipped = choose(network, method, include, exclude, listed=True)
-    return Listing(tuple(_info(network.sites[k]) for k in asked), skipped)
+    taken = tuple(_info(network.sites[k]) for k in asked)
+    return Listing(taken, skipped, network.notes)
 
 
 def _info(site: Site) -> SiteInfo:
@@ -112,12 +115,14 @@ def choose(
       BatchError: the batch has no rows.
     """
     method = NetTrim() if method is None else method
+    names = [_names(network, site.leaf) for site in network.sites]
     paths = [site.path for site in network.sites]
-    others = [path for path in network.paths if path not in paths]
+    mine = {site.leaf for site in network.sites}
+    others = [_names(network, k) for k in range(len(network.paths)) if k not in mine]
     infos = [_info(site) for site in network.sites]
-    taken = _matches("include", include, infos, others)
-    left_out = _matches("exclude", exclude, infos, others)
-    given, reasons = assign(method, paths, others)
+    taken = _matches("include", include, infos, names, others)
+    left_out = _matches("exclude", exclude, infos, names, others)
+    given, reasons = assign(method, names, others)
     both = zip(given, reasons, strict=True)
     named = [m is None and reason != UNMATCHED for m, reason in both]
     for k, site in enumerate(network.sites):
@@ -156,9 +161,18 @@ def choose(
     skipped = {**dict(network.skipped), **left}
     for leaf in moved:
         if network.paths[leaf] in skipped:
-            skipped[network.paths[leaf]] = "a bias: it moves, but is not pruned"
+            skipped[network.paths[leaf]] = f"{BIAS}: it moves, but is not pruned"
     order = [path for path in network.paths if path in skipped]
     return asked, tuple((path, skipped[path]) for path in order)
+
+
+def _names(network: Network, leaf: int) -> Names:
+    """The paths by which an expression finds a leaf: its own, and that of its box."""
+    return network.paths[leaf], network.boxes[leaf]
+
+
+def _finds(compiled: re.Pattern, names: Names) -> bool:
+    return any(compiled.search(name) for name in names)
 
 
 def _unfit(errors: Mapping[LeafPath, MethodError], all_of_them: bool) -> MethodError:
@@ -174,7 +188,8 @@ def _matches(
     name: str,
     selector: Selector | None,
     infos: Sequence[SiteInfo],
-    others: Sequence[LeafPath],
+    names: Sequence[Names],
+    others: Sequence[Names],
 ) -> list[bool] | None:
     if selector is None:
         return None
@@ -187,12 +202,12 @@ def _matches(
             f"{name}={selector!r}: expected a regular expression or a function of a "
             f"layer ({error})"
         ) from None
-    paths = [info.path for info in infos]
-    if not any(compiled.search(path) for path in (*paths, *others)):
+    if not any(_finds(compiled, one) for one in (*names, *others)):
+        paths = ", ".join(info.path for info in infos)
         raise MethodError(
-            f"{name}={selector!r} matches no layer; the layers are {', '.join(paths)}"
+            f"{name}={selector!r} matches no layer; the layers are {paths}"
         )
-    return [compiled.search(path) is not None for path in paths]
+    return [_finds(compiled, one) for one in names]
 
 
 def _name(selector: Any) -> str:
@@ -200,14 +215,14 @@ def _name(selector: Any) -> str:
 
 
 def assign(
-    method: Any, paths: Sequence[LeafPath], others: Sequence[LeafPath]
+    method: Any, names: Sequence[Names], others: Sequence[Names]
 ) -> tuple[list[Method | None], list[str]]:
-    """The method of every site, by ``re.search`` on its path, first match wins.
+    """The method of every site, by ``re.search`` on its paths, first match wins.
 
     Args:
       method: one method, or a mapping from regular expressions to a method or None.
-      paths: the sites' paths.
-      others: paths that cannot be pruned; an expression may match these alone.
+      names: the sites' paths, each with that of its box.
+      others: those of what cannot be pruned; an expression may match these alone.
 
     Returns:
       A method or None per site, and the reason for None.
@@ -216,7 +231,8 @@ def assign(
       MethodError: a value is no method, or an expression is wrong or matches nothing.
     """
     if not isinstance(method, Mapping):
-        return [_checked(method, "method")] * len(paths), [""] * len(paths)
+        return [_checked(method, "method")] * len(names), [""] * len(names)
+    paths = [path for path, _ in names]
     table = []
     for pattern, value in method.items():
         try:
@@ -227,18 +243,18 @@ def assign(
             ) from None
         if value is not None:
             value = _checked(value, f"method[{pattern!r}]")
-        if not any(compiled.search(path) for path in (*paths, *others)):
+        if not any(_finds(compiled, one) for one in (*names, *others)):
             raise MethodError(
                 f"method: the regular expression {pattern!r} matches no layer; the "
                 f"layers are {', '.join(paths)}"
             )
         table.append((pattern, compiled, value))
     first = [
-        next((i for i, (_, c, _) in enumerate(table) if c.search(path)), None)
-        for path in paths
+        next((i for i, (_, c, _) in enumerate(table) if _finds(c, one)), None)
+        for one in names
     ]
     for i, (pattern, compiled, _) in enumerate(table):
-        hits = [path for path in paths if compiled.search(path)]
+        hits = [one[0] for one in names if _finds(compiled, one)]
         if hits and i not in first:
             raise MethodError(
                 f"method: all layers that {pattern!r} matches ({', '.join(hits)}) are "

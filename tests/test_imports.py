@@ -19,10 +19,13 @@ GROUND = {
     "typing",
     "results",
     "_clip",
+    "_figures",
     "_compile",
     "_numerics",
     "_trees",
+    "_plain_data",
     "_tables",
+    "_values",
     "_report_text",
     "report",
 }

@@ -86,7 +86,7 @@ def solve(
       >>> [round(float(w), 1) for w in solution.W[:, 0]]
       [1.9, 0.9, 0.0]
     """
-    config = _checked(config, program, init, "solve")
+    config = checked(config, program, init, "solve")
     return _solve(program, config, init)
 
 
@@ -126,7 +126,7 @@ def history(
       >>> bool(jnp.isclose(jnp.nanmin(seen.gap), nt.solve(program).certificate.gap))
       True
     """
-    config = _checked(config, program, init, "history")
+    config = checked(config, program, init, "history")
     seen, looks = _history(program, config, init)
     return History(seen.steps, *(_until(looks, a) for a in seen[1:]))
 
@@ -334,9 +334,10 @@ def _balance(
     ), later
 
 
-def _checked(
+def checked(
     config: ADMM | None, program: Program, init: Solution | None, caller: str
 ) -> ADMM:
+    """The settings of a solve; raises an error if its arguments do not fit."""
     config = ADMM() if config is None else config
     if not isinstance(program, Program):
         raise ProgramError(

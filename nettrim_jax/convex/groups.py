@@ -19,6 +19,7 @@ from jax.tree_util import register_dataclass
 
 from nettrim_jax._numerics import norm
 from nettrim_jax._trees import STATIC
+from nettrim_jax._values import whole
 from nettrim_jax.convex._jaxopt import prox as jaxopt_prox
 from nettrim_jax.convex.entrywise import (
     POSITIVE,
@@ -93,7 +94,7 @@ class _Groups:
             return "how many channels the inputs come from, by channels="
         sides = self._sides(shape)
         for side, size in zip(sides, shape, strict=True):
-            if not isinstance(side, int) or side < 1 or size % side:
+            if not whole(side) or side < 1 or size % side:
                 return (
                     f"whole groups of {self._named(sides)} in W {list(shape)}; choose "
                     "groups whose sides divide those of W (a bias that is penalised "

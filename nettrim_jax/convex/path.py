@@ -13,6 +13,7 @@ import numpy as np
 
 from nettrim_jax._compile import compiled
 from nettrim_jax._trees import known
+from nettrim_jax._values import numbers
 from nettrim_jax.convex import admm
 from nettrim_jax.convex.config import ADMM
 from nettrim_jax.convex.programs import Program
@@ -66,18 +67,17 @@ def path(program: Program, epsilons: ArrayLike, config: ADMM | None = None) -> P
       >>> bool((jnp.diff(found.sparsity) <= 0).all())
       True
     """
-    epsilons = jnp.asarray(epsilons, program.X.dtype)
-    if epsilons.ndim != 1 or not epsilons.size:
+    config = admm.checked(config, program, None, "path")
+    budgets = numbers(epsilons, program.X.dtype)
+    if budgets is None or budgets.ndim != 1 or not budgets.size:
+        got = "none" if budgets is None else f"shape {list(budgets.shape)}"
         raise ProgramError(
-            f"path: expected budgets [k], got shape {list(epsilons.shape)}; give an "
+            f"path: expected budgets [k], got {got}; give an "
             "array such as jnp.geomspace(largest, smallest, 20)"
         )
-    if (
-        known(epsilons)
-        and not (np.isfinite(epsilons) & (np.asarray(epsilons) >= 0)).all()
-    ):
+    if known(budgets) and not (np.isfinite(budgets) & (np.asarray(budgets) >= 0)).all():
         raise ProgramError("path: expected finite budgets of at least 0")
-    return _path(program, epsilons, ADMM() if config is None else config)
+    return _path(program, budgets, config)
 
 
 @compiled(static_argnames="config", often=True)

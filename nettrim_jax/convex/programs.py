@@ -23,6 +23,7 @@ from jax.tree_util import register_dataclass
 from nettrim_jax._clip import NO_CLIP, RELU, Clip
 from nettrim_jax._numerics import matmul, norm
 from nettrim_jax._trees import known
+from nettrim_jax._values import flag, numbers, real
 from nettrim_jax.convex.entrywise import L1
 from nettrim_jax.convex.penalties import Entrywise, Penalty, is_penalty
 from nettrim_jax.convex.responses import Match, Response
@@ -313,7 +314,7 @@ def _program(
     penalty: Penalty | None,
     bias: str,
 ) -> Program:
-    X, Y = jnp.asarray(X), jnp.asarray(Y)
+    X, Y = _numbers("X", X), _numbers("Y", Y)
     if X.ndim != 2 or Y.ndim != 2 or X.shape[0] != Y.shape[0] or 0 in X.shape + Y.shape:
         raise ProgramError(
             "program: expected X [n, d_in] and Y [n, d_out] with the same n rows, "
@@ -330,7 +331,9 @@ def _program(
     if bias not in BIASES:
         raise ProgramError(f"program: bias={bias!r}; expected one of {BIASES}")
     dtype, shape, d_in, d_out = X.dtype, Y.shape, X.shape[1], Y.shape[1]
-    Y, epsilon = Y.astype(dtype), jnp.asarray(epsilon, dtype)
+    if flag(epsilon):
+        raise ProgramError(f"program: expected a number as epsilon, got {epsilon!r}")
+    Y, epsilon = Y.astype(dtype), _numbers("epsilon", epsilon, dtype)
     if epsilon.shape != ():
         raise ProgramError(
             f"program: expected a scalar epsilon, got shape {list(epsilon.shape)}; "
@@ -366,6 +369,12 @@ def _program(
 
 def check_weights(penalty: Penalty) -> None:
     """Raises ProgramError if the penalty's values are known and not allowed."""
+    for value in jax.tree.leaves(penalty, is_leaf=lambda part: part is not penalty):
+        # a list is a tree of its own, and what it has would be taken for weights
+        if not is_penalty(value) and not real(value, flags=True):
+            raise ProgramError(
+                f"program: expected numbers in {type(penalty).__name__}, got {value!r}"
+            )
     with jax.ensure_compile_time_eval():  # known values stay known within jit
         for text, fits in penalty.fits().items():
             if known(fits) and not fits:
@@ -379,8 +388,17 @@ def check_shapes(penalty: Penalty, shape: tuple[int, ...]) -> None:
         raise ProgramError(f"program: expected {expected}")
 
 
+def _numbers(name: str, value: ArrayLike, dtype: DTypeLike | None = None) -> Array:
+    array = numbers(value, dtype)
+    if array is None:
+        raise ProgramError(
+            f"program: expected numbers as {name}, got {type(value).__name__}"
+        )
+    return array
+
+
 def _broadcast(name: str, array: ArrayLike, dtype: DTypeLike, shape: tuple) -> Array:
-    array = jnp.asarray(array, dtype)
+    array = _numbers(name, array, dtype)
     if array.size == 1:
         return array.reshape(1, 1)
     array = array.reshape((1,) * (2 - array.ndim) + array.shape)

@@ -10,6 +10,7 @@ from typing import Any
 import jax.core
 import numpy as np
 
+from nettrim_jax._values import real
 from nettrim_jax.results import MethodError
 
 Metric = Callable[[Any, Any], Any]
@@ -46,10 +47,7 @@ class Share:
 
 def check_number(name: str, value: Any) -> None:
     """Raises MethodError unless the value is a concrete, finite, positive number."""
-    number = isinstance(value, int | float | np.number) or (
-        getattr(value, "dtype", None) is not None and np.shape(value) == ()
-    )
-    if not number or isinstance(value, bool):
+    if not real(value) or np.shape(value) != ():
         raise MethodError(f"NetTrim({name}={value!r}): expected a number such as 0.02")
     if isinstance(value, jax.core.Tracer):
         raise MethodError(

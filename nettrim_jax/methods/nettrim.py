@@ -14,6 +14,7 @@ from jax.tree_util import register_dataclass
 from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import divide
 from nettrim_jax._trees import known
+from nettrim_jax._values import flag, real, whole
 from nettrim_jax.calibration.statistics import Statistic
 from nettrim_jax.convex.entrywise import L1
 from nettrim_jax.convex.penalties import Groups, Penalty, is_penalty
@@ -146,11 +147,11 @@ class NetTrim:
             self._check_budget()
         if self.bias not in BIASES:
             raise MethodError(f"NetTrim(bias={self.bias!r}): expected one of {BIASES}")
-        if not isinstance(self.rounds, int) or self.rounds < 1:
+        if not whole(self.rounds) or self.rounds < 1:
             raise MethodError(
                 f"NetTrim(rounds={self.rounds!r}): expected an integer of at least 1"
             )
-        if not isinstance(self.refit, bool):
+        if not flag(self.refit):
             raise MethodError(f"NetTrim(refit={self.refit!r}): expected True or False")
 
     def bind(self, kind: LayerKind, cascade: bool) -> "NetTrim":
@@ -235,12 +236,12 @@ class NetTrim:
 
     def _check_numbers(self) -> None:
         for name, value in (("epsilon", self.epsilon), ("gamma", self.gamma)):
-            if isinstance(value, list | tuple):
+            if isinstance(value, list | tuple) and np.shape(value) != ():
                 continue  # raised below, with its shape
             budget = self.deviation is not None or self.drop is not None
             if name == "epsilon" and value is None and budget:
                 continue
-            if not isinstance(value, int | float) and not hasattr(value, "dtype"):
+            if not real(value):
                 raise MethodError(
                     f"NetTrim({name}={value!r}): expected a number such as 0.1"
                 )
@@ -252,6 +253,11 @@ class NetTrim:
                 f"NetTrim(epsilon): expected one number, got shape "
                 f"{list(np.shape(epsilon))}; give layers numbers of their own by "
                 "a dict from regular expressions to methods"
+            )
+        if np.shape(gamma) != ():
+            raise MethodError(
+                "NetTrim(gamma): expected one number, got shape "
+                f"{list(np.shape(gamma))}"
             )
         if known(epsilon) and not (np.isfinite(epsilon) and np.asarray(epsilon) >= 0):
             raise MethodError(

@@ -15,11 +15,11 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
-import numpy as np
 from jax.tree_util import register_dataclass
 
 from nettrim_jax._numerics import numpy_of
 from nettrim_jax._trees import STATIC
+from nettrim_jax._values import flag, number, whole
 from nettrim_jax.methods.budget import Share
 from nettrim_jax.methods.ranking import highest
 from nettrim_jax.results import MethodError
@@ -133,14 +133,13 @@ class NM:
     pad: bool = dataclasses.field(default=False, metadata=STATIC)
 
     def __post_init__(self):
-        whole = all(
-            isinstance(k, int) and not isinstance(k, bool) for k in (self.n, self.m)
-        )
-        if not whole or not 0 <= self.n <= self.m or self.m < 1:
+        good = whole(self.n) and whole(self.m)
+        if not good or not 0 <= self.n <= self.m or self.m < 1:
             raise MethodError(
                 f"NM({self.n!r}, {self.m!r}): expected integers n and m with "
                 "0 <= n <= m, such as NM(2, 4)"
             )
+        _plain(self, n=int(self.n), m=int(self.m), pad=self.pad)
 
     def check(self, shape: Shape) -> None:
         """Raises MethodError if the pattern does not fit a layer."""
@@ -191,11 +190,12 @@ class Blocks:
     def __post_init__(self):
         _share("Blocks", self.level)
         good = isinstance(self.shape, tuple) and len(self.shape) == 2
-        if not good or not all(isinstance(k, int) and k >= 1 for k in self.shape):
+        if not good or not all(whole(k) and k >= 1 for k in self.shape):
             raise MethodError(
                 f"Blocks(shape={self.shape!r}): expected inputs and units of a block, "
                 "two integers of at least 1, such as (4, 4)"
             )
+        _plain(self, shape=tuple(map(int, self.shape)), pad=self.pad)
 
     def check(self, shape: Shape) -> None:
         """Raises MethodError if the pattern does not fit a layer."""
@@ -308,9 +308,17 @@ def share_of(pattern: Pattern) -> Share | None:
     return None
 
 
+def _plain(pattern: Any, pad: Any, **sizes: Any) -> None:
+    """Sets sizes as integers of Python; raises MethodError if ``pad`` is no flag."""
+    if not flag(pad):
+        name = type(pattern).__name__
+        raise MethodError(f"{name}(pad={pad!r}): expected True or False")
+    for name, size in {**sizes, "pad": bool(pad)}.items():
+        object.__setattr__(pattern, name, size)
+
+
 def _share(name: str, level: float) -> None:
-    number = isinstance(level, int | float | np.number) and not isinstance(level, bool)
-    if not number or not 0 <= level <= 1:
+    if not number(level) or not 0 <= level <= 1:
         raise MethodError(
             f"{name}({level!r}): expected a share in [0, 1], such as {name}(0.9) for "
             "90 % zeros"

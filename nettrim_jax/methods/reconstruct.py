@@ -16,6 +16,7 @@ from nettrim_jax import results
 from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import divide
 from nettrim_jax._trees import STATIC
+from nettrim_jax._values import number, whole
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.calibration.statistics import Moments, OutputSensitivity, Statistic
 from nettrim_jax.methods.base import (
@@ -38,7 +39,6 @@ from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array
 
 BIASES = ("free", "fixed")
-NUMBERS = int | float | np.integer | np.floating  # types of a numerical setting
 # the default of ``downstream`` in parallel mode, and in cascade mode
 ALONE, TOGETHER = 0.08, 0.8
 
@@ -133,8 +133,7 @@ class Reconstruct:
         ranges = {"ridge": math.inf, "plain": 1.0, "downstream": 1.0}
         for name, most in ranges.items():
             value = getattr(self, name)
-            number = isinstance(value, NUMBERS) and not isinstance(value, bool)
-            good = number and 0 <= value <= most and value < math.inf
+            good = number(value) and 0 <= value <= most and value < math.inf
             if value is not None and not good:
                 span = "of at least 0" if name == "ridge" else "in [0, 1]"
                 leave = "choose it on rows kept aside"
@@ -148,8 +147,7 @@ class Reconstruct:
                 f"Reconstruct(bias={self.bias!r}): expected one of {BIASES}"
             )
         steps = self.steps
-        whole = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
-        if steps is not None and not (whole and steps >= 1):
+        if steps is not None and not (whole(steps) and steps >= 1):
             raise MethodError(
                 f"Reconstruct(steps={steps!r}): expected an integer of at least 1"
             )

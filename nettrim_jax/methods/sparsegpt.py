@@ -14,6 +14,7 @@ from jax.tree_util import register_dataclass
 
 from nettrim_jax._numerics import lower_inverse, matmul
 from nettrim_jax._trees import STATIC, known
+from nettrim_jax._values import real, whole
 from nettrim_jax.methods.patterns import NM, Sparsity
 from nettrim_jax.methods.rules import MomentRule
 from nettrim_jax.methods.within import Within, apart
@@ -69,9 +70,8 @@ class SparseGPT(MomentRule):
                 "weights one by one, not in groups"
             )
         damping, block = self.damping, self.block
-        plain = isinstance(damping, int | float | str | np.number)
-        whole = isinstance(block, int) and not isinstance(block, bool)
-        if (plain and not _is_damping(damping)) or not whole or block < 1:
+        plain = isinstance(damping, int | float | str | np.generic)
+        if (plain and not _is_damping(damping)) or not whole(block) or block < 1:
             raise MethodError(
                 f"SparseGPT(damping={damping!r}, block={block!r}): expected a finite "
                 "number of at least 0 and an integer of at least 1"
@@ -123,9 +123,7 @@ Remove = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 def _is_damping(value: ArrayLike) -> bool:
     """Whether a value is one number of at least 0, as far as it is known."""
-    if not isinstance(value, int | float) and not hasattr(value, "dtype"):
-        return False
-    if np.shape(value) != ():
+    if not real(value) or np.shape(value) != ():
         return False
     return not known(value) or bool(np.isfinite(value) and np.asarray(value) >= 0)
 

@@ -10,6 +10,7 @@
 - ``clips``: the limits between which a value passes, as of a ReLU.
 - ``epilogue``: the operations after a linear one, up to a clip such as a ReLU.
 - ``uses``: the uses of every leaf, linear or not.
+- ``signs``: signs that a network runs as in training.
 - ``sites``: ``trace``, which makes a network with its sites.
 - ``canonical``: a segment of a network in numbers of its own, so that like ones are
   compiled once.

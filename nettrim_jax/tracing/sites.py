@@ -20,6 +20,7 @@ import numpy as np
 from nettrim_jax._clip import NO_CLIP, Clip
 from nettrim_jax._trees import (
     Filler,
+    boxes_of,
     is_array,
     path_of,
     paths_of,
@@ -30,6 +31,7 @@ from nettrim_jax.results import ApplyFnError, BatchError, LayersError, ParamsErr
 from nettrim_jax.tracing import epilogue, jaxprs
 from nettrim_jax.tracing.epilogue import Bias, whole
 from nettrim_jax.tracing.jaxprs import Flat
+from nettrim_jax.tracing.signs import signs
 from nettrim_jax.tracing.uses import REASONS, Seen, Use, Walk
 from nettrim_jax.typing import ApplyFn, Batch, LeafPath, Params
 
@@ -96,8 +98,10 @@ class Network:
     sites: tuple[Site, ...]
     skipped: tuple[tuple[LeafPath, str], ...]
     paths: tuple[LeafPath, ...]
+    boxes: tuple[LeafPath, ...]  # of the leaves' boxes, where they have one
     upstream: dict[int, int]  # per slot, bits of the linear operations before it
     data: frozenset[int]  # slots that depend on the batch
+    notes: tuple[str, ...]  # signs that it runs as in training
 
     @functools.cached_property
     def entries(self) -> int:
@@ -168,14 +172,17 @@ def trace(
     walk = Walk(flat, paths_of(params), consts, frozenset(slots))
     sites = _Sites(walk, arrays)
     found = sites.find()
+    readers = [(use.act, site.path) for site in found for use in site.uses]
     return Network(
         flat=flat,
         consts=tuple(consts),
         sites=found,
         skipped=sites.skipped(found),
         paths=walk.paths,
+        boxes=boxes_of(params),
         upstream={slot: fact.upstream for slot, fact in walk.facts.items()},
         data=frozenset(slot for slot, fact in walk.facts.items() if fact.data),
+        notes=signs(flat, len(arrays), readers),
     )
 
 

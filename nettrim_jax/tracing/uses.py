@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from nettrim_jax._tables import BIAS
 from nettrim_jax.tracing import dataflow as facts_
 from nettrim_jax.tracing import epilogue
 from nettrim_jax.tracing.constants import Constant
-from nettrim_jax.tracing.dataflow import Fact, Origin
+from nettrim_jax.tracing.dataflow import ELEMENTWISE, Fact, Origin
 from nettrim_jax.tracing.epilogue import Chain
 from nettrim_jax.tracing.folding import LINEAR, Folding, fold
 from nettrim_jax.tracing.jaxprs import Block, Flat, Op, Ref, scan_counts
@@ -151,20 +152,21 @@ class Walk:
                 pending.append(op)
             elif all(f.origin is None for f in outputs):
                 for ref, fact in zip(op.inputs, inputs, strict=True):
-                    self._note(ref, self._why(op, fact, inputs), op.name == "gather")
+                    why = self._why(op, fact, inputs, len(loops))
+                    self._note(ref, why, op.name == "gather")
             self.facts.update(zip(op.outputs, outputs, strict=True))
         read_by = epilogue.readers(block)
         for op in pending:
             self._linear(block, read_by, op, loops, known)
 
-    def _why(self, op: Op, fact: Fact, inputs: list[Fact]) -> str:
+    def _why(self, op: Op, fact: Fact, inputs: list[Fact], loops: int) -> str:
         others = frozenset().union(*(f.leaves for f in inputs)) - fact.leaves
         if others and not any(f.data for f in inputs):
             names = ", ".join(self.paths[leaf] for leaf in sorted(others))
             return f"combined with {names} by `{op.name}` before it is used"
-        return REASONS.get(op.name, "used by an operation that is not linear") + (
-            f" (`{op.name}`)"
-        )
+        kind = f"{BIAS} or norm: " if _is_bias(op, fact, loops) else ""
+        why = REASONS.get(op.name, "used by an operation that is not linear")
+        return f"{kind}{why} (`{op.name}`)"
 
     def _linear(
         self,
@@ -325,6 +327,15 @@ class Walk:
             varies = tuple(size > 1 for size in shape)
             self.facts[slot] = dataclasses.replace(everything, varies=varies)
         return everything
+
+
+def _is_bias(op: Op, fact: Fact, loops: int) -> bool:
+    """Whether a leaf is added or multiplied, and varies along one axis at most."""
+    if op.name not in ELEMENTWISE or fact.origin is None:
+        return False
+    index = fact.origin.index
+    axes = zip(index.shape[loops:], index.strides[loops:], strict=True)
+    return sum(size > 1 and step != 0 for size, step in axes) <= 1
 
 
 def _live(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

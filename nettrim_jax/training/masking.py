@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nettrim_jax._trees import path_of, require_alive
-from nettrim_jax.results import ParamsError
+from nettrim_jax.results import MethodError, ParamsError
 from nettrim_jax.typing import Array, Params
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def keep_sparse(
       The optimiser; its ``update`` needs ``params``.
 
     Raises:
+      MethodError: ``optimizer`` is no transformation of optax.
       ParamsError: a mask's shape is not that of its param, or ``params`` are missing.
 
     Example:
@@ -52,6 +53,11 @@ def keep_sparse(
     """
     import optax
 
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise MethodError(
+            f"keep_sparse({optimizer!r}): expected an optimiser of optax, such as "
+            "keep_sparse(optax.adam(1e-3), mask)"
+        )
     inner = optax.with_extra_args_support(optimizer)
 
     def hidden(leaf: Any) -> bool:
