@@ -32,6 +32,7 @@ def arguments(
     memory: int,
     bound: bool = False,
     revive: bool = False,
+    batches: int | None = None,
     caller: str = "prune",
 ) -> ADMM:
     """The solver's settings; raises MethodError if an argument is out of its range."""
@@ -55,6 +56,12 @@ def arguments(
         ),
         ("bound", bound, flag(bound), "True or False"),
         ("revive", revive, flag(revive), "True or False"),
+        (
+            "batches",
+            batches,
+            batches is None or (whole(batches) and batches >= 1),
+            "an integer of at least 1, or None for all",
+        ),
     ):
         if not good:
             raise MethodError(f"{caller}({name}={value!r}): expected {wanted}")

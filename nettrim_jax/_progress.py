@@ -14,6 +14,28 @@ Progress = None | bool | Callback
 WIDTH = 30
 
 
+class Counter:
+    """Counts the batches that are read, before and after the layers are known.
+
+    Args:
+      progress: as for :func:`start`.
+      traced: whether JAX is tracing.
+    """
+
+    def __init__(self, progress: Progress, traced: bool):
+        self.progress = progress
+        self.show = start(progress, 1, traced)
+
+    def __call__(self, count: int) -> None:
+        """Shows how many batches were read."""
+        self.show(0, f"batch {count}")
+
+    def layers(self, total: int, traced: bool) -> Callable[[int, str], None]:
+        """From now on the progress is one of so many layers; returns what shows it."""
+        self.show = start(self.progress, total, traced)
+        return self.show
+
+
 def start(progress: Progress, total: int, traced: bool) -> Callable[[int, str], None]:
     """A function that is called as ``(done, what)`` and shows the progress.
 

@@ -15,7 +15,7 @@ from nettrim_jax._trees import known
 from nettrim_jax.allocation import routes
 from nettrim_jax.bounds import output
 from nettrim_jax.calibration import infinities
-from nettrim_jax.calibration.batches import Part, Source, Weights, parts
+from nettrim_jax.calibration.batches import Part, Source, Weights, parts, stream
 from nettrim_jax.calibration.model import Model
 from nettrim_jax.calibration.padding import require_followed
 from nettrim_jax.convex.config import ADMM
@@ -65,6 +65,7 @@ def prune(
     bound: bool = False,
     revive: bool = False,
     within: Params | None = None,
+    batches: int | None = None,
 ) -> Pruned:
     r"""Prunes the linear layers of a trained network, by default with Net-Trim.
 
@@ -88,8 +89,10 @@ def prune(
       apply_fn: the network, ``apply_fn(params, batch)``. Its outputs are compared
         before and after, and ``Reconstruct`` differentiates them.
       batch: the second argument of ``apply_fn``; or an iterator or a loader of such
-        batches, which is read once. In parallel mode memory grows with ``rows`` and not
-        with the number of batches; in cascade mode all batches are kept.
+        batches, which is read once, and to its end: one without an end needs
+        ``batches``. In parallel mode memory grows with ``rows`` and not with the number
+        of batches; in cascade mode all batches are kept. Each new shape of a batch
+        takes a compilation: pad batches to one shape, and give ``weights``.
       method: ``NetTrim()`` by default; or another method, a pattern (which means
         ``Reconstruct(pattern)``), or a dict from regular expressions (``re.search`` on
         a leaf's path, or on that of an object with nothing but this leaf; the first
@@ -116,7 +119,8 @@ def prune(
       on_failure: for layers whose solve did not converge: ``"raise"`` an error,
         ``"warn"``, or ``"keep"`` them as trained.
       progress: ``None``: a bar on a terminal only; ``True`` or ``False``: a bar or
-        none; or a function ``(done, total, what)``.
+        none; or a function ``(done, total, what)`` of layers, where ``what`` also
+        counts the batches that are read.
       memory: number of bytes that one call of the solver may take; lanes that do not
         fit are solved in turns, as are lanes that fill a CPU core.
       bound: whether to bound the movement of the output on the batch (the first one of
@@ -129,6 +133,8 @@ def prune(
       within: a tree like ``params``, with zero or False for weights that have to be
         zero, such as the ``mask`` of an earlier pruning; leaves of other entries are
         ignored.
+      batches: the largest number of batches to take from an iterator or a loader; by
+        default all.
 
     Returns:
       The sparse params, which replace the given ones, the mask, and the report.
@@ -160,22 +166,23 @@ def prune(
         memory=memory,
         bound=bound,
         revive=revive,
+        batches=batches,
     )
     inside = None if within is None else _read(params, within)
     cascade = mode == "cascade"
     model = Model(params, apply_fn)
-    source = Source(model, batch, _checks.random_key(key), weights)
+    counter = _progress.Counter(progress, not all(map(known, model.leaves)))
+    given = stream(batch, batches, counter)
+    source = Source(model, given, _checks.random_key(key), weights)
     route = routes.plan(selection.wishes(method), source)
 
     def choose(network: Network) -> Chosen:
         return selection.choose(network, method, include, exclude, cascade)
 
-    start = begin(route.source, choose, progress, inside or ())
+    start = begin(route.source, choose, counter, inside or ())
     options = Options(
         *(solver, int(rows), held_out, on_failure == "keep", memory, cascade),
-        start.show,
-        revive=revive,
-        within=inside,
+        *(start.show, revive, inside),
     )
     came = routes.follow(route, start.parts, start.asked, options)
     sites = tuple(came.reports[k] for k in start.asked)
@@ -215,7 +222,7 @@ class Start(NamedTuple):
 def begin(
     source: Source,
     choose: Callable[[Network], Chosen],
-    progress: Progress,
+    counter: _progress.Counter,
     given: Sequence[Any] = (),
 ) -> Start:
     """Traces the first batch and chooses the method of each site to prune.
@@ -232,7 +239,7 @@ def begin(
         require_followed(first.network, first.weights, k)
     arrays = [*source.model.leaves, *first.batch, *given]
     traced = not all(known(array) for array in arrays)
-    show = _progress.start(progress, len(asked), traced)
+    show = counter.layers(len(asked), traced)
     return Start(first, itertools.chain([first], others), asked, skipped, show)
 
 

@@ -4,9 +4,9 @@ Knows masks and the steps of a pruning; no package knows it.
 """
 
 from nettrim_jax import _checks, selection
-from nettrim_jax._progress import Progress
+from nettrim_jax._progress import Counter, Progress
 from nettrim_jax._trees import known
-from nettrim_jax.calibration.batches import Source, Weights
+from nettrim_jax.calibration.batches import Source, Weights, stream
 from nettrim_jax.calibration.model import Model
 from nettrim_jax.execution import orders
 from nettrim_jax.execution.options import Options
@@ -37,6 +37,7 @@ def refit(
     progress: Progress = None,
     memory: int = 2**31,
     bias: str = "free",
+    batches: int | None = None,
 ) -> Pruned:
     r"""Fits the weights that a given mask keeps, whichever method made the mask.
 
@@ -78,6 +79,7 @@ def refit(
       progress: as for :func:`prune`.
       memory: number of bytes that one call may take.
       bias: ``"free"``: a layer's own bias moves. ``"fixed"``: it stays.
+      batches: as for :func:`prune`.
 
     Returns:
       Params that are zero where the mask is, the mask, and the report. Its codes are
@@ -106,19 +108,22 @@ def refit(
         held_out=held_out,
         on_failure=on_failure,
         memory=memory,
+        batches=batches,
         caller="refit",
     )
     # a stand-in: selection asks only whether biases move
     method = NetTrim(epsilon=0.0, bias=check_bias(bias))
     model = Model(params, apply_fn)
     keeps = read(params, mask)
-    source = Source(model, batch, _checks.random_key(key, "refit"), weights)
+    counter = Counter(progress, not all(map(known, model.leaves)))
+    given = stream(batch, batches, counter)
+    source = Source(model, given, _checks.random_key(key, "refit"), weights)
 
     def choose(network: Network) -> Chosen:
         chosen, skipped = selection.choose(network, method, include, exclude)
         return by_site(network, chosen, skipped, keeps, bias), skipped
 
-    start = begin(source, choose, progress, keeps)
+    start = begin(source, choose, counter, keeps)
     warn_if_pruned(model.leaves, keeps)
     options = Options(
         solver,

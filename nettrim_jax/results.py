@@ -8,6 +8,8 @@ Knows numbers; knows no solver.
 
 import functools
 import operator
+import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from nettrim_jax._numerics import numpy_of
 from nettrim_jax._trees import known
 from nettrim_jax.typing import Array
 
+HERE = __name__.split(".")[0]
 CONVERGED = 0
 MAX_STEPS = 1
 NAN = 2
@@ -70,6 +73,14 @@ def worst(codes: Array) -> Array:
     xp = numpy_of(codes)
     rank = xp.asarray(np.argsort(ORDER), np.int32)
     return xp.asarray(ORDER, np.int32)[xp.max(rank[codes])]
+
+
+def warn(text: str) -> None:
+    """Warns at the line outside of this library that has called it."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(HERE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
 
 
 class NetTrimError(ValueError):

@@ -4,6 +4,7 @@ A batch is traced once per shape, and must lead to the same layers as the first 
 Knows the network; knows no solver.
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,11 +17,12 @@ from nettrim_jax._compile import compiled
 from nettrim_jax._trees import infinite, is_array, known, require_alive
 from nettrim_jax.calibration.model import Model
 from nettrim_jax.calibration.padding import RowWeights, row_weights
-from nettrim_jax.results import BatchError
+from nettrim_jax.results import BatchError, warn
 from nettrim_jax.tracing import jaxprs
 from nettrim_jax.tracing.sites import Network, trace
 from nettrim_jax.typing import Array, ArrayLike, Batch
 
+MANY = 5  # shapes of a loader's batches, of which a warning tells
 # one array for every batch, or a function of the batch
 Weights = ArrayLike | Callable[[Batch], ArrayLike]
 
@@ -62,6 +64,41 @@ def is_loader(batch: Batch) -> bool:
     with warnings.catch_warnings():  # JAX warns about iterables that are no pytrees
         warnings.simplefilter("ignore", DeprecationWarning)
         return jax.tree.structure(batch) == jax.tree.structure(0)
+
+
+def stream(batch: Batch, limit: int | None, tell: Callable[[int], None]) -> Batch:
+    """A batch as it is; of a loader, at most so many batches, counted as they come.
+
+    Args:
+      batch: a batch or a loader.
+      limit: the largest number of batches to take from a loader; None for all.
+      tell: is called with the number of batches read so far.
+    """
+    return Stream(batch, limit, tell) if is_loader(batch) else batch
+
+
+class Stream:
+    """The batches of a user's loader, see :func:`stream`.
+
+    It takes none beyond the limit, so what is left of an iterator is the user's.
+    """
+
+    def __init__(self, loader: Any, limit: int | None, tell: Callable[[int], None]):
+        self.loader, self.limit, self.tell = loader, limit, tell
+
+    def __iter__(self) -> Iterator[Batch]:
+        shapes = set()
+        for count, one in enumerate(itertools.islice(self.loader, self.limit), 1):
+            self.tell(count)
+            before = len(shapes)
+            shapes.add(tuple(np.shape(leaf) for leaf in jax.tree.leaves(one)))
+            if before < len(shapes) == MANY:
+                warn(
+                    f"batch: {MANY} shapes among the first {count} batches of the "
+                    "loader, and the network is compiled anew for each. Pad batches to "
+                    "one shape, or to a few, and give weights=, with 0 for padding"
+                )
+            yield one
 
 
 class Stored:

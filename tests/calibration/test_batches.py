@@ -16,6 +16,9 @@ from nettrim_jax.calibration.capture import Draw, capture, gather
 from nettrim_jax.calibration.model import Model
 from nettrim_jax.results import BatchError
 
+# batches of many shapes are meant here
+pytestmark = pytest.mark.filterwarnings("ignore:batch. 5 shapes among")
+
 _, PARAMS, APPLY, X, *_ = models.get("square")
 METHOD = nt.NetTrim(epsilon=0.2)
 prune = functools.partial(nt.prune, PARAMS, APPLY, method=METHOD)
