@@ -91,7 +91,7 @@ def known_deviation(report: Report) -> None:
             "pruned, so report.deviation is NaN and nothing says what the pruning "
             "costs; look at what comes after the last layer, such as the logarithm of "
             "a negative number or a division by zero",
-            stacklevel=3,  # points to the user's call
+            stacklevel=4,  # points to the user's call
         )
 
 
@@ -183,4 +183,4 @@ def _tell(texts: list[str], on_failure: str, pruned: Any) -> None:
     if on_failure == "raise":
         raise SolveError("; and ".join(texts), pruned)
     for text in texts:
-        warnings.warn(text, stacklevel=4)  # points to the user's call
+        warnings.warn(text, stacklevel=5)  # points to the user's call

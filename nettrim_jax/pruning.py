@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from nettrim_jax import _checks, _progress, selection
+from nettrim_jax import _checks, _progress, _sharding, selection
 from nettrim_jax._progress import Progress
 from nettrim_jax._trees import known
 from nettrim_jax.allocation import routes
@@ -45,6 +45,7 @@ class Pruned(NamedTuple):
     report: Report
 
 
+@_sharding.own()
 def prune(
     params: Params,
     apply_fn: ApplyFn,
@@ -78,6 +79,9 @@ def prune(
     offset ``t``, its trained response ``Y`` after the ReLU, and :math:`\Omega` where
     ``Y`` is positive; without a ReLU :math:`\Omega` is all entries. It needs no labels
     and no retraining. (Aghasi et al., 2017.)
+
+    Every new leaf, and its mask, has the sharding of the given one, whether the axes
+    of the mesh are explicit or automatic.
 
     ``prune`` is a pure function. It works within ``jax.jit``, under ``jax.vmap`` over a
     stack of params, and under ``jax.grad``; values raise no errors there, and the codes
@@ -192,6 +196,7 @@ def prune(
         report = _bounded(report, start.first, start.asked, came.leaves, cascade)
     network = start.first.network
     kept = kept_leaves(network, start.asked, came.leaves, came.masks)
+    report = _sharding.typed(report, start.meshes)
     pruned = Pruned(model.give(came.leaves), model.fill(kept), report)
     # epsilon, key or weights may be traced where params and batch are not
     if all(known(site.result) for site in report.sites):
@@ -217,6 +222,7 @@ class Start(NamedTuple):
     asked: dict[int, Method]
     skipped: tuple[tuple[LeafPath, str], ...]
     show: Callable[[int, str], None]
+    meshes: set[Any]  # with explicit axes, of params and batch
 
 
 def begin(
@@ -240,7 +246,9 @@ def begin(
     arrays = [*source.model.leaves, *first.batch, *given]
     traced = not all(known(array) for array in arrays)
     show = counter.layers(len(asked), traced)
-    return Start(first, itertools.chain([first], others), asked, skipped, show)
+    meshes = _sharding.meshes_of((source.model.given, first.given))
+    every = itertools.chain([first], others)
+    return Start(first, every, asked, skipped, show, meshes)
 
 
 def _bounded(

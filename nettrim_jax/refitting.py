@@ -3,7 +3,7 @@
 Knows masks and the steps of a pruning; no package knows it.
 """
 
-from nettrim_jax import _checks, selection
+from nettrim_jax import _checks, _sharding, selection
 from nettrim_jax._progress import Counter, Progress
 from nettrim_jax._trees import known
 from nettrim_jax.calibration.batches import Source, Weights, stream
@@ -20,6 +20,7 @@ from nettrim_jax.tracing.sites import Network
 from nettrim_jax.typing import ApplyFn, Array, Batch, Params
 
 
+@_sharding.own()
 def refit(
     params: Params,
     mask: Params,
@@ -143,6 +144,7 @@ def refit(
     masks = {k: outcome.mask for k, outcome in outcomes.items()}
     kept = kept_leaves(start.first.network, start.asked, new, masks)
     kept = [one & keep for one, keep in zip(kept, keeps, strict=True)]
+    report = _sharding.typed(report, start.meshes)
     pruned = Pruned(model.give(new), model.fill(kept), report)
     if all(known(site.result) for site in report.sites):
         _checks.fitted(pruned, on_failure)

@@ -27,6 +27,7 @@ GROUND = {
     "_tables",
     "_values",
     "_report_text",
+    "_sharding",
     "report",
 }
 # what each package may import, beside the ground

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax import _sharding
 from nettrim_jax.allocation import budget as budgets
 from nettrim_jax.allocation.budget import Reading
 from nettrim_jax.calibration.batches import Part
@@ -85,7 +86,8 @@ class Meter:
     def _metrics(self, leaves: Leaves) -> list[float]:
         params, metric = self.model.fill(leaves), self.budget.metric
         assert metric is not None
-        return [_number(metric(params, batch)) for batch in self.batches]
+        with _sharding.users():
+            return [_number(metric(params, batch)) for batch in self.batches]
 
 
 def _floating(a: Any) -> bool:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax import _trees
+from nettrim_jax import _sharding, _trees
 from nettrim_jax._trees import is_array, known
 from nettrim_jax.bounds import products
 from nettrim_jax.results import LayersError, ParamsError
@@ -40,6 +40,7 @@ class Normalized(NamedTuple):
     scale: Array  # [], the factor from the new output to the old one
 
 
+@_sharding.own()
 def link_normalize(params: Params, apply_fn: ApplyFn, batch: Batch) -> Normalized:
     r"""Scales a ReLU network so that the weights of every layer have norm one.
 
@@ -87,7 +88,8 @@ def link_normalize(params: Params, apply_fn: ApplyFn, batch: Batch) -> Normalize
     for leaf in sorted(walk.layers & endless.keys()):
         raise ParamsError(f"{endless[leaf]} as the weights of a layer")
     everything, tree = jax.tree.flatten(params)
-    leaves = [jnp.asarray(leaf) for leaf in everything if is_array(leaf)]
+    given = [jnp.asarray(leaf) for leaf in everything if is_array(leaf)]
+    leaves = _sharding.plain(given)
     dtype = wide(*(leaf.dtype for leaf in leaves if _is_float(leaf.dtype)))
     norms = {leaf: _size(network, leaf, leaves[leaf], dtype) for leaf in walk.layers}
 
@@ -100,8 +102,10 @@ def link_normalize(params: Params, apply_fn: ApplyFn, batch: Batch) -> Normalize
         return (leaf.astype(dtype) / product(scale)).astype(leaf.dtype)
 
     new = (divided(a, walk.factors.get(i, ())) for i, a in enumerate(leaves))
+    new = map(_sharding.like, new, given)
     filled = [next(new) if is_array(leaf) else leaf for leaf in everything]
-    return Normalized(jax.tree.unflatten(tree, filled), product(walk.output))
+    scale = _sharding.typed(product(walk.output), _sharding.meshes_of(given))
+    return Normalized(jax.tree.unflatten(tree, filled), scale)
 
 
 def _is_float(dtype: DTypeLike) -> bool:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax import _sharding
 from nettrim_jax._compile import compiled
 from nettrim_jax._trees import infinite, is_array, known, require_alive
 from nettrim_jax.calibration.model import Model
@@ -121,7 +122,7 @@ def batches(batch: Batch) -> Iterator[Batch]:
         yield batch
         return
     given = some = 0
-    for one in batch:
+    for one in _read(batch):
         given += 1
         one = jax.tree.map(_array, one)
         if not _empty(one):
@@ -134,6 +135,18 @@ def batches(batch: Batch) -> Iterator[Batch]:
             else "batch: the loader gave no batch; an iterator can be read only once, "
             "so make a new one, or give a loader that starts anew"
         )
+
+
+def _read(loader: Any) -> Iterator[Batch]:
+    """The batches of a loader, which makes them within the user's mesh."""
+    batches = iter(loader)
+    while True:
+        with _sharding.users():
+            try:
+                one = next(batches)
+            except StopIteration:
+                return
+        yield one
 
 
 def _empty(batch: Batch) -> bool:
@@ -202,10 +215,11 @@ def parts(source: Source) -> Iterator[Part]:
                     f"{name}: with it the network has other layers than with the "
                     "first; give batches that differ in the number of samples only"
                 )
-        given = weights(one) if callable(weights) else weights
+        with _sharding.users():
+            given = weights(one) if callable(weights) else weights
         yield Part(
             networks[kind],
-            [jnp.asarray(leaf) for leaf in leaves],
+            _sharding.plain([jnp.asarray(leaf) for leaf in leaves]),
             jax.random.fold_in(key, at) if at else key,
             row_weights(networks[kind], _row_weights(given)),
             one,
@@ -220,7 +234,7 @@ def _row_weights(weights: ArrayLike | None) -> Array | None:
         return None
     require_alive("weights", weights, BatchError)
     try:
-        array = jnp.asarray(weights, jnp.float32)
+        array = jnp.asarray(_sharding.plain(weights), jnp.float32)
     except (TypeError, ValueError):
         raise BatchError(
             f"weights: expected an array of numbers, got {type(weights).__name__}; "

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax import _sharding
 from nettrim_jax._trees import Filler, infinite, is_array, known, require_alive
 from nettrim_jax.results import ParamsError
 from nettrim_jax.typing import ApplyFn, Array, Params
@@ -35,14 +36,19 @@ class Model:
         self.filler = Filler(params)
 
     @functools.cached_property
-    def leaves(self) -> list[Array]:
+    def given(self) -> list[Array]:
         """The arrays among the params' leaves."""
         leaves = jax.tree.leaves(self.params)
         return [jnp.asarray(leaf) for leaf in leaves if is_array(leaf)]
 
+    @functools.cached_property
+    def leaves(self) -> list[Array]:
+        """These arrays, without types of shardings."""
+        return _sharding.plain(self.given)
+
     def fill(self, leaves: Sequence[Array]) -> Params:
-        """The params with other arrays."""
-        return self.filler(leaves)
+        """The params with other arrays, each where the given one lies."""
+        return self.filler(list(map(_sharding.like, leaves, self.given)))
 
     def give(self, leaves: Sequence[Array]) -> Params:
         """The params with new values, in the dtypes in which they were given.
@@ -50,15 +56,15 @@ class Model:
         JAX computes with NumPy's float64 in float32 unless told otherwise; an entry
         that did not change has the value that was given.
         """
-        given = [leaf for leaf in jax.tree.leaves(self.params) if is_array(leaf)]
-        each = zip(given, self.leaves, leaves, strict=True)
-        return self.filler([_as_given(*three) for three in each])
+        raw = [leaf for leaf in jax.tree.leaves(self.params) if is_array(leaf)]
+        each = zip(raw, self.given, self.leaves, leaves, strict=True)
+        return self.filler([_as_given(*four) for four in each])
 
 
-def _as_given(given: Any, old: Array, new: Array) -> Any:
-    if new.dtype == given.dtype or not known(new):
-        return new
+def _as_given(raw: Any, given: Array, old: Array, new: Array) -> Any:
+    if new.dtype == raw.dtype or not known(new):
+        return _sharding.like(new, given)
     if new is old:
-        return given
+        return raw
     values = np.asarray(new)
-    return np.where(values == np.asarray(old), given, values.astype(given.dtype))
+    return np.where(values == np.asarray(old), raw, values.astype(raw.dtype))

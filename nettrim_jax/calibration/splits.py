@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from nettrim_jax import _sharding
 from nettrim_jax._trees import is_array, known
 from nettrim_jax.calibration import batches
 from nettrim_jax.calibration.batches import Weights
@@ -58,14 +59,16 @@ def deal(
             "batches instead"
         )
     least = min(folds, 2)
-    folds = min(folds, n // 4)
+    # where a length is part of a type, every batch is a multiple of its pieces
+    pieces = max(map(_sharding.pieces, _arrays(batch)))
+    folds = min(folds, n // (4 * pieces))
     if folds < least:
         raise BatchError(
-            f"batch: {n} rows; a budget needs at least {4 * least}: half to solve on, "
-            "a quarter to steer by and a quarter to check on (and some hundreds to be "
-            "of use)"
+            f"batch: {n} rows; a budget needs at least {4 * least * pieces}: half to "
+            "solve on, a quarter to steer by and a quarter to check on (and some "
+            "hundreds to be of use)"
         )
-    each = n // (4 * folds)
+    each = n // (4 * folds * pieces) * pieces
     order = np.asarray(jax.random.permutation(jax.random.fold_in(key, n), n))
     cut = n - 2 * folds * each
     parts = [_take(batch, rows) for rows in order[cut:].reshape(2 * folds, each)]
@@ -149,4 +152,6 @@ def _rows(batch: Batch) -> int | None:
 
 
 def _take(batch: Batch, rows: np.ndarray) -> Batch:
-    return jax.tree.map(lambda a: a[rows] if is_array(a) and a.ndim else a, batch)
+    return jax.tree.map(
+        lambda a: _sharding.take(a, rows) if is_array(a) and a.ndim else a, batch
+    )

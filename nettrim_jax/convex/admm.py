@@ -22,6 +22,7 @@ import numpy as np
 from nettrim_jax import results
 from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import matmul
+from nettrim_jax._sharding import untyped
 from nettrim_jax._trees import known
 from nettrim_jax.convex import programs, projection
 from nettrim_jax.convex.config import ADMM
@@ -46,6 +47,7 @@ class _Loop(NamedTuple):
     next_change: Array  # [], number of steps until which rho stays
 
 
+@untyped
 def solve(
     program: Program, config: ADMM | None = None, init: Solution | None = None
 ) -> Solution:
@@ -90,6 +92,7 @@ def solve(
     return _solve(program, config, init)
 
 
+@untyped
 def history(
     program: Program, config: ADMM | None = None, init: Solution | None = None
 ) -> History:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax._compile import compiled
+from nettrim_jax._sharding import untyped
 from nettrim_jax._trees import known
 from nettrim_jax._values import numbers
 from nettrim_jax.convex import admm
@@ -34,6 +35,7 @@ class Path(NamedTuple):
         return jnp.mean((self.solutions.W == 0).astype(jnp.float32), axis=(-2, -1))
 
 
+@untyped
 def path(program: Program, epsilons: ArrayLike, config: ADMM | None = None) -> Path:
     r"""Solves a program for a series of budgets, in one compiled scan.
 

@@ -22,6 +22,7 @@ from jax.tree_util import register_dataclass
 
 from nettrim_jax._clip import NO_CLIP, RELU, Clip
 from nettrim_jax._numerics import matmul, norm
+from nettrim_jax._sharding import untyped
 from nettrim_jax._trees import known
 from nettrim_jax._values import flag, numbers, real
 from nettrim_jax.convex.entrywise import L1
@@ -55,6 +56,7 @@ class Program:
     bias: str = dataclasses.field(default="fixed", metadata={"static": True})
 
 
+@untyped
 def relu_program(
     X: ArrayLike,
     Y: ArrayLike,
@@ -167,6 +169,7 @@ def clip_program(
     return _program(clip, X, Y, epsilon, t=t, V=0.0, penalty=penalty, bias=bias)
 
 
+@untyped
 def linear_program(
     X: ArrayLike,
     Y: ArrayLike,

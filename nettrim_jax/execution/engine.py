@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nettrim_jax import _sharding
 from nettrim_jax._numerics import in_turn
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.execution import batching, layer
@@ -133,9 +134,12 @@ def solve_sites(
         kind = kind._replace(fed=False, biased=False)
         lean = data[k]._replace(seen=seen._replace(stats={}))
         written = layer.finish(answer, lean, job.place(new), kind, options.keep)
-        new[job.site.leaf] = written.leaf
+        # a program may leave all of a leaf on every device
+        answers = {job.site.leaf: written.leaf}
         if job.site.bias is not None and written.bias is not None:
-            new[job.site.bias[0]] = written.bias
+            answers[job.site.bias[0]] = written.bias
+        for leaf, array in answers.items():
+            new[leaf] = _sharding.like(array, new[leaf])
         # a solution is as large as all rows: it is kept only if another may start there
         again = None if starts is None else solved.get(k)
         entry = _entry(job, kind.held, written.figures)

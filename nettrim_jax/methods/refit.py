@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
-from nettrim_jax import results
+from nettrim_jax import _sharding, results
 from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import divide
 from nettrim_jax._trees import is_array, known, path_of, require_alive
@@ -162,7 +162,7 @@ def check_bias(bias: Any) -> str:
 def read(
     params: Params, mask: Params, name: str = "refit", call: str = CALL
 ) -> list[Array | np.ndarray]:
-    """The mask of each array of the params, as bool; a NumPy array if it is known.
+    """The mask of each array of the params, as bool; of NumPy if it is on one device.
 
     Raises:
       ParamsError: the mask's tree or a shape is not that of the params, or an array
@@ -189,7 +189,9 @@ def read(
                 "nettrim_jax.prune returns, True or a number other than zero where an "
                 "entry is kept"
             )
-        out.append((np.asarray(keep) if known(keep) else keep).astype(bool))
+        here = known(keep) and not _sharding.several(keep)
+        keep = np.asarray(keep) if here else _sharding.plain(keep)
+        out.append(keep.astype(bool))
     return out
 
 
@@ -198,13 +200,21 @@ def warn_if_pruned(leaves: list[Array], keeps: list[Array | np.ndarray]) -> None
     if not all(known(a) for a in [*leaves, *keeps]):
         return
     both = zip(leaves, keeps, strict=True)
-    removed = [np.asarray(leaf)[~np.asarray(keep)] for leaf, keep in both]
-    if any(a.size for a in removed) and not any(a.any() for a in removed):
+    # sums rather than entries: a leaf may lie on several devices
+    removed = [((~keep).sum(), _held(leaf, keep)) for leaf, keep in both]
+    if any(int(n) for n, _ in removed) and not any(int(n) for _, n in removed):
         warnings.warn(
             "refit: all that the mask removes is zero in params already, so they are "
             "their own best values; give the trained params, from before the pruning",
-            stacklevel=3,
+            stacklevel=4,
         )
+
+
+def _held(leaf: Array, keep: Array | np.ndarray) -> Array | np.integer:
+    """The number of entries other than zero that a mask removes."""
+    if isinstance(keep, np.ndarray) and not _sharding.several(leaf):
+        return np.sum((np.asarray(leaf) != 0) & ~keep)
+    return jnp.sum((leaf != 0) & ~keep)
 
 
 def by_site(
@@ -232,12 +242,16 @@ def by_site(
         site = network.sites[k]
         inside[site.leaf][site.index.ravel()] = True
         keep: Any = keeps[site.leaf]
-        out[k] = Refit(keep.ravel()[site.index], bias)
+        if isinstance(keep, np.ndarray):
+            support: Any = keep.ravel()[site.index]
+        else:
+            support = entries.read(entries.of(keep, site.index))
+        out[k] = Refit(support, bias)
     reasons = dict(skipped)
     for path, keep, mine in zip(network.paths, keeps, inside, strict=True):
-        if not isinstance(keep, np.ndarray):
+        if not known(keep):
             continue  # a traced mask raises no error on values
-        count = int(np.sum(~keep.ravel() & ~mine))
+        count = int((~keep & ~mine.reshape(keep.shape)).sum())
         if count:
             why = reasons.get(path, "they are no weights of a layer")
             raise ParamsError(
@@ -250,6 +264,6 @@ def by_site(
 
 def hold(leaf: Array, keep: Array | np.ndarray) -> Array:
     """Applies a traced mask, for which no error can report entries of no layer."""
-    if isinstance(keep, np.ndarray) or not jnp.issubdtype(leaf.dtype, jnp.number):
+    if known(keep) or not jnp.issubdtype(leaf.dtype, jnp.number):
         return leaf
     return jnp.where(keep, leaf, jnp.zeros((), leaf.dtype))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from nettrim_jax._trees import Filler, is_array, path_of
 from nettrim_jax.results import ApplyFnError, BatchError, ParamsError
+from nettrim_jax.tracing import untyped
 from nettrim_jax.typing import ApplyFn, Batch, Params
 
 ORDER = "the order is prune(params, apply_fn, batch)"
@@ -49,7 +50,7 @@ def _make_jaxpr(call: Any, arrays: list[Any], batch: Batch, apply_fn: Any) -> An
         )
     _require_numbers(batch)
     try:
-        return jax.make_jaxpr(call)(arrays, batch)
+        return untyped.make_jaxpr(call, arrays, batch)
     except Exception as error:
         shapes = jax.tree.map(lambda a: getattr(a, "shape", type(a).__name__), batch)
         first = str(error).strip().split("\n")[0].rstrip(".")

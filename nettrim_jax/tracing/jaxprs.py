@@ -135,7 +135,7 @@ class _Builder:
 
         for eqn in jaxpr.eqns:
             inputs = tuple(read(atom) for atom in eqn.invars)
-            body = _body(eqn)
+            body = called(eqn)
             if body is not None:  # a call: its body runs in place
                 inner: dict[Any, Ref] = {}
                 self.bind_consts(inner, body.jaxpr, body.consts)
@@ -158,7 +158,8 @@ def _close(jaxpr: Any) -> Any:
     return None if jaxpr.constvars else jex_core.ClosedJaxpr(jaxpr, ())
 
 
-def _body(eqn: Any) -> Any:
+def called(eqn: Any) -> Any:
+    """The body of a call that may run in its place; None for other operations."""
     if eqn.primitive.name not in CALLS:
         avals = [var.aval for var in eqn.invars]
         return primitives.older(eqn.primitive.name, eqn.params, avals)
@@ -209,10 +210,15 @@ Visitor = Callable[[Op, Callable[[Ref], Any], tuple[Any, ...]], Any]
 
 def apply(op: Op, *args: Any) -> list[Any]:
     """Runs one operation."""
-    bound = op.primitive.get_bind_params(op.params)
+    return bind(op.primitive, op.params, args)
+
+
+def bind(primitive: Any, params: Mapping[str, Any], args: Sequence[Any]) -> list[Any]:
+    """The results of a primitive."""
+    bound = primitive.get_bind_params(params)
     subfuns, params = bound if isinstance(bound, tuple) else ((), bound)
-    out = op.primitive.bind(*subfuns, *args, **params)
-    return list(out) if op.primitive.multiple_results else [out]
+    out = primitive.bind(*subfuns, *args, **params)
+    return list(out) if primitive.multiple_results else [out]
 
 
 def _nothing_seen(*_: Any) -> None:

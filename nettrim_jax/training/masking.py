@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from nettrim_jax import _sharding
 from nettrim_jax._trees import path_of, require_alive
 from nettrim_jax.results import MethodError, ParamsError
 from nettrim_jax.typing import Array, Params
@@ -63,19 +64,20 @@ def keep_sparse(
     def hidden(leaf: Any) -> bool:
         return leaf is None or isinstance(leaf, optax.MaskedNode)
 
+    def kept(keep: Any, like: Any) -> Array:
+        return _sharding.beside(jnp.asarray(keep).astype(bool), like)
+
     def gradient(g: Any, keep: Any) -> Any:
         if hidden(g) or not hasattr(keep, "dtype"):
             return g
-        return jnp.where(jnp.asarray(keep).astype(bool), g, jnp.zeros_like(g))
+        return jnp.where(kept(keep, g), g, jnp.zeros_like(g))
 
     def answer(u: Any, keep: Any, p: Any) -> Any:
         if hidden(u) or not hasattr(keep, "dtype"):
             return u
         # in the wider dtype, since a rounded step would not end at zero
         dtype = jnp.promote_types(u.dtype, p.dtype)
-        return jnp.where(
-            jnp.asarray(keep).astype(bool), u.astype(dtype), -p.astype(dtype)
-        )
+        return jnp.where(kept(keep, u), u.astype(dtype), -p.astype(dtype))
 
     def init(params: Params) -> Any:
         _check(params, mask, hidden)
