@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from nettrim_jax._trees import known
+from nettrim_jax._trees import known, path_of
 from nettrim_jax.typing import Array
 
 Function = TypeVar("Function", bound=Callable)
@@ -63,7 +63,11 @@ def own() -> Iterator[None]:
     if not explicit(jax.sharding.get_abstract_mesh()):
         yield
         return
-    left = _Left()
+    try:
+        left = _Left()
+    except ValueError:  # within a program of the user's own
+        yield
+        return
     token = _LEFT.set(left)
     try:
         yield
@@ -134,6 +138,20 @@ def typed(tree: Any, meshes: Any) -> Any:
         return jax.device_put(a, NamedSharding(mesh, sharding.spec))
 
     return jax.tree.map(one, tree) if twins else tree
+
+
+def require_free(name: str, tree: Any, error: type[Exception]) -> None:
+    """Raises ``error`` with the path of the first traced array of a sharded type."""
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if known(leaf):
+            continue
+        sharding = jax.typeof(leaf).sharding
+        if explicit(sharding.mesh) and any(sharding.spec):
+            raise error(
+                f"{name}: {path_of(keys) or 'the array'} is traced with a type of "
+                f"explicit axes, {jax.typeof(leaf)}; prune outside of jax.jit, or put "
+                "the call into jax.sharding.auto_axes"
+            )
 
 
 def meshes_of(tree: Any) -> set[Mesh]:

@@ -190,11 +190,10 @@ def prune(
     )
     came = routes.follow(route, start.parts, start.asked, options)
     sites = tuple(came.reports[k] for k in start.asked)
-    notes = start.first.network.notes
-    report = Report(sites, start.skipped, came.deviation, **came.extra, notes=notes)
+    network, given = start.first.network, came.extra
+    report = Report(sites, start.skipped, came.deviation, **given, notes=network.notes)
     if bound:
         report = _bounded(report, start.first, start.asked, came.leaves, cascade)
-    network = start.first.network
     kept = kept_leaves(network, start.asked, came.leaves, came.masks)
     report = _sharding.typed(report, start.meshes)
     pruned = Pruned(model.give(came.leaves), model.fill(kept), report)

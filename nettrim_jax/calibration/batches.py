@@ -194,6 +194,7 @@ def parts(source: Source) -> Iterator[Part]:
     for at, one in enumerate(batches(batch)):
         name = f"batch {at}" if loaded else "batch"
         require_alive(name, one, BatchError)
+        _sharding.require_free(name, one, BatchError)
         found = infinite(name, one, BatchError)
         leaves, tree = jax.tree.flatten(one)
         arrays = [k for k, leaf in enumerate(leaves) if is_array(leaf)]

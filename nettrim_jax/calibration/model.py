@@ -30,6 +30,7 @@ class Model:
 
     def __init__(self, params: Params, apply_fn: ApplyFn):
         require_alive("params", params, ParamsError)
+        _sharding.require_free("params", params, ParamsError)
         # of the arrays with infinities, by their position
         self.infinite = infinite("params", params, ParamsError)
         self.params, self.apply_fn = params, apply_fn

@@ -3,7 +3,8 @@
 - ``primitives``: operations of newer versions of JAX in the words of older ones.
 - ``call``: the jaxpr of ``apply_fn``, or an error that says how it is called.
 - ``jaxprs``: a jaxpr as a flat program, and its evaluation.
-- ``untyped``: a jaxpr without the types of explicit axes.
+- ``untyped``: a jaxpr as it would be on one device.
+- ``blocks``: a ``shard_map`` as a ``vmap`` over blocks.
 - ``index_maps``: operations that only move the entries of a leaf.
 - ``dataflow``: for each value, which leaf it is and by which factors, what it depends
   on, and along which axes it varies.

@@ -143,7 +143,7 @@ class _Builder:
                 outputs = self.run(body.jaxpr, inner, ops)
                 env.update(zip(eqn.outvars, outputs, strict=True))
                 continue
-            blocks = tuple(self.block(b.jaxpr, b.consts) for b in _branches(eqn))
+            blocks = tuple(self.block(b.jaxpr, b.consts) for b in branches(eqn))
             outputs = tuple(self.slot(var.aval) for var in eqn.outvars)
             env.update(zip(eqn.outvars, outputs, strict=True))
             op = Op(self.op_count, eqn.primitive, eqn.params, inputs, outputs, blocks)
@@ -169,7 +169,7 @@ def called(eqn: Any) -> Any:
     return None
 
 
-def _branches(eqn: Any) -> tuple[Any, ...]:
+def branches(eqn: Any) -> tuple[Any, ...]:
     """The bodies of control flow, in the order of ``Op.blocks``."""
     names = {"scan": ["jaxpr"], "while": ["cond_jaxpr", "body_jaxpr"]}
     if eqn.primitive.name == "cond":

@@ -1,4 +1,4 @@
-"""A jaxpr without the types of explicit axes, as it would be on one device.
+"""A jaxpr as it would be on one device, without types of shardings and ``shard_map``.
 
 A network on a mesh with explicit axes is traced with its own types, as it may say by
 itself how results are sharded. What is then done with it leaves that to XLA.
@@ -13,10 +13,10 @@ import jax
 from jax.extend import core as jex_core
 
 from nettrim_jax._sharding import explicit, own, plain, users
-from nettrim_jax.tracing import jaxprs
+from nettrim_jax.tracing import blocks, jaxprs
 
 # operations that only change the type
-LABELS = frozenset("reshard mesh_cast sharding_constraint".split())
+LABELS = frozenset("reshard mesh_cast sharding_constraint pvary pcast".split())
 
 
 def make_jaxpr(function: Callable, *args: Any) -> Any:
@@ -24,8 +24,7 @@ def make_jaxpr(function: Callable, *args: Any) -> Any:
     with users():
         closed = jax.make_jaxpr(function)(*args)
     jaxpr = closed.jaxpr
-    outputs = [var for eqn in jaxpr.eqns for var in eqn.outvars]
-    if not any(map(_typed, [*jaxpr.invars, *jaxpr.constvars, *outputs])):
+    if not any(map(_typed, [*jaxpr.invars, *jaxpr.constvars])) and _plain(jaxpr):
         return closed
 
     def run(*args: Any) -> list[Any]:
@@ -38,6 +37,18 @@ def make_jaxpr(function: Callable, *args: Any) -> Any:
 
 def _typed(var: Any) -> bool:
     return explicit(getattr(getattr(var.aval, "sharding", None), "mesh", None))
+
+
+def _plain(jaxpr: Any) -> bool:
+    """Whether no operation has a type, or is a ``shard_map``."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "shard_map" or any(map(_typed, eqn.outvars)):
+            return False
+        inner = jaxprs.called(eqn)
+        bodies = jaxprs.branches(eqn) if inner is None else [inner]
+        if not all(_plain(body.jaxpr) for body in bodies):
+            return False
+    return True
 
 
 def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
@@ -64,6 +75,11 @@ def _apply(eqn: Any, args: list[Any]) -> Sequence[Any]:
         return _closed(body)(*args)
     if name in LABELS or (name == "device_put" and not _rest(params)):
         return args
+    if name == "shard_map":
+        body = eqn.params["jaxpr"]
+        return blocks.shard_map(eqn, args, lambda *args: _run(body, (), args))
+    if name == "psum_invariant":
+        return [jax.lax.psum(a, eqn.params["axes"]) for a in args]
     if name in CONTROL:
         return CONTROL[name](eqn, args)
     return jaxprs.bind(eqn.primitive, {k: _without(v) for k, v in params.items()}, args)

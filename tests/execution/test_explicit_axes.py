@@ -146,6 +146,15 @@ def spied(self):
 WATCH, LEAVES = False, [(8, 16), (2, 16, 16), (16, 8), (8, 4)]
 cls._value = property(spied)
 with ambient:
+    if axes == "ambient":
+        for params, x, what in ((mine, rows, "params: a"), (plain, here, "batch: the")):
+            inside = jax.jit(lambda p, x: nt.prune(p, typed.network, x).params)
+            try:
+                inside(params, x)
+            except nt.NetTrimError as error:
+                assert f"{what}" in str(error) and "explicit axes" in str(error), error
+            else:
+                raise AssertionError("no error within jax.jit")
     for call, want in zip(calls, one, strict=True):
         WATCH = call.startswith(("(", ".refit"))
         got = eval("call" + call, {**globals(), "call": typed})
