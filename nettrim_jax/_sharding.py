@@ -93,8 +93,15 @@ def users() -> Iterator[None]:
 
 
 def plain(tree: Any) -> Any:
-    """Arrays without sharding types: the same pieces, on meshes of automatic axes."""
-    return jax.tree.map(_plain, tree)
+    """Arrays without sharding types: the same pieces, on meshes of automatic axes.
+
+    Where the mesh cannot be left, within a program of the user's, they keep them.
+    """
+    return tree if _stays() else jax.tree.map(_plain, tree)
+
+
+def _stays() -> bool:
+    return explicit(jax.sharding.get_abstract_mesh())
 
 
 def _plain(a: Any) -> Any:
@@ -141,16 +148,16 @@ def typed(tree: Any, meshes: Any) -> Any:
 
 
 def require_free(name: str, tree: Any, error: type[Exception]) -> None:
-    """Raises ``error`` with the path of the first traced array of a sharded type."""
+    """Raises ``error`` with the path of the first array whose sharded type stays."""
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if known(leaf):
+        if not isinstance(leaf, jax.Array) or (known(leaf) and not _stays()):
             continue
         sharding = jax.typeof(leaf).sharding
         if explicit(sharding.mesh) and any(sharding.spec):
             raise error(
-                f"{name}: {path_of(keys) or 'the array'} is traced with a type of "
-                f"explicit axes, {jax.typeof(leaf)}; prune outside of jax.jit, or put "
-                "the call into jax.sharding.auto_axes"
+                f"{name}: {path_of(keys) or 'the array'} has a type of explicit axes, "
+                f"{jax.typeof(leaf)}, within a program; prune outside of jax.jit, "
+                "jax.vmap and jax.grad, or put the call into jax.sharding.auto_axes"
             )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core as jex_core
 
 from nettrim_jax._sharding import explicit, own, plain, users
@@ -56,7 +57,10 @@ def _run(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
     env.update(zip(jaxpr.invars, args, strict=True))
 
     def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, jex_core.Literal) else env[atom]
+        if isinstance(atom, jex_core.Literal):  # which may have a type, too
+            aval: Any = atom.aval
+            return np.asarray(atom.val, aval.dtype)
+        return env[atom]
 
     for eqn in jaxpr.eqns:
         out = _apply(eqn, [read(atom) for atom in eqn.invars])
@@ -91,7 +95,7 @@ def _rest(params: Any) -> bool:
 
 
 def _is_type(value: Any) -> bool:
-    return isinstance(value, jax.sharding.NamedSharding) and explicit(value.mesh)
+    return isinstance(value, jax.sharding.NamedSharding)
 
 
 def _without(value: Any) -> Any:

@@ -92,6 +92,16 @@ for name, (inner, plain, mesh, specs, out, checked) in CASES.items():
         np.testing.assert_allclose(a, b, atol=1e-3, err_msg=name)
     a, b = got.report.deviation, want.report.deviation
     np.testing.assert_allclose(a, b, rtol=1e-3, err_msg=name)
+if hasattr(jax, "set_mesh"):  # explicit axes, and a mesh that the user has entered
+    mesh = Mesh(devices, ("d",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        apply_fn = shard_map(mlp, in_specs=(P(), rows[0]), out_specs=rows[0])
+        given = [jax.device_put(a, jax.NamedSharding(mesh, spec)) for a, spec in
+                 ((params, P()), (x, P("d")))]
+        got = nt.prune(given[0], apply_fn, given[1], **eval(sys.argv[1]))
+    want = nt.prune(params, mlp, x, **eval(sys.argv[1]))
+    for leaf in params:
+        np.testing.assert_allclose(got.params[leaf], want.params[leaf], atol=1e-3)
 """
 
 
