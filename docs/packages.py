@@ -50,6 +50,12 @@ def sentence(path):
     return flat(re.split(r"(?<=[^.][.]) (?=[A-Z])", first, maxsplit=1)[0])
 
 
+def home(name):
+    """The file whose docstring says what a file or a package is for."""
+    package = PACKAGE / name / "__init__.py"
+    return package if package.exists() else PACKAGE / f"{name}.py"
+
+
 def rules():
     """The tables of who may import whom: ground, packages, and what is above them."""
     wanted, found = ("GROUND", "PACKAGES", "TOP"), {}
@@ -76,9 +82,10 @@ def section():
     given = rules()
     packages, ground, top = given["PACKAGES"], sorted(given["GROUND"]), given["TOP"]
     files = {
-        "The ground": {name: sentence(PACKAGE / f"{name}.py") for name in ground},
+        "The ground": {name: sentence(home(name)) for name in ground},
+        **{f"`{name}`": listed(name) for name in ground if (PACKAGE / name).is_dir()},
         **{f"`{package}`": listed(package) for package in packages},
-        "The top": {name: sentence(PACKAGE / f"{name}.py") for name in top},
+        "The top": {name: sentence(home(name)) for name in top},
     }
     rows = [[f"`{name}`", purpose(name), imports(packages[name])] for name in packages]
     lines = table(["package", "what it is for", "may import beside the ground"], rows)

@@ -4,6 +4,7 @@ from nettrim_jax import methods, plots, results, training
 from nettrim_jax.bounds.normal_form import Normalized, link_normalize
 from nettrim_jax.convex import penalties
 from nettrim_jax.convex.admm import history, solve
+from nettrim_jax.convex.build import clip_program, linear_program, relu_program
 from nettrim_jax.convex.config import ADMM
 from nettrim_jax.convex.cvxpy import to_cvxpy
 from nettrim_jax.convex.entrywise import (
@@ -16,12 +17,7 @@ from nettrim_jax.convex.entrywise import (
 )
 from nettrim_jax.convex.groups import GroupL1, SparseGroup
 from nettrim_jax.convex.path import Path, path
-from nettrim_jax.convex.programs import (
-    Program,
-    clip_program,
-    linear_program,
-    relu_program,
-)
+from nettrim_jax.convex.programs import Program
 from nettrim_jax.convex.solution import Certificate, History, Solution, Stats
 from nettrim_jax.methods import patterns
 from nettrim_jax.methods.nettrim import NetTrim

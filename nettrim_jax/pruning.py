@@ -6,7 +6,7 @@ Knows all packages; no package knows it.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nettrim_jax import _checks, _progress, _sharding, selection
@@ -189,14 +189,13 @@ def prune(
         *(start.show, revive, inside),
     )
     came = routes.follow(route, start.parts, start.asked, options)
-    sites = tuple(came.reports[k] for k in start.asked)
-    network, given = start.first.network, came.extra
-    report = Report(sites, start.skipped, came.deviation, **given, notes=network.notes)
-    if bound:
-        report = _bounded(report, start.first, start.asked, came.leaves, cascade)
-    kept = kept_leaves(network, start.asked, came.leaves, came.masks)
+    sites = tuple(map(came.reports.__getitem__, start.asked))
+    network, moved = start.first.network, came.deviation
+    report = Report(sites, start.skipped, moved, **came.extra, notes=network.notes)
+    report = _bounded(report, start, came.leaves, cascade) if bound else report
+    kept = model.fill(kept_leaves(network, start.asked, came.leaves, came.masks))
     report = _sharding.typed(report, start.meshes)
-    pruned = Pruned(model.give(came.leaves), model.fill(kept), report)
+    pruned = Pruned(model.give(came.leaves), kept, report)
     # epsilon, key or weights may be traced where params and batch are not
     if all(known(site.result) for site in report.sites):
         _checks.converged(pruned, on_failure, solver)
@@ -250,15 +249,10 @@ def begin(
     return Start(first, every, asked, skipped, show, meshes)
 
 
-def _bounded(
-    report: Report,
-    part: Part,
-    chosen: Collection[int],
-    new: list[Array],
-    cascade: bool,
-) -> Report:
+def _bounded(report: Report, start: Start, new: list[Array], cascade: bool) -> Report:
     """The report with the theorems' bounds, on the batch of its deviation."""
-    sites = [part.network.sites[k] for k in chosen]
+    part = start.first
+    sites = [part.network.sites[k] for k in start.asked]
     changed = {site.leaf for site in sites} | {
         site.bias[0] for site in sites if site.bias
     }

@@ -11,7 +11,7 @@ from flax import nnx
 from marks import only_fast
 
 import nettrim_jax as nt
-from nettrim_jax import _tables
+from nettrim_jax.report import tables
 from nettrim_jax.results import MethodError
 
 X = models.data(200, 8)
@@ -158,7 +158,7 @@ BLOCKS = [
     ],
 )
 def test_short_paths_tell_layers_apart(paths, width):
-    texts = _tables.shortened(paths, width)
+    texts = tables.shortened(paths, width)
     shown = [text for text in texts if text]
     assert len(set(shown)) == len(shown)
     assert all(len(text) <= width for text in texts)
@@ -172,10 +172,10 @@ def test_short_paths_tell_layers_apart(paths, width):
 
 
 def test_the_block_and_the_layer_stay():
-    texts = dict(zip(BLOCKS, _tables.shortened(BLOCKS, 40), strict=True))
+    texts = dict(zip(BLOCKS, tables.shortened(BLOCKS, 40), strict=True))
     wanted = "…/block_11/self_attention/query/…/value"
     assert texts["params/block_11/self_attention/query/kernel/value"] == wanted
-    texts = dict(zip(BLOCKS, _tables.shortened(BLOCKS, 26), strict=True))
+    texts = dict(zip(BLOCKS, tables.shortened(BLOCKS, 26), strict=True))
     for path, text in texts.items():
         assert text and path.split("/")[1].split("_")[-1] in text
 
@@ -184,7 +184,7 @@ def test_a_path_that_cannot_be_short_has_a_line_of_its_own():
     middle = "x/" + "a" * 40 + "{}" + "d" * 40
     paths = [middle.format("bc"), middle.format("cb"), "short"]
     rows = [(path, [k]) for k, path in enumerate(paths)]
-    lines = _tables.grid([("number", 80)], rows)
+    lines = tables.grid([("number", 80)], rows)
     assert lines[1] == paths[0] and lines[2].split() == ["0"]
     assert lines[3] == paths[1] and lines[4].split() == ["1"]
     assert lines[5].split() == ["short", "2"]

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import results
-from nettrim_jax._figures import UNKNOWN
 from nettrim_jax.allocation import budget as budgets
 from nettrim_jax.allocation.budget import Choice, Reading
 from nettrim_jax.allocation.curves import Point
@@ -25,6 +24,7 @@ from nettrim_jax.execution.orders import Methods, Pruning, Seen
 from nettrim_jax.methods.base import Budgeted, Method
 from nettrim_jax.methods.budget import Budget
 from nettrim_jax.report import SearchStep, SiteReport
+from nettrim_jax.report.figures import UNKNOWN
 from nettrim_jax.results import MethodError
 from nettrim_jax.tracing import entries
 from nettrim_jax.tracing.entries import Values

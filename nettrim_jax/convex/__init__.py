@@ -6,6 +6,7 @@
 - ``masked``: any penalty, with some weights that have to be zero.
 - ``responses``: the requirement on the response.
 - ``programs``: the program, its objective and its dual bound.
+- ``build``: makes a program from arrays, and checks them.
 - ``projection``: the projection on the graph of a program, and its factor.
 - ``config``: ``ADMM``, the settings of the solver.
 - ``solution``: the records that a solve returns.

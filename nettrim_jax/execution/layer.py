@@ -14,7 +14,6 @@ import numpy as np
 
 from nettrim_jax import results
 from nettrim_jax._compile import compiled
-from nettrim_jax._figures import UNKNOWN
 from nettrim_jax._numerics import numpy_of
 from nettrim_jax._trees import from_host, known, on_host
 from nettrim_jax.calibration.capture import Activation
@@ -27,6 +26,7 @@ from nettrim_jax.methods.base import (
     held_out,
     squared_errors,
 )
+from nettrim_jax.report.figures import UNKNOWN
 from nettrim_jax.tracing import entries
 from nettrim_jax.tracing.entries import Entries
 from nettrim_jax.typing import Array

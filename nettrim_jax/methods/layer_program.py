@@ -13,14 +13,11 @@ from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import norm
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.convex import admm, least_squares, programs
+from nettrim_jax.convex.build import check_shapes, clip_program
 from nettrim_jax.convex.config import ADMM
 from nettrim_jax.convex.masked import Masked
 from nettrim_jax.convex.penalties import Penalty
-from nettrim_jax.convex.programs import (
-    Program,
-    check_shapes,
-    clip_program,
-)
+from nettrim_jax.convex.programs import Program
 from nettrim_jax.convex.solution import Solution
 from nettrim_jax.methods.base import Cost, LayerData, LayerKind
 from nettrim_jax.typing import Array, ArrayLike

@@ -16,12 +16,10 @@ from nettrim_jax._numerics import divide
 from nettrim_jax._trees import known
 from nettrim_jax._values import flag, real, whole
 from nettrim_jax.calibration.statistics import Statistic
+from nettrim_jax.convex.build import check_weights
 from nettrim_jax.convex.entrywise import L1
 from nettrim_jax.convex.penalties import Groups, Penalty, is_penalty
-from nettrim_jax.convex.programs import (
-    BIASES,
-    check_weights,
-)
+from nettrim_jax.convex.programs import BIASES
 from nettrim_jax.convex.solution import Solution
 from nettrim_jax.methods.base import Answer, Cost, Lanes, LayerData, LayerKind
 from nettrim_jax.methods.budget import Budget, Metric, check_number

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
-from nettrim_jax import _report_text, _tables, results
-from nettrim_jax._figures import UNKNOWN, register_figures
-from nettrim_jax._plain_data import array, left, pairs, plain, reading
+from nettrim_jax import results
 from nettrim_jax._trees import STATIC, known
+from nettrim_jax.report import tables, text
+from nettrim_jax.report.figures import UNKNOWN, register_figures
+from nettrim_jax.report.plain_data import array, left, pairs, plain, reading
 from nettrim_jax.typing import Array, LeafPath
 
 FIGURES = ("deviation", "bound", "tight_bound")  # that may be missing
@@ -97,8 +98,8 @@ class Listing:
             for site in self.sites
         ]
         rows.append(("all", ["", "", "", "", "", "", self.size]))
-        lines = [*_tables.grid(columns, rows), *_tables.notes(self.notes)]
-        return "\n".join([*lines, *_tables.left_alone(self.skipped)])
+        lines = [*tables.grid(columns, rows), *tables.notes(self.notes)]
+        return "\n".join([*lines, *tables.left_alone(self.skipped)])
 
 
 def _none() -> Any:
@@ -352,7 +353,7 @@ class Report:
 
     def __str__(self) -> str:
         try:
-            return _report_text.table(self)
+            return text.table(self)
         except TypeError:  # arrays under a trace, or with a mapped axis
             return f"Report of {len(self.sites)} layers, values not known or mapped"
 
@@ -368,12 +369,12 @@ def _site(data: Mapping[str, Any]) -> SiteReport:
     fields = {}
     for field in dataclasses.fields(SiteReport):
         value = data[field.name]
-        if isinstance(value, list):
-            value = tuple(value)
-        elif field.name == "result":
+        if field.name == "result":
             codes = {name: code for code, name in results.NAMES.items()}
             value = np.asarray(codes[value], np.int32)
         elif not field.metadata.get("static"):
             value = array(value)
+        elif isinstance(value, list):
+            value = tuple(value)
         fields[field.name] = value
     return SiteReport(**fields)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nettrim_jax import results
+from nettrim_jax.report.figures import UNKNOWN
 from nettrim_jax.typing import LeafPath
 
 
@@ -28,6 +29,8 @@ def reading(kind: str, data: Any) -> Iterator[None]:
 
 def array(value: Any) -> Any:
     """Numbers that may be missing, as an array."""
+    if value is None:
+        return UNKNOWN
     whole = np.array(value, object)
     if all(isinstance(a, int) for a in whole.ravel()):
         return np.asarray(value, np.int32)

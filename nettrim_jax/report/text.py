@@ -6,7 +6,8 @@ Knows the fields of a report; knows no network.
 import math
 from typing import Any
 
-from nettrim_jax import _tables, results
+from nettrim_jax import results
+from nettrim_jax.report import tables
 from nettrim_jax.typing import Array
 
 _COLUMNS = (
@@ -41,14 +42,12 @@ def table(report: Any) -> str:
         if site.kind == "dense" and 0 < (idle := int(site.idle_lanes)) < site.shape[0]
     ]
     notes += [
-        _tables.fit(
-            f"removable, no weight is left: {' and '.join(bare)} of {site.path}"
-        )
+        tables.fit(f"removable, no weight is left: {' and '.join(bare)} of {site.path}")
         for site in report.sites
         if (bare := _bare(site))
     ]
     notes += [
-        _tables.fit(
+        tables.fit(
             f"{site.path}: no more than {int(site.before)} of its {site.size} weights "
             "were left before, and none was removed"
         )
@@ -56,7 +55,7 @@ def table(report: Any) -> str:
         if 0 < int(site.before) == int(site.nonzeros) < site.size
     ]
     notes += [
-        _tables.fit(
+        tables.fit(
             f"{site.path}: the mask keeps {int(site.kept)} weights, of which "
             f"{int(site.kept) - int(site.nonzeros)} are zero"
         )
@@ -67,13 +66,13 @@ def table(report: Any) -> str:
     total += [f"{100 * float(report.sparsity):.1f}%"]
     rows.append(("all", total + [""] * 5))
     moved = f"output moved by {float(report.deviation):.4f} of its norm on the batch"
-    lines = [*_tables.grid(_COLUMNS, rows), moved, *_bound_lines(report)]
+    lines = [*tables.grid(_COLUMNS, rows), moved, *_bound_lines(report)]
     lines += [
         *_budget_lines(report),
         *_split_lines(report),
         *notes,
-        *_tables.notes(report.notes),
-        *_tables.left_alone(report.skipped),
+        *tables.notes(report.notes),
+        *tables.left_alone(report.skipped),
     ]
     return "\n".join(lines)
 
@@ -82,7 +81,7 @@ def _bound_lines(report: Any) -> list[str]:
     if report.bound_stop is None:
         return []
     if report.bound_stop:
-        return [_tables.fit(f"no bound on that: it stops at {report.bound_stop}")]
+        return [tables.fit(f"no bound on that: it stops at {report.bound_stop}")]
     bound, tight = (f"{float(a):.4g}" for a in (report.bound, report.tight_bound))
     return [f"at most {bound} by the theorems, {tight} by the tighter bound"]
 

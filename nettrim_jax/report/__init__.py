@@ -1,0 +1,19 @@
+"""The report of a pruning, as records, as text and as plain data.
+
+- ``records``: one entry per site, totals, and the leaves left alone.
+- ``text``: the text of a report: a table of the layers, and lines below it.
+- ``tables``: text of at most 100 columns, and lines about leaves that were left alone.
+- ``plain_data``: the values of reports as plain data, and back.
+- ``figures``: figures of a record that may be unknown, and are no leaves of it then.
+"""
+
+from nettrim_jax.report.records import (
+    Listing,
+    Report,
+    SearchStep,
+    SiteInfo,
+    SiteReport,
+    Split,
+)
+
+__all__ = ["Listing", "Report", "SearchStep", "SiteInfo", "SiteReport", "Split"]
