@@ -14,6 +14,9 @@
 - ``epilogue``: the operations after a linear one, up to a clip such as a ReLU.
 - ``uses``: the uses of every leaf, linear or not.
 - ``signs``: signs that a network runs as in training.
+- ``labels``: what an axis has to do with the axes of the rows' weights.
+- ``axis_rules``: what each operation does with these labels.
+- ``axes``: follows them through a program, from the batch to the rows of each layer.
 - ``sites``: ``trace``, which makes a network with its sites.
 - ``canonical``: a segment of a network in numbers of its own, so that like ones are
   compiled once.
