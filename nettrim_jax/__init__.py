@@ -28,7 +28,15 @@ from nettrim_jax.methods.sparsegpt import SparseGPT
 from nettrim_jax.methods.taylor import Taylor
 from nettrim_jax.pruning import Pruned, prune
 from nettrim_jax.refitting import refit
-from nettrim_jax.report import Listing, Report, SearchStep, SiteInfo, SiteReport, Split
+from nettrim_jax.report import (
+    Listing,
+    Margin,
+    Report,
+    SearchStep,
+    SiteInfo,
+    SiteReport,
+    Split,
+)
 from nettrim_jax.results import NetTrimError
 from nettrim_jax.selection import sites
 from nettrim_jax.training.masking import keep_sparse
@@ -46,6 +54,7 @@ __all__ = [
     "L1",
     "Listing",
     "Magnitude",
+    "Margin",
     "NM",
     "NetTrim",
     "NetTrimError",

@@ -65,6 +65,26 @@ def drop(before: Sequence[float], after: Sequence[float], share: float) -> Readi
     return Reading(mean, mean + margin)
 
 
+def halving(reading: Reading, measure: str) -> float:
+    r"""The factor of the number of rows at which the margin would be half.
+
+    .. math::
+        \text{bound} - \text{value} \to \tfrac12 (\text{bound} - \text{value})
+        \quad\text{as}\quad \mathrm{se} \to \mathrm{se} / \sqrt{\text{factor}}
+
+    It is 4 for a drop, whose margin is proportional to the standard error, and up to 16
+    for a deviation, whose square has that error. NaN if there is no margin.
+    """
+    margin = reading.bound - reading.value
+    if not (math.isfinite(margin) and margin > 0):
+        return math.nan
+    if measure == "drop":
+        return 4.0
+    half = reading.value + margin / 2
+    whole, part = (end**2 - reading.value**2 for end in (reading.bound, half))
+    return (whole / part) ** 2
+
+
 def _error(each: np.ndarray) -> float:
     """Standard error of the mean."""
     return float(np.std(each, ddof=1) / math.sqrt(len(each))) if len(each) > 1 else 0.0

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from nettrim_jax.allocation import budget as budgets
 from nettrim_jax.allocation import deviation, levels
+from nettrim_jax.allocation.budget import Reading
 from nettrim_jax.allocation.evaluation import Meter
 from nettrim_jax.calibration.batches import Part, Source
 from nettrim_jax.calibration.batches import parts as parts_of
@@ -19,7 +21,7 @@ from nettrim_jax.execution.options import Options
 from nettrim_jax.execution.orders import Methods
 from nettrim_jax.methods.base import Method
 from nettrim_jax.methods.budget import Budget, Share
-from nettrim_jax.report import SiteReport, Split
+from nettrim_jax.report import Margin, SearchStep, SiteReport, Split
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array, Batch
 
@@ -144,10 +146,24 @@ def _within(
         "budget": jnp.asarray(budget.most, jnp.float32),
         "checked": jnp.asarray(checked, jnp.float32),
         "measure": budget.measure,
+        "margin": _margin(found.steps[-1], budget.measure, dealt),
         "search": found.steps,
     }
     moved = orders.moved(seen.first, found.leaves)
     return Finished(found.leaves, found.masks, found.reports, moved, extra)
+
+
+def _margin(step: SearchStep, measure: str, dealt: Dealt) -> Margin:
+    """What the chosen network keeps of the budget for rows that were not seen."""
+    value, bound = float(step.value), float(step.bound)
+    factor = budgets.halving(Reading(value, bound), measure)
+    return Margin(
+        size=jnp.asarray(bound - value, jnp.float32),
+        halved=jnp.asarray(factor * dealt.given, jnp.float32),
+        steering=dealt.steering,
+        given=dealt.given,
+        unit=dealt.unit,
+    )
 
 
 def _meter(

@@ -27,6 +27,9 @@ class Dealt(NamedTuple):
     steer: list[Batch]
     check: list[Batch]
     share: float  # ratio of the rows that steer to those that check
+    given: int  # number of rows in all, or of batches if theirs are not known
+    steering: int  # how many of these steer
+    unit: str = "rows"
 
 
 def deal(
@@ -81,7 +84,8 @@ def deal(
                 "of the batch, so expected one entry for each along the leading axis"
             )
         weights = np.asarray(weights)[mine]
-    return Dealt(_take(batch, mine), weights, parts[:folds], parts[folds:], 1.0)
+    steer, check = parts[:folds], parts[folds:]
+    return Dealt(_take(batch, mine), weights, steer, check, 1.0, n, folds * each)
 
 
 def concrete(tree: Any, asked: str, otherwise: str) -> None:
@@ -112,8 +116,11 @@ def _deal_batches(given: list[Batch], weights: Weights | None, folds: int) -> De
     solve = [one for i, one in enumerate(given) if i % 4 in (0, 3)]
     steer, check = given[1::4], given[2::4]
     share = len(steer) / len(check)
+    counts = *map(_count, (given, steer)), "rows"
+    if None in counts:
+        counts = len(given), len(steer), "batches"
     if folds == 1:
-        return Dealt(iter(solve), weights, steer, check, share)
+        return Dealt(iter(solve), weights, steer, check, share, *counts)
     parts = _cut(steer)
     if len(parts) < 2:
         raise BatchError(
@@ -121,7 +128,7 @@ def _deal_batches(given: list[Batch], weights: Weights | None, folds: int) -> De
             "two to know how far rows differ, and its arrays share no leading axis of "
             "at least 2 rows to cut it along; give at least 6 batches"
         )
-    return Dealt(iter(solve), weights, parts, _cut(check), share)
+    return Dealt(iter(solve), weights, parts, _cut(check), share, *counts)
 
 
 def _cut(given: list[Batch]) -> list[Batch]:
@@ -149,6 +156,12 @@ def _rows(batch: Batch) -> int | None:
     """The length of the leading axis, if all arrays share it."""
     lengths = {a.shape[0] for a in _arrays(batch)}
     return lengths.pop() if len(lengths) == 1 else None
+
+
+def _count(given: list[Batch]) -> int | None:
+    """The number of rows of some batches, if each has a leading axis of its own."""
+    counts = [_rows(one) for one in given]
+    return None if None in counts else sum(n or 0 for n in counts)
 
 
 def _take(batch: Batch, rows: np.ndarray) -> Batch:

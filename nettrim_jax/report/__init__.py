@@ -9,6 +9,7 @@
 
 from nettrim_jax.report.records import (
     Listing,
+    Margin,
     Report,
     SearchStep,
     SiteInfo,
@@ -16,4 +17,12 @@ from nettrim_jax.report.records import (
     Split,
 )
 
-__all__ = ["Listing", "Report", "SearchStep", "SiteInfo", "SiteReport", "Split"]
+__all__ = [
+    "Listing",
+    "Margin",
+    "Report",
+    "SearchStep",
+    "SiteInfo",
+    "SiteReport",
+    "Split",
+]

@@ -202,6 +202,31 @@ class SearchStep:
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Margin:
+    """What a budget keeps for rows that were not seen, and what decides it.
+
+    As many rows as those that check exceed the value on the rows that steer by more
+    than the margin one time in a hundred.
+
+    Attributes:
+      size: the margin, in the units of the budget: the bound of the last network of
+        ``report.search`` less its value.
+      halved: about the number of rows of a batch with which it would be half; NaN
+        where the rows that steer do not differ, so that there is no margin.
+      steering: number of rows that steer.
+      given: number of rows of the batch, or of a loader's batches together.
+      unit: ``"rows"``, or ``"batches"`` of a loader where rows cannot be counted.
+    """
+
+    size: Array
+    halved: Array
+    steering: int = dataclasses.field(metadata=STATIC)
+    given: int = dataclasses.field(metadata=STATIC)
+    unit: str = dataclasses.field(default="rows", metadata=STATIC)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Split:
     """How one number of weights was split among layers, by measuring networks.
 
@@ -235,10 +260,12 @@ class Report:
         layer's error through the next layer.
       bound_stop: the operation without a known Lipschitz constant, where the bound
         stops; empty if it does not; None if it was not asked for.
-      budget: the largest allowed ``measure``; like the next three, only where a method
+      budget: the largest allowed ``measure``; like the next four, only where a method
         asked for a budget.
       checked: the ``measure`` on rows that no solve and no search used.
       measure: ``"deviation"`` of the output or ``"drop"`` of the metric.
+      margin: what is kept of the budget for rows that were not seen, and with how many
+        rows that would be half.
       search: the networks that were measured to find this one, which is the last.
       split: how the layers' numbers of weights were chosen under ``scope="network"``;
         None if nothing was measured for that.
@@ -254,6 +281,7 @@ class Report:
     budget: Array | None = None
     checked: Array | None = None
     measure: str | None = dataclasses.field(default=None, metadata=STATIC)
+    margin: Margin | None = None
     search: tuple[SearchStep, ...] = ()
     split: Split | None = None
     notes: tuple[str, ...] = dataclasses.field(default=(), metadata=STATIC)
@@ -325,6 +353,7 @@ class Report:
                 budget=array(found["most"]) if found else None,
                 checked=array(found["checked"]) if found else None,
                 measure=found.get("measure"),
+                margin=_margin(found.get("margin")),
                 search=tuple(
                     SearchStep(**{name: array(a) for name, a in step.items()})
                     for step in found.get("search", ())
@@ -345,6 +374,8 @@ class Report:
             "measure": self.measure,
             "most": plain(self.budget),
             "checked": plain(self.checked),
+            "margin": self.margin
+            and {name: plain(value) for name, value in vars(self.margin).items()},
             "search": [
                 {name: plain(value) for name, value in vars(step).items()}
                 for step in self.search
@@ -363,6 +394,13 @@ def _site_dict(site: SiteReport) -> dict[str, Any]:
     out = {name: plain(getattr(site, name)) for name in [*names, "sparsity"]}
     worst = int(np.max(site.result))
     return {**out, "result": results.NAMES[worst], "message": results.message(worst)}
+
+
+def _margin(data: Mapping[str, Any] | None) -> Margin | None:
+    if data is None:
+        return None
+    figures = {name: array(data[name]) for name in ("size", "halved")}
+    return Margin(**{**data, **figures})
 
 
 def _site(data: Mapping[str, Any]) -> SiteReport:

@@ -115,7 +115,22 @@ def _budget_lines(report: Any) -> list[str]:
     return [
         f"{report.measure} of {checked:.4g} on rows that steered nothing, "
         f"{'within' if checked <= most else 'OVER'} the budget of {most:.4g}; "
-        f"{len(report.search)} networks tried"
+        f"{len(report.search)} networks tried",
+        *_margin_lines(report),
+    ]
+
+
+def _margin_lines(report: Any) -> list[str]:
+    margin = report.margin
+    if margin is None:
+        return []
+    by = f"as {margin.steering} of {margin.given} {margin.unit} steered"
+    size, halved = float(margin.size), float(margin.halved)
+    if math.isnan(halved):
+        return [f"margin for rows not seen 0, {by} and do not differ"]
+    about = float(f"{halved:.2g}")
+    return [
+        f"margin for rows not seen {size:.3g}, {by}; about {about:.0f} would halve it"
     ]
 
 

@@ -168,6 +168,32 @@ def test_margin_of_a_drop_is_a_prediction_interval():
     assert 0.004 < exceeded / times < 0.02
 
 
+@pytest.mark.parametrize("measure", ["deviation", "drop"])
+@pytest.mark.parametrize("spread", [1e-3, 0.1, 3.0])
+def test_that_many_rows_halve_the_margin(measure, spread):
+    """A fold is a mean over rows: its spread falls with the root of their number."""
+    noise = np.random.default_rng(0).normal(size=16)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+
+    def read(rows):
+        off = spread * noise / math.sqrt(rows)
+        if measure == "drop":
+            return budgets.drop(0.2 + off, 0 * off, 1.0)
+        return budgets.deviation(1e-4 * (1 + off), np.ones(16), 1.0)
+
+    one = read(1)
+    factor = budgets.halving(one, measure)
+    more = read(factor)
+    assert more.value == pytest.approx(one.value)
+    assert more.bound - more.value == pytest.approx((one.bound - one.value) / 2)
+    assert factor == 4 if measure == "drop" else 4 < factor < 16
+
+
+def test_no_margin_is_halved_by_no_rows():
+    for reading in (Reading(0.2, 0.2), Reading(math.inf, math.inf)):
+        assert math.isnan(budgets.halving(reading, "deviation"))
+
+
 def test_quantiles_are_those_of_student():
     stats = pytest.importorskip("scipy.stats")
     for df, q in enumerate(budgets.QUANTILES[1:], 1):
@@ -243,7 +269,13 @@ def test_deviation_is_kept_and_reported():
     text = str(report)
     assert "on rows that steered nothing, within the budget of 0.1;" in text
     assert max(map(len, text.splitlines())) <= 100
+    margin = report.margin
+    assert float(margin.size) == pytest.approx(float(last.bound - last.value), rel=1e-5)
+    assert (margin.steering, margin.given) == (128, 512)
+    assert 4 * 512 < float(margin.halved) < 5 * 512
+    assert ", as 128 of 512 rows steered; about " in text
     data = json.loads(json.dumps(report.to_dict()))["budget"]
+    assert data["margin"]["steering"] == 128 and data["margin"]["unit"] == "rows"
     assert data["measure"] == "deviation" and len(data["search"]) == len(report.search)
     again = jax.tree.map(lambda a: a, report)
     assert str(again) == text
@@ -422,6 +454,9 @@ def test_batches_are_dealt_in_turn():
     assert {float(a[0, 0]) for a in dealt.steer} == {1, 5}
     assert {float(a[0, 0]) for a in dealt.check} == {2, 6}
     assert len(dealt.steer) == len(dealt.check) == 16
+    assert dealt[5:] == (256, 64, "rows")
+    ragged = [{"x": np.zeros((5, 2)), "z": np.zeros(3)}] * 8
+    assert dealing.deal(iter(ragged), None, jax.random.key(0))[5:] == (8, 2, "batches")
 
 
 # ---- errors
