@@ -2,7 +2,8 @@
 
 - ``routes``: the route of a pruning, by the budget or the share of its methods.
 - ``levels``: the search for the number of weights of each layer in a share.
-- ``deviation``: the search for the epsilon of each layer within a budget.
+- ``deviation``: the search for the strength of each layer within a budget.
+- ``factor``: one factor for all strengths, on prunings of whole networks.
 - ``search``: the solves of single layers, for both searches.
 - ``evaluation``: measurements of networks on some rows.
 - ``budget``: pure functions that choose for a budget, given measured numbers.

@@ -1,14 +1,16 @@
-"""Prunes within a budget of the whole network, by a search for all epsilons.
+"""Prunes within a budget of the whole network, by a search for all strengths.
 
-Every layer is solved for decreasing epsilons, each time from the solution before, and
-measured alone on the rows that steer. ``budget`` chooses among the answers.
+A layer's strength is its epsilon, or the odds of a zero in its pattern. Every layer is
+solved for decreasing strengths, each time from the solution before, and measured alone
+on the rows that steer. ``budget`` chooses among the answers.
 Knows the engine and budgets; knows no particular method.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,9 +21,10 @@ from nettrim_jax.allocation.curves import Point
 from nettrim_jax.allocation.evaluation import Meter
 from nettrim_jax.allocation.search import Leaves, Workshop
 from nettrim_jax.execution import layer
+from nettrim_jax.execution.engine import kind_of
 from nettrim_jax.execution.options import Options
-from nettrim_jax.execution.orders import Methods, Pruning, Seen
-from nettrim_jax.methods.base import Budgeted, Method
+from nettrim_jax.execution.orders import Methods, Seen
+from nettrim_jax.methods.base import Budgeted
 from nettrim_jax.methods.budget import Budget
 from nettrim_jax.report import SearchStep, SiteReport
 from nettrim_jax.report.figures import UNKNOWN
@@ -31,8 +34,7 @@ from nettrim_jax.tracing.entries import Values
 from nettrim_jax.tracing.sites import Site
 from nettrim_jax.typing import Array
 
-LARGEST = 1.0  # epsilon at which no weight is needed
-MORE = 1  # number of halvings after one epsilon for all layers fits
+MORE = 1  # number of halvings after one strength for all layers fits
 ROUNDS = 2  # number of halvings of the steps around the choice
 EXCHANGES = 8  # number of networks measured at the end, per layer
 PATIENCE = 10  # a search allows one in ``PATIENCE`` of the solver's steps
@@ -42,10 +44,17 @@ class Found(NamedTuple):
     """The result of a search."""
 
     leaves: Leaves
-    masks: dict[int, Array]  # of sites without a part of the budget
+    masks: dict[int, Array]  # of sites that are pruned
     reports: dict[int, SiteReport]
-    epsilons: dict[int, float]  # zero where a layer stays as trained
+    given: dict[int, "Given"]  # the parts of the budget
     steps: tuple[SearchStep, ...]
+
+
+class Given(NamedTuple):
+    """What a search gives one layer."""
+
+    way: Budgeted
+    strength: float  # zero where the layer stays as trained
 
 
 class _Solved(NamedTuple):
@@ -53,13 +62,16 @@ class _Solved(NamedTuple):
 
     values: Values
     report: SiteReport
+    way: int | None  # which of the layer's alternatives; None as trained
+    mask: Array | None = None
+    epsilon: float = 0.0  # of the report
 
 
 class _Search:
-    """The answers so far, by layer and epsilon, and the readings of networks."""
+    """The answers so far, by layer and strength, and the readings of networks."""
 
     def __init__(self, seen: Seen, asked: Methods, options: Options, meter: Meter):
-        self.mine = _budgeted(asked)
+        self.mine = budgeted(asked)
         self.shop = Workshop(seen, asked, self.mine, options, meter)
         self.meter = meter
         self.activations = dict(zip(asked, seen.activations, strict=True))
@@ -67,8 +79,11 @@ class _Search:
         steps = max(options.solver.max_steps // PATIENCE, 1)
         solver = dataclasses.replace(options.solver, max_steps=steps)
         self.options = options._replace(solver=solver)
-        self.starts: dict[int, Any] = {}
+        self.ways = {k: method.alternatives for k, method in self.mine.items()}
+        self.kinds = {k: kind_of(self.shop.site(k), m) for k, m in self.mine.items()}
+        self.starts: dict[int, dict[int, Any]] = {}  # by way
         self.failed = dict.fromkeys(self.mine, False)  # in the last solve
+        self.last = dict.fromkeys(self.mine, 0)  # the answer before, of the same way
         self.readings: dict[Choice, Reading] = {}
         self.steps: dict[Choice, SearchStep] = {}
         self.solved = {k: [self._as_trained(k)] for k in self.mine}
@@ -81,6 +96,10 @@ class _Search:
     def most(self) -> float:
         return self.meter.budget.most
 
+    @property
+    def smooth(self) -> bool:
+        return self.meter.budget.measure == "deviation"
+
     def fits(self, choice: Choice) -> bool:
         return self.measure(choice).bound <= self.most
 
@@ -88,9 +107,11 @@ class _Search:
         """The reading of a choice, which has one position per layer in ``mine``."""
         if choice not in self.readings:
             self.readings[choice] = reading = self.meter.read(self.leaves(choice))
-            points = [self.curves[k][i] for k, i in zip(self.mine, choice, strict=True)]
+            pairs = list(zip(self.mine, choice, strict=True))
             self.steps[choice] = step_of(
-                [p.epsilon for p in points], sum(p.nonzeros for p in points), reading
+                [self.solved[k][i].epsilon for k, i in pairs],
+                [self.curves[k][i].nonzeros for k, i in pairs],
+                reading,
             )
         return self.readings[choice]
 
@@ -99,14 +120,22 @@ class _Search:
         answers = ((k, self.solved[k][i].values) for k, i in picked if i)
         return self.shop.put(self.shop.base, answers)
 
-    def solve(self, epsilons: Mapping[int, float]) -> None:
+    def span(self, k: int, way: int) -> tuple[float, float]:
+        """The largest and the least strength of a layer."""
+        return self.ways[k][way].strengths(self.options.solver.tol)
+
+    def solve(self, way: int, strengths: Mapping[int, float]) -> None:
         """Solves these layers, and adds the converged answers to their curves."""
-        if not epsilons:
+        if not strengths:
             return
-        methods = {k: self.mine[k].allotted(e) for k, e in epsilons.items()}
-        new, outcomes = self.shop.solve(methods, self.options, self.starts)
+        methods = {
+            k: self.ways[k][way].allotted(e, self.kinds[k])
+            for k, e in strengths.items()
+        }
+        starts = self.starts.setdefault(way, {})
+        new, outcomes = self.shop.solve(methods, self.options, starts)
         for k, outcome in outcomes.items():
-            self.starts[k] = outcome.solved
+            starts[k] = outcome.solved
             report = outcome.report
             self.failed[k] = int(report.result) not in results.GOOD
             if self.failed[k]:
@@ -114,14 +143,36 @@ class _Search:
             values = self.shop.values(k, new)
             cost = self.shop.cost(self.shop.put(self.shop.base, [(k, values)]))
             if np.isfinite(cost):
-                self.solved[k].append(_Solved(values, report))
-                point = Point(int(report.nonzeros), cost, float(epsilons[k]))
+                epsilon = float(report.epsilon)
+                one = _Solved(values, report, way, outcome.mask, epsilon)
+                point = Point(int(report.nonzeros), cost, float(strengths[k]))
+                self.last[k] = len(self.curves[k])
+                self.solved[k].append(one)
                 self.curves[k].append(point)
 
     def best(self) -> Choice:
         """The last choice of the chain that is reached within the budget."""
         row = budgets.chain(list(self.curves.values()))
         return row[budgets.climb(len(row), lambda i: self.fits(row[i]))]
+
+    def each_way(self, strengths: Mapping[int, float], choice: Choice) -> None:
+        """Solves each layer at its strength, in the way of its choice."""
+        ways = {k: self.way(k, i) for k, i in zip(self.mine, choice, strict=True)}
+        for way in sorted(set(ways.values())):
+            self.solve(way, {k: e for k, e in strengths.items() if ways[k] == way})
+
+    def way(self, k: int, i: int) -> int:
+        """The way of an answer; as trained, that of the answer that costs least."""
+        if self.solved[k][i].way is None and len(self.curves[k]) > 1:
+            i = min(range(1, len(self.curves[k])), key=lambda j: self.curves[k][j].cost)
+        return self.solved[k][i].way or 0
+
+    def between(self, k: int, i: int) -> tuple[float, float]:
+        """Two strengths around an answer, of its way."""
+        way = self.way(k, i)
+        some = [j for j, one in enumerate(self.solved[k]) if one.way in (None, way)]
+        curve = [self.curves[k][j] for j in some]
+        return budgets.between(curve, some.index(i), self.span(k, way)[1])
 
     def shape(self, k: int) -> tuple[int, ...]:
         """Layers of one shape are solved in one call, compiled for their number."""
@@ -131,10 +182,10 @@ class _Search:
     def _as_trained(self, k: int) -> _Solved:
         site, old = self.shop.site(k), self.shop.old
         report = as_trained(site, old, self.activations[k].X)
-        return _Solved(self.shop.values(k, old), report)
+        return _Solved(self.shop.values(k, old), report, None)
 
 
-def _budgeted(asked: Methods) -> dict[int, Budgeted]:
+def budgeted(asked: Methods) -> dict[int, Budgeted]:
     """The methods that share a budget."""
     return {
         k: cast(Budgeted, m) for k, m in asked.items() if isinstance(m.shared, Budget)
@@ -142,14 +193,15 @@ def _budgeted(asked: Methods) -> dict[int, Budgeted]:
 
 
 def step_of(
-    epsilons: Sequence[float], nonzeros: Array | int, reading: Reading
+    epsilons: Sequence[float], left: Sequence[int], reading: Reading
 ) -> SearchStep:
     """The report's record of one network of the search."""
     return SearchStep(
-        jnp.asarray(np.asarray(epsilons), jnp.float32),
-        jnp.asarray(nonzeros, jnp.int32),
+        jax.device_put(np.asarray(epsilons, np.float32)),
+        jnp.asarray(sum(left), jnp.int32),
         jnp.asarray(reading.value, jnp.float32),
         jnp.asarray(reading.bound, jnp.float32),
+        jax.device_put(np.asarray(left, np.int32)),
     )
 
 
@@ -202,129 +254,86 @@ def search_parallel(
     search = _Search(seen, asked, options, meter)
     nothing = (0,) * len(search.mine)
     require_room(search.measure(nothing), meter.budget)
-    smooth = meter.budget.measure == "deviation"
-    most, least = meter.budget.most, max(options.solver.tol, 1e-4)
-
-    def wanted(k: int, epsilon: float) -> bool:
-        *_, last = search.curves[k]
-        if search.failed[k] and last.epsilon:  # a smaller epsilon is harder
-            return False
-        # the output's movement falls at most in proportion to epsilon
-        if not smooth or not last.epsilon:
-            return True
-        too_much = last.cost * (epsilon / last.epsilon) ** 2 > (2 * most) ** 2
-        too_little = last.cost < (most / 8) ** 2 / len(search.mine)
-        return not too_much and not too_little
-
-    epsilon, after = LARGEST, 0
-    while epsilon >= least and after <= MORE:
-        options.show(0, f"epsilon {epsilon:.3g}")
-        alike = {search.shape(k) for k in search.mine if wanted(k, epsilon)}
-        search.solve({k: epsilon for k in search.mine if search.shape(k) in alike})
-        last = tuple(len(curve) - 1 for curve in search.curves.values())
-        after += bool(after) or search.fits(last)
-        epsilon /= 2
+    for way in range(max(map(len, search.ways.values()))):
+        _descend(search, way, options)
     for _ in range(ROUNDS):
-        chosen = dict(zip(search.mine, search.best(), strict=True))
-        finer = {
-            k: budgets.between(search.curves[k], i, least) for k, i in chosen.items()
-        }
+        choice = search.best()
+        chosen = zip(search.mine, choice, strict=True)
+        finer = {k: search.between(k, i) for k, i in chosen}
         for side in range(2):
             options.show(0, "finer")
-            search.solve({k: both[side] for k, both in finer.items()})
+            search.each_way({k: both[side] for k, both in finer.items()}, choice)
     # the rest of the budget goes to all layers in proportion
-    choice = search.best()
-    slack = most / search.measure(choice).bound if smooth and any(choice) else 1
+    choice, most = search.best(), search.most
+    slack = most / search.measure(choice).bound if search.smooth and any(choice) else 1
     if slack > 1:
-        chosen = dict(zip(search.mine, choice, strict=True))
-        points = {k: search.curves[k][i] for k, i in chosen.items()}
-        search.solve(
-            {k: min(max(p.epsilon * slack, least), LARGEST) for k, p in points.items()}
-        )
+        more = {}
+        for k, i in zip(search.mine, choice, strict=True):
+            largest, least = search.span(k, search.way(k, i))
+            more[k] = min(max(search.curves[k][i].epsilon * slack, least), largest)
+        search.each_way(more, choice)
         choice = search.best()
-    if smooth:
+    if search.smooth:
         curves = list(search.curves.values())
         looks = EXCHANGES * len(curves)
         choice = budgets.exchange(curves, choice, search.measure, most, looks)
     options.show(len(asked), "done")
     picked = dict(zip(search.mine, choice, strict=True))
-    reports = {k: search.solved[k][i].report for k, i in picked.items()}
+    answers = {k: search.solved[k][i] for k, i in picked.items()}
+    masks = {k: one.mask for k, one in answers.items() if one.mask is not None}
+    given = {
+        k: Given(search.ways[k][search.way(k, i)], search.curves[k][i].epsilon)
+        for k, i in picked.items()
+    }
     last_step = search.steps.pop(choice)
     return Found(
         search.leaves(choice),
-        search.shop.masks,
-        {**search.shop.reports, **reports},
-        {k: search.curves[k][i].epsilon for k, i in picked.items()},
+        {**search.shop.masks, **masks},
+        {**search.shop.reports, **{k: one.report for k, one in answers.items()}},
+        given,
         (*search.steps.values(), last_step),
     )
 
 
-def search_cascade(
-    found: Found,
-    seen: Seen,
-    asked: Methods,
-    run: Callable[[Mapping[int, Method]], Pruning],
-    meter: Meter,
-) -> Found:
-    """The same in cascade mode, by one factor for all epsilons that were found.
+def _descend(search: _Search, way: int, options: Options) -> None:
+    """Solves the layers that have this way for falling strengths, until all fit."""
+    mine = [k for k in search.mine if way < len(search.ways[k])]
+    search.failed = dict.fromkeys(search.mine, False)
+    search.last = dict.fromkeys(search.mine, 0)
+    most = search.most
 
-    Args:
-      found: the result of :func:`search_parallel`.
-      seen: the layers' activations in the trained network.
-      asked: the sites' methods.
-      run: prunes in cascade mode with these methods.
-      meter: measures on the rows that steer.
-    """
-    budget, steps, fitting = meter.budget, list(found.steps), []
-    network, old = seen.first.network, seen.first.model.leaves
-    activations = dict(zip(asked, seen.activations, strict=True))
-    taken = {k: e for k, e in found.epsilons.items() if e > 0}
-    mine = _budgeted(asked)
-    fixed = {k: m for k, m in asked.items() if k not in found.epsilons}
+    def wanted(k: int, strength: float) -> bool:
+        last = search.curves[k][search.last[k]]
+        if search.failed[k] and last.epsilon:  # a smaller strength is harder
+            return False
+        if not search.smooth or not last.epsilon:
+            return True
+        fall = (strength / last.epsilon) ** search.ways[k][way].power
+        too_much = last.cost * fall**2 > (2 * most) ** 2
+        too_little = last.cost < (most / 8) ** 2 / len(search.mine)
+        return not too_much and not too_little
 
-    def fits(factor: float) -> bool:
-        epsilons = {k: min(e * factor, LARGEST) for k, e in taken.items()}
-        given = {k: mine[k].allotted(e) for k, e in epsilons.items()}
-        methods = {k: {**fixed, **given}[k] for k in asked if k in fixed or k in given}
-        new, reports, masks = list(old), {}, {}
-        if methods:
-            new, outcomes, _ = run(methods)
-            masks = {k: outcome.mask for k, outcome in outcomes.items()}
-            reports = {k: outcome.report for k, outcome in outcomes.items()}
-        reading = meter.read(new)
-        for k in asked:
-            if k not in methods:
-                site, X = network.sites[k], activations[k].X
-                reports[k] = as_trained(site, old, X)
-        count = sum(int(reports[k].nonzeros) for k in found.epsilons)
-        listed = [epsilons.get(k, 0.0) for k in found.epsilons]
-        steps.append(step_of(listed, count, reading))
-        solved = all(int(site.result) in results.GOOD for site in reports.values())
-        good = solved and reading.bound <= budget.most
-        if good:
-            named = dict(zip(found.epsilons, listed, strict=True))
-            fitting.append((count, steps[-1], Found(new, masks, reports, named, ())))
-        return good
-
-    if taken:
-        budgets.scale(fits)
-    if not fitting:
-        taken = {}
-        if not fits(0.0):
-            require_room(
-                Reading(float(steps[-1].value), float(steps[-1].bound)), budget
-            )
-    _, last, best = min(fitting, key=lambda one: one[0])
-    others = [step for step in steps if step is not last]
-    return best._replace(steps=(*others, last))
+    rung, after = 1.0, 0
+    while after <= MORE:
+        spans = {k: search.span(k, way) for k in mine}
+        rungs = {k: largest * rung for k, (largest, _) in spans.items()}
+        rungs = {k: e for k, e in rungs.items() if e >= spans[k][1]}
+        if not rungs:
+            break
+        options.show(0, f"strength {max(rungs.values()):.3g}")
+        alike = {search.shape(k) for k, e in rungs.items() if wanted(k, e)}
+        search.solve(way, {k: e for k, e in rungs.items() if search.shape(k) in alike})
+        after += bool(after) or search.fits(tuple(search.last.values()))
+        rung /= 2
 
 
 def require_room(reading: Reading, budget: Budget) -> None:
     """Raises MethodError if the layers without a budget alone exceed it."""
     if reading.bound > budget.most:
+        asked = f"{budget.asker}({budget.measure}={budget.most:g})"
         raise MethodError(
-            f"NetTrim({budget.measure}={budget.most:g}): the layers with other methods "
-            f"alone take {reading.value:.3g} on the rows that steer (and "
+            f"{asked}: the layers with other methods alone take {reading.value:.3g} "
+            "on the rows that steer (and "
             f"{reading.bound:.3g} with the margin for rows not seen); prune them less, "
             "or raise the budget"
         )

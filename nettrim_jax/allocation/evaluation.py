@@ -47,7 +47,7 @@ class Meter:
         floats = [a for part in self.trained for a in part if _floating(a)]
         lost = any(np.isnan(a).any() for a in floats)
         if not self.budget.metric and (lost or not any(np.any(a) for a in floats)):
-            asked = f"NetTrim(deviation={self.budget.most:g})"
+            asked = f"{self.budget.asker}(deviation={self.budget.most:g})"
             other = ", or use drop= and metric=" if budget else ""
             what = "hold NaN" if lost else "are zero or not floating"
             raise MethodError(
@@ -86,22 +86,23 @@ class Meter:
     def _metrics(self, leaves: Leaves) -> list[float]:
         params, metric = self.model.fill(leaves), self.budget.metric
         assert metric is not None
+        asker = self.budget.asker
         with _sharding.users():
-            return [_number(metric(params, batch)) for batch in self.batches]
+            return [_number(metric(params, batch), asker) for batch in self.batches]
 
 
 def _floating(a: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(a), jnp.floating)
 
 
-def _number(value: Any) -> float:
+def _number(value: Any, asker: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = None
     if number is None or not np.isfinite(number):
         raise MethodError(
-            f"NetTrim(metric): expected a finite number from metric(params, batch), "
+            f"{asker}(metric): expected a finite number from metric(params, batch), "
             f"got {value!r}; larger is better, for example a share of right answers"
         )
     return number

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from nettrim_jax.allocation import budget as budgets
-from nettrim_jax.allocation import deviation, levels
+from nettrim_jax.allocation import deviation, factor, levels
 from nettrim_jax.allocation.budget import Reading
 from nettrim_jax.allocation.evaluation import Meter
 from nettrim_jax.calibration.batches import Part, Source
@@ -63,7 +63,8 @@ def plan(wishes: Sequence[Wish], source: Source) -> Route:
         source = source.stored()
     if budget is None:
         return Route(source, None, None)
-    concrete(given, "NetTrim(deviation=..., drop=...)", "give an epsilon")
+    asked = f"{budget.asker}(deviation=..., drop=...)"
+    concrete(given, asked, "give an epsilon or a level")
     dealt = deal(source.batch, source.weights, source.key)
     return Route(source.of(dealt.solve, dealt.weights), budget, dealt)
 
@@ -85,9 +86,9 @@ def _measured(wishes: Sequence[Wish]) -> bool:
     mine = [m for m, s in wishes if _is_measured(s)]
     if mine and any(isinstance(s, Budget) for _, s in wishes):
         raise MethodError(
-            f"method: {mine[0]!r} and a NetTrim with deviation or drop each search "
-            "for the network that suits them; expected one search. Give NetTrim an "
-            "epsilon, or the pattern scope='layer'"
+            f"method: {mine[0]!r} and a method with deviation or drop each search "
+            "for the network that suits them; expected one search. Give the latter an "
+            "epsilon or a level, or the pattern scope='layer'"
         )
     return bool(mine)
 
@@ -140,7 +141,8 @@ def _within(
         def run(methods: Methods) -> orders.Pruning:
             return orders.in_cascade(parts, methods, quiet)
 
-        found = deviation.search_cascade(found, seen, asked, run, meter)
+        tol = options.solver.tol
+        found = factor.search_cascade(found, seen, asked, run, meter, tol)
     checked = _meter(source, budget, dealt.check, 1.0).read(found.leaves).value
     extra = {
         "budget": jnp.asarray(budget.most, jnp.float32),
@@ -156,10 +158,10 @@ def _within(
 def _margin(step: SearchStep, measure: str, dealt: Dealt) -> Margin:
     """What the chosen network keeps of the budget for rows that were not seen."""
     value, bound = float(step.value), float(step.bound)
-    factor = budgets.halving(Reading(value, bound), measure)
+    more = budgets.halving(Reading(value, bound), measure)
     return Margin(
         size=jnp.asarray(bound - value, jnp.float32),
-        halved=jnp.asarray(factor * dealt.given, jnp.float32),
+        halved=jnp.asarray(more * dealt.given, jnp.float32),
         steering=dealt.steering,
         given=dealt.given,
         unit=dealt.unit,

@@ -116,9 +116,10 @@ def _deal_batches(given: list[Batch], weights: Weights | None, folds: int) -> De
     solve = [one for i, one in enumerate(given) if i % 4 in (0, 3)]
     steer, check = given[1::4], given[2::4]
     share = len(steer) / len(check)
-    counts = *map(_count, (given, steer)), "rows"
-    if None in counts:
-        counts = len(given), len(steer), "batches"
+    rows, steering = _count(given), _count(steer)
+    counts = len(given), len(steer), "batches"
+    if rows is not None and steering is not None:
+        counts = rows, steering, "rows"
     if folds == 1:
         return Dealt(iter(solve), weights, steer, check, share, *counts)
     parts = _cut(steer)

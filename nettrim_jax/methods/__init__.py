@@ -4,6 +4,7 @@
 - ``budget``: the budget or share that a method may ask of the whole network.
 - ``patterns``: the weights of a layer that may be left, by exact choice.
 - ``counts``: the same with their numbers as arrays, once a layer's shape is known.
+- ``patterned``: the base of all methods with a pattern.
 - ``within``: a pattern that chooses among the weights that a mask allows.
 - ``ranking``: a search for the highest of some scores.
 - ``nettrim``: ``NetTrim``, the convex program as a method.

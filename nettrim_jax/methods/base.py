@@ -145,7 +145,7 @@ class Method(Protocol):
     def shared(self) -> Budget | Share | None:
         """Its request to the whole network, which ``allocation`` meets.
 
-        A method with a :class:`Budget` has ``allotted(epsilon)``, and one with a
+        A method with a :class:`Budget` is a :class:`Budgeted`, and one with a
         :class:`Share` has ``counted(left, shape)``: both return the same method for one
         layer.
         """
@@ -190,10 +190,27 @@ class Method(Protocol):
 
 
 class Budgeted(Method, Protocol):
-    """A method that shares a :class:`Budget`."""
+    """A method that shares a :class:`Budget`.
 
-    def allotted(self, epsilon: float) -> Method:
-        """The same method with the epsilon of one layer."""
+    A search gives each layer a strength: the larger, the fewer weights are left.
+    """
+
+    @property
+    def power(self) -> int:
+        """The output moves at most in proportion to this power of a small strength."""
+        ...
+
+    @property
+    def alternatives(self) -> tuple["Budgeted", ...]:
+        """The ways to prune a layer, bound to it, among which the search chooses."""
+        ...
+
+    def strengths(self, tol: float) -> tuple[float, float]:
+        """The largest and the least strength to try, at this tolerance of a solver."""
+        ...
+
+    def allotted(self, strength: float, kind: LayerKind) -> Method:
+        """The same method with the strength of one layer."""
         ...
 
 

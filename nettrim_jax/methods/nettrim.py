@@ -22,7 +22,7 @@ from nettrim_jax.convex.penalties import Groups, Penalty, is_penalty
 from nettrim_jax.convex.programs import BIASES
 from nettrim_jax.convex.solution import Solution
 from nettrim_jax.methods.base import Answer, Cost, Lanes, LayerData, LayerKind
-from nettrim_jax.methods.budget import Budget, Metric, check_number
+from nettrim_jax.methods.budget import Budget, Metric, budget_of, check_budget
 from nettrim_jax.methods.layer_program import (
     LayerPrograms,
     prepared,
@@ -130,6 +130,8 @@ class NetTrim:
     metric: Metric | None = dataclasses.field(default=None, metadata={"static": True})
 
     statistics: ClassVar[tuple[Statistic, ...]] = ()
+    # the output moves at least in proportion to this power of epsilon
+    power: ClassVar[int] = 1
     # whether a layer of a cascade may use all of its epsilon
     entitled: ClassVar[bool] = False
 
@@ -181,7 +183,16 @@ class NetTrim:
         self._check_numbers()
         self._check_budget()
 
-    def allotted(self, epsilon: float) -> "Allotted":
+    @property
+    def alternatives(self) -> tuple["NetTrim"]:
+        """The ways to prune a layer among which a search may choose: this one."""
+        return (self,)
+
+    def strengths(self, tol: float) -> tuple[float, float]:
+        """The largest epsilon, at which no weight is needed, and the least to try."""
+        return 1.0, max(tol, 1e-4)
+
+    def allotted(self, epsilon: float, kind: LayerKind | None = None) -> "Allotted":
         """The same method with the epsilon that a search gives one layer."""
         return Allotted(
             epsilon=jnp.asarray(epsilon, jnp.float32),
@@ -195,12 +206,7 @@ class NetTrim:
     @property
     def shared(self) -> Budget | None:
         """The budget of the whole network; None if each layer has its epsilon."""
-        if self.deviation is None and self.drop is None:
-            return None
-        name = "drop" if self.deviation is None else "deviation"
-        value = getattr(self, name)
-        check_number(name, value)
-        return Budget(name, float(value), self.metric)
+        return budget_of("NetTrim", self.deviation, self.drop, self.metric)
 
     def _check_budget(self) -> None:
         given = {
@@ -213,24 +219,7 @@ class NetTrim:
                 f"NetTrim: {' and '.join(given)} are given; expected one of them: an "
                 "epsilon of every layer, or what the whole network may lose"
             )
-        (name, value), *_ = given.items()
-        if name == "epsilon":
-            if self.metric is not None:
-                raise MethodError(
-                    "NetTrim(metric): goes with drop, the amount by which it may fall"
-                )
-            return
-        check_number(name, value)
-        if (name == "drop") != (self.metric is not None):
-            raise MethodError(
-                "NetTrim: drop and metric go together: the amount by which "
-                "metric(params, batch) may fall; for a deviation there is no metric"
-            )
-        if self.metric is not None and not callable(self.metric):
-            raise MethodError(
-                f"NetTrim(metric={self.metric!r}): expected a function "
-                "metric(params, batch) that gives a number, larger is better"
-            )
+        check_budget("NetTrim", self.deviation, self.drop, self.metric)
 
     def _check_numbers(self) -> None:
         for name, value in (("epsilon", self.epsilon), ("gamma", self.gamma)):

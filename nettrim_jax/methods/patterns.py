@@ -46,6 +46,8 @@ class Sparsity:
 
     Attributes:
       level: the share of zeros, in [0, 1]; ``round(level * size)`` weights are zero.
+        None leaves it to the budget of a method, as in ``Reconstruct(Sparsity(),
+        deviation=0.05)``, where a number is the most that a layer may lose.
       scope: the weights that ``size`` counts. ``"layer"``: all weights of the layer.
         ``"column"``: the weights of one unit, for each unit. ``"network"``: the weights
         of all layers.
@@ -60,7 +62,7 @@ class Sparsity:
       [[True, True], [False, False]]
     """
 
-    level: float = dataclasses.field(metadata=STATIC)
+    level: float | None = dataclasses.field(default=None, metadata=STATIC)
     scope: str = dataclasses.field(default="layer", metadata=STATIC)
 
     def __post_init__(self):
@@ -78,8 +80,8 @@ class Sparsity:
         b, d_in, d_out = shape
         self._of_a_layer()
         if self.scope == "column":
-            return b * d_out * (d_in - round(self.level * d_in))
-        return math.prod(shape) - round(self.level * math.prod(shape))
+            return b * d_out * (d_in - round(level_of(self) * d_in))
+        return math.prod(shape) - round(level_of(self) * math.prod(shape))
 
     def keep(self, score: Array) -> Array:
         """The weights to keep, ``[b, d_in, d_out]`` bool."""
@@ -167,7 +169,8 @@ class Blocks:
     """A share of the blocks of ``W`` is zero, and the others stay whole.
 
     Attributes:
-      level: the share, in [0, 1]; ``round(level * blocks)`` of them are zero.
+      level: the share, in [0, 1]; ``round(level * blocks)`` of them are zero. None
+        leaves it to the budget of a method, as for :class:`Sparsity`.
       shape: number of inputs and number of units of a block.
       pad: whether the last blocks may be smaller, where ``shape`` does not divide the
         layer's shape.
@@ -183,7 +186,7 @@ class Blocks:
       [[False, True], [False, True]]
     """
 
-    level: float = dataclasses.field(metadata=STATIC)
+    level: float | None = dataclasses.field(metadata=STATIC)
     shape: tuple[int, int] = dataclasses.field(metadata=STATIC)
     pad: bool = dataclasses.field(default=False, metadata=STATIC)
 
@@ -224,14 +227,14 @@ class Blocks:
 
     def number(self, count: int) -> Any:
         """The number of blocks that are left, of so many."""
-        return count - round(self.level * count)
+        return count - round(level_of(self) * count)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Lines:
     """A share of the lines along one axis is zero, and the others stay whole."""
 
-    level: float = dataclasses.field(metadata=STATIC)
+    level: float | None = dataclasses.field(default=None, metadata=STATIC)
     axis: ClassVar[int]
 
     def __post_init__(self):
@@ -248,7 +251,7 @@ class _Lines:
 
     def number(self, count: int) -> Any:
         """The number of lines that are left, of so many."""
-        return count - round(self.level * count)
+        return count - round(level_of(self) * count)
 
 
 @register_dataclass
@@ -256,7 +259,8 @@ class Neurons(_Lines):
     """A share of the units, whole columns of ``W``, is zero.
 
     Attributes:
-      level: the share, in [0, 1]; ``round(level * units)`` of them are zero.
+      level: the share, in [0, 1]; ``round(level * units)`` of them are zero. None
+        leaves it to the budget of a method, as for :class:`Sparsity`.
 
     Raises:
       MethodError: the share is out of its range.
@@ -278,7 +282,8 @@ class Inputs(_Lines):
     An input of a convolution is one channel at one place of the window.
 
     Attributes:
-      level: the share, in [0, 1]; ``round(level * inputs)`` of them are zero.
+      level: the share, in [0, 1]; ``round(level * inputs)`` of them are zero. None
+        leaves it to the budget of a method, as for :class:`Sparsity`.
 
     Raises:
       MethodError: the share is out of its range.
@@ -301,10 +306,53 @@ def is_pattern(value: Any) -> bool:
     return all(callable(getattr(type(value), name, None)) for name in ("check", "keep"))
 
 
+def level_of(pattern: Any) -> float:
+    """The share of zeros of a pattern; raises MethodError if it is left open."""
+    if pattern.level is None:
+        name = type(pattern).__name__
+        raise MethodError(
+            f"{name}: its level is open; give a share of zeros, such as 0.9, or what "
+            "the network may lose, as by Reconstruct(pattern, deviation=0.05)"
+        )
+    return pattern.level
+
+
+def at_level(pattern: Any, level: float) -> Any:
+    """A pattern with this share of zeros, or with its own if that is less."""
+    level = level if pattern.level is None else min(level, pattern.level)
+    given = {"scope": "layer"} if getattr(pattern, "scope", None) == "network" else {}
+    return dataclasses.replace(pattern, level=level, **given)
+
+
+def check_level(pattern: Any, asker: str, *, budget: bool) -> None:
+    """Raises MethodError unless a method's pattern has a level where it needs one.
+
+    Args:
+      pattern: the pattern.
+      asker: the name of the method.
+      budget: whether a search chooses the level, for a budget of the network.
+    """
+    has = hasattr(pattern, "level")
+    if has and not budget:
+        level_of(pattern)
+    if not budget:
+        return
+    if not has:
+        raise MethodError(
+            f"{asker}({pattern!r}): has no level that a search for a budget could "
+            "choose; take Sparsity(), Blocks(None, ...), Neurons() or Inputs()"
+        )
+    if getattr(pattern, "scope", None) == "network" and pattern.level is not None:
+        raise MethodError(
+            f"{asker}({pattern!r}): with a budget a search gives each layer its level; "
+            "take Sparsity(), or Sparsity(level) for the most that a layer may lose"
+        )
+
+
 def share_of(pattern: Pattern) -> Share | None:
     """The share of a pattern of the whole network; None for any other pattern."""
     if isinstance(pattern, Sparsity) and pattern.scope == "network":
-        return Share(pattern.level, measured=True)
+        return Share(level_of(pattern), measured=True)
     return None
 
 
@@ -317,7 +365,9 @@ def _plain(pattern: Any, pad: Any, **sizes: Any) -> None:
         object.__setattr__(pattern, name, size)
 
 
-def _share(name: str, level: float) -> None:
+def _share(name: str, level: float | None) -> None:
+    if level is None:
+        return
     if not number(level) or not 0 <= level <= 1:
         raise MethodError(
             f"{name}({level!r}): expected a share in [0, 1], such as {name}(0.9) for "

@@ -28,10 +28,9 @@ from nettrim_jax.methods.base import (
     by_layer,
     together,
 )
-from nettrim_jax.methods.budget import Share
-from nettrim_jax.methods.counts import Count, counted
 from nettrim_jax.methods.pattern_admm import UNITS, Settings, reconstruct
-from nettrim_jax.methods.patterns import Pattern, is_pattern, share_of
+from nettrim_jax.methods.patterned import Patterned
+from nettrim_jax.methods.patterns import Pattern
 from nettrim_jax.methods.quadratic import Observed
 from nettrim_jax.methods.trials import OPEN, Parts
 from nettrim_jax.methods.within import within
@@ -45,7 +44,7 @@ ALONE, TOGETHER = 0.08, 0.8
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Reconstruct:
+class Reconstruct(Patterned):
     r"""Chooses the weights of a pattern and fits their values, together.
 
     .. math::
@@ -102,6 +101,14 @@ class Reconstruct:
         three. The default is 150, or fewer, down to
         36, where the products of 150 steps would have more than 3e10 terms, as in
         layers of some 600 inputs and units.
+      deviation: the largest relative change of the network's output, over all that it
+        returns. A search then chooses the level of the pattern for each layer, so that
+        the fewest weights are left in all, on the rows of the batch that
+        :class:`nettrim_jax.NetTrim` describes; the level that is given is the most that
+        a layer may lose.
+      drop: the same as the largest fall of ``metric``, in its own units.
+      metric: a function ``metric(params, batch)`` that returns a number, the larger the
+        better.
 
     Raises:
       MethodError: an attribute is out of its range.
@@ -115,9 +122,10 @@ class Reconstruct:
       >>> pruned = nt.prune(params, apply_fn, x, method=nt.Sparsity(0.75))
       >>> int((pruned.params["w"] != 0).sum())
       8
+      >>> nt.Reconstruct(nt.Sparsity(), deviation=0.05).shared.most
+      0.05
     """
 
-    pattern: Pattern
     ridge: float | None = dataclasses.field(default=None, metadata=STATIC)
     plain: float | None = dataclasses.field(default=None, metadata=STATIC)
     downstream: float | None = dataclasses.field(default=None, metadata=STATIC)
@@ -125,11 +133,7 @@ class Reconstruct:
     steps: int | None = dataclasses.field(default=None, metadata=STATIC)
 
     def __post_init__(self):
-        if not is_pattern(self.pattern):
-            raise MethodError(
-                f"Reconstruct({self.pattern!r}): expected a pattern, such as "
-                "Reconstruct(nettrim_jax.Sparsity(0.9))"
-            )
+        super().__post_init__()
         ranges = {"ridge": math.inf, "plain": 1.0, "downstream": 1.0}
         for name, most in ranges.items():
             value = getattr(self, name)
@@ -152,30 +156,17 @@ class Reconstruct:
                 f"Reconstruct(steps={steps!r}): expected an integer of at least 1"
             )
 
-    def check(self) -> None:
-        """Does nothing: the attributes are checked when they are set."""
-
     @property
     def statistics(self) -> tuple[Statistic, ...]:
         """Second moments, and the sensitivity of the output if it is used."""
         return (Moments(), OutputSensitivity()) if self.downstream else (Moments(),)
 
-    @property
-    def shared(self) -> Share | None:
-        """The pattern's :class:`Share`; None if the pattern is for single layers."""
-        return share_of(self.pattern)
-
-    def counted(self, left: Array, shape: tuple[int, ...]) -> "Reconstruct":
-        """The same method for one layer, which keeps ``left`` weights."""
-        return dataclasses.replace(self, pattern=Count(left=left, shape=shape))
-
     def bind(self, kind: LayerKind, cascade: bool) -> "Reconstruct":
         """With counts and ``downstream``; raises MethodError if it does not fit."""
-        self.pattern.check(kind.shape)
         mode = TOGETHER if cascade else ALONE
         return dataclasses.replace(
             self,
-            pattern=counted(self.pattern, kind.shape, kind.layers),
+            pattern=self.fitted(kind),
             downstream=mode if self.downstream is None else self.downstream,
         )
 

@@ -31,53 +31,34 @@ from nettrim_jax.methods.base import (
     each_layer,
     together,
 )
-from nettrim_jax.methods.budget import Share
-from nettrim_jax.methods.counts import Count, counted, is_counted
-from nettrim_jax.methods.patterns import Pattern, is_pattern, share_of
+from nettrim_jax.methods.budget import Budget, Share
+from nettrim_jax.methods.counts import is_counted
+from nettrim_jax.methods.patterned import Patterned
 from nettrim_jax.methods.within import within
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class Rule(Patterned):
     """The base of all rules.
 
     Attributes:
       pattern: the pattern of the weights that may be left.
+      deviation: the largest relative change of the network's output, for which a search
+        chooses the level of the pattern, as for :class:`nettrim_jax.Reconstruct`.
+      drop: the same as the largest fall of a metric.
+      metric: the function ``metric(params, batch)`` for that.
     """
-
-    pattern: Pattern
 
     bias: ClassVar[str] = "fixed"
     loops: ClassVar[bool] = False  # whether it goes through the inputs one by one
     plain: ClassVar[bool] = False  # whether it can answer with NumPy's arrays
     statistics: ClassVar[tuple[Statistic, ...]] = ()
 
-    def __post_init__(self):
-        if not is_pattern(self.pattern):
-            raise MethodError(
-                f"{type(self).__name__}({self.pattern!r}): expected a pattern, such as "
-                f"{type(self).__name__}(nettrim_jax.Sparsity(0.9))"
-            )
-
-    @property
-    def shared(self) -> Share | None:
-        """The pattern's :class:`Share`; None if the pattern is for single layers."""
-        return share_of(self.pattern)
-
-    def counted(self, left: Array, shape: tuple[int, ...]) -> Self:
-        """The same rule for one layer, which keeps ``left`` weights."""
-        return dataclasses.replace(self, pattern=Count(left=left, shape=shape))
-
-    def check(self) -> None:
-        """Does nothing: the attributes are checked when they are set."""
-
     def bind(self, kind: LayerKind, cascade: bool) -> Self:
         """With counts; raises MethodError if the pattern does not fit the layer."""
-        self.pattern.check(kind.shape)
-        pattern = counted(self.pattern, kind.shape, kind.layers)
-        return dataclasses.replace(self, pattern=pattern)
+        return dataclasses.replace(self, pattern=self.fitted(kind))
 
     def evidence(self, data: LayerData, held: int) -> Array | None:
         """The sums that ``answer`` uses, ``[b, ...]``; None if it uses only weights."""
@@ -173,10 +154,12 @@ class Magnitude(Rule):
     plain: ClassVar[bool] = True
 
     @property
-    def shared(self) -> Share | None:
-        """The pattern's share, for which the weights of all layers are compared."""
-        share = share_of(self.pattern)
-        return share and dataclasses.replace(share, measured=False)
+    def shared(self) -> Budget | Share | None:
+        """The budget, or the pattern's share, for which all weights are compared."""
+        shared = super().shared
+        if isinstance(shared, Share):
+            return dataclasses.replace(shared, measured=False)
+        return shared
 
     def answer(self, W: Array, evidence: Array | None = None) -> Array:
         """New weights, ``[b, d_in, d_out]``."""

@@ -78,7 +78,8 @@ class SparseGPT(MomentRule):
             )
 
     def check(self) -> None:
-        """Raises MethodError if the damping is not a number of at least 0."""
+        """Raises MethodError if an attribute is not valid."""
+        super().check()
         if not _is_damping(self.damping):
             raise MethodError(
                 f"SparseGPT(damping={self.damping!r}): expected a finite number of at "

@@ -188,16 +188,19 @@ class SearchStep:
     """One network that the search for a budget measured, on the rows that steer.
 
     Attributes:
-      epsilons: the budgets of all sites that have one, ``[sites]``; zero if as trained.
+      epsilons: the epsilons of all sites that have a part of the budget, ``[sites]``;
+        zero if as trained, NaN under a pattern.
       nonzeros: number of weights left in these sites.
       value: deviation of the output, or drop of the metric.
       bound: the value plus a margin for unseen rows, which has to meet the budget.
+      left: number of weights left in each of these sites, ``[sites]``.
     """
 
     epsilons: Array
     nonzeros: Array
     value: Array
     bound: Array
+    left: Array
 
 
 @register_dataclass
