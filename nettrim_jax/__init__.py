@@ -25,6 +25,7 @@ from nettrim_jax.methods.patterns import NM, Blocks, Inputs, Neurons, Sparsity
 from nettrim_jax.methods.reconstruct import Reconstruct
 from nettrim_jax.methods.rules import Magnitude, Random, Wanda
 from nettrim_jax.methods.sparsegpt import SparseGPT
+from nettrim_jax.methods.sparsest import Sparsest
 from nettrim_jax.methods.taylor import Taylor
 from nettrim_jax.pruning import Pruned, prune
 from nettrim_jax.refitting import refit
@@ -74,6 +75,7 @@ __all__ = [
     "Solution",
     "SparseGPT",
     "SparseGroup",
+    "Sparsest",
     "Sparsity",
     "Split",
     "Stats",

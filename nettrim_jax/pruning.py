@@ -21,12 +21,13 @@ from nettrim_jax.calibration.padding import require_followed
 from nettrim_jax.convex.config import ADMM
 from nettrim_jax.execution.options import Options
 from nettrim_jax.methods.base import Method
+from nettrim_jax.methods.budget import Metric
 from nettrim_jax.methods.refit import read
 from nettrim_jax.report import Report
 from nettrim_jax.selection import Asked, Selector
 from nettrim_jax.tracing.entries import kept_leaves
 from nettrim_jax.tracing.sites import Network, require_sites
-from nettrim_jax.typing import ApplyFn, Array, Batch, LeafPath, Params
+from nettrim_jax.typing import ApplyFn, Array, ArrayLike, Batch, LeafPath, Params
 
 
 class Pruned(NamedTuple):
@@ -67,6 +68,9 @@ def prune(
     revive: bool = False,
     within: Params | None = None,
     batches: int | None = None,
+    deviation: ArrayLike | None = None,
+    drop: ArrayLike | None = None,
+    metric: Metric | None = None,
 ) -> Pruned:
     r"""Prunes the linear layers of a trained network, by default with Net-Trim.
 
@@ -140,6 +144,11 @@ def prune(
         ignored.
       batches: the largest number of batches to take from an iterator or a loader; by
         default all.
+      deviation: in the place of a method, the largest relative change of the network's
+        output. Each layer is pruned as far as this allows, by an exact pattern or by
+        Net-Trim (:class:`nettrim_jax.Sparsest`).
+      drop: the same as the largest fall of ``metric``, in its own units.
+      metric: the function ``metric(params, batch)`` of ``drop``, the larger the better.
 
     Returns:
       The sparse params, which replace the given ones, the mask, and the report.
@@ -162,6 +171,7 @@ def prune(
       >>> bool(pruned.report.sites[0].error <= 0.3 + 1e-3)
       True
     """
+    method = selection.within_budget(method, deviation, drop, metric)
     solver = _checks.arguments(
         mode=mode,
         solver=solver,

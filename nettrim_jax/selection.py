@@ -14,6 +14,7 @@ from nettrim_jax.methods.budget import Budget, Share
 from nettrim_jax.methods.nettrim import NetTrim
 from nettrim_jax.methods.patterns import Pattern, is_pattern, share_of
 from nettrim_jax.methods.reconstruct import Reconstruct
+from nettrim_jax.methods.sparsest import Sparsest
 from nettrim_jax.report import Listing, SiteInfo
 from nettrim_jax.report.tables import BIAS
 from nettrim_jax.results import BatchError, MethodError
@@ -75,6 +76,23 @@ def _info(site: Site) -> SiteInfo:
     lanes, d_in, d_out = site.index.shape
     shape = (lanes, site.rows, d_in, d_out)
     return SiteInfo(site.path, site.kind, site.response, shape, site.index.size)
+
+
+def within_budget(method: Any, deviation: Any, drop: Any, metric: Any) -> Any:
+    """The method, or the sparsest within a budget of the network if none is given.
+
+    Raises:
+      MethodError: a method and a budget are given.
+    """
+    if deviation is None and drop is None and metric is None:
+        return method
+    if method is None:
+        return Sparsest(deviation=deviation, drop=drop, metric=metric)
+    raise MethodError(
+        "prune: method and a budget of the network are given; give the budget to the "
+        "method, as in method=Reconstruct(Sparsity(), deviation=0.02) or "
+        "NetTrim(deviation=0.02), or leave the method out"
+    )
 
 
 def wishes(method: Any) -> list[tuple[Any, Budget | Share]]:

@@ -13,6 +13,7 @@
 - ``sparsegpt``: ``SparseGPT``, a rule that removes weights input by input.
 - ``taylor``: ``Taylor``, a rule that uses the gradient of a loss.
 - ``reconstruct``: ``Reconstruct``, which chooses and fits the weights of a pattern.
+- ``sparsest``: ``Sparsest``, the better of the two kinds for each layer.
 - ``pattern_admm``: the loop of ``Reconstruct``.
 - ``trials``: how much a layer is kept from overfitting, by comparing errors.
 - ``quadratic``: the quadratic loss of ``Reconstruct``.
@@ -23,6 +24,7 @@ from nettrim_jax.methods.nettrim import NetTrim
 from nettrim_jax.methods.reconstruct import Reconstruct
 from nettrim_jax.methods.rules import Magnitude, Random, Wanda
 from nettrim_jax.methods.sparsegpt import SparseGPT
+from nettrim_jax.methods.sparsest import Sparsest
 from nettrim_jax.methods.taylor import Taylor
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "Random",
     "Reconstruct",
     "SparseGPT",
+    "Sparsest",
     "Taylor",
     "Wanda",
 ]

@@ -154,7 +154,40 @@ def test_two_kinds_share_one_budget():
     assert report.search[-1].bound <= 0.1
 
 
+@slow
+def test_without_a_method_each_layer_has_the_better_kind():
+    params, call, batch = network()
+    found = nt.prune(params, call, batch, deviation=0.1)
+    same = nt.prune(params, call, batch, method=nt.Sparsest(deviation=0.1))
+    for one, two in zip(
+        *map(jax.tree.leaves, (found.params, same.params)), strict=True
+    ):
+        np.testing.assert_array_equal(one, two)
+    report = found.report
+    assert report.search[-1].bound <= 0.1 and report.checked <= 0.1
+    kinds = nt.NetTrim(deviation=0.1, refit=True), METHODS["reconstruct"]
+    kinds = kinds[0], kinds[1](nt.Sparsity(), deviation=0.1)
+    others = [nt.prune(params, call, batch, method=one).report for one in kinds]
+    least = min(int(one.nonzeros) for one in others)
+    assert int(report.nonzeros) <= least + 0.01 * report.size
+    dealt = dealing.deal(batch, None, jax.random.key(0))
+    steer = relative(params, found.params, dealt.steer)
+    assert np.isclose(steer, report.search[-1].value, rtol=1e-5)
+    turned = nt.prune(params, call, batch, deviation=0.1, mode="cascade").report
+    assert turned.search[-1].bound <= 0.1 and turned.sparsity > 0.3
+
+
 # ---- errors
+
+
+def test_a_method_and_a_budget_beside_it():
+    params, call, batch = network()
+    with pytest.raises(MethodError, match="give the budget to the method"):
+        nt.prune(params, call, batch, method=nt.Sparsity(0.5), deviation=0.1)
+    with pytest.raises(MethodError, match="Sparsest: drop and metric go together"):
+        nt.prune(params, call, batch, drop=0.1)
+    with pytest.raises(MethodError, match=r"Sparsest\(\): expected what the network"):
+        nt.prune(params, call, batch, method=nt.Sparsest())
 
 
 def test_a_level_that_nothing_finds():
