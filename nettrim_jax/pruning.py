@@ -5,6 +5,7 @@ Knows all packages; no package knows it.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -189,11 +190,9 @@ def prune(
     counter = _progress.Counter(progress, not all(map(known, model.leaves)))
     given = stream(batch, batches, counter)
     source = Source(model, given, _checks.random_key(key), weights)
-    route = routes.plan(selection.wishes(method), source)
-
-    def choose(network: Network) -> Chosen:
-        return selection.choose(network, method, include, exclude, cascade)
-
+    route = routes.plan(selection.wishes(method), source, cascade=cascade)
+    wanted = {"method": method, "include": include, "exclude": exclude}
+    choose = functools.partial(selection.choose, **wanted, cascade=cascade)
     start = begin(route.source, choose, counter, inside or ())
     options = Options(
         *(solver, int(rows), held_out, on_failure == "keep", memory, cascade),

@@ -259,9 +259,18 @@ def _moved(choice: Choice, moves: Iterable[tuple[int, int]]) -> Choice:
 
 
 def scale(
-    fits: Callable[[float], bool], start: float = 1.0, looks: int = 7
+    fits: Callable[[float], bool],
+    start: float = 1.0,
+    looks: int = 7,
+    step: float = 2.0,
 ) -> float | None:
-    """The largest factor found that fits, by doubling or halving, then bisection.
+    """The largest factor found that fits, by steps up or down, then bisection.
+
+    Args:
+      fits: whether a factor fits.
+      start: the first factor.
+      looks: number of factors to try.
+      step: the ratio of two factors before one fits and one does not.
 
     Returns:
       The factor, or None if none fits.
@@ -273,9 +282,9 @@ def scale(
         else:
             bad = factor
         if good is None:
-            factor = factor / 2
+            factor = factor / step
         elif bad is None:
-            factor = factor * 2
+            factor = factor * step
         else:
             factor = math.sqrt(good * bad)
     return good

@@ -48,6 +48,7 @@ class Found(NamedTuple):
     reports: dict[int, SiteReport]
     given: dict[int, "Given"]  # the parts of the budget
     steps: tuple[SearchStep, ...]
+    crossed: bool = False  # whether all rows but those that check steered
 
 
 class Given(NamedTuple):

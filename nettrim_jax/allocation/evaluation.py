@@ -63,9 +63,13 @@ class Meter:
 
     def read(self, leaves: Leaves) -> Reading:
         """The reading of a network, compared with the trained one."""
+        return read([self], [leaves], self.share)
+
+    def each(self, leaves: Leaves) -> tuple[list[float], list[float]]:
+        """Per fold, what the budget compares: metrics, or squared outputs."""
         if self.budget.metric:
-            return budgets.drop(self.before, self._metrics(leaves), self.share)
-        return budgets.deviation(*self._moved(leaves, self.trained), self.share)
+            return self.before, self._metrics(leaves)
+        return self._moved(leaves, self.trained)
 
     def cost(self, leaves: Leaves, beside: list[list[Array]]) -> float:
         """Squared distance from other outputs, relative to the trained ones."""
@@ -89,6 +93,20 @@ class Meter:
         asker = self.budget.asker
         with _sharding.users():
             return [_number(metric(params, batch), asker) for batch in self.batches]
+
+
+def read(meters: Sequence[Meter], networks: Sequence[Leaves], share: float) -> Reading:
+    """One reading of several networks, each on the rows of its meter.
+
+    Args:
+      meters: the meters, with one budget.
+      networks: the leaves of one network per meter.
+      share: ratio of the rows of all meters to the rows that a bound is for.
+    """
+    pairs = [m.each(leaves) for m, leaves in zip(meters, networks, strict=True)]
+    first, second = (sum(lists, []) for lists in zip(*pairs, strict=True))
+    measure = budgets.drop if meters[0].budget.metric else budgets.deviation
+    return measure(first, second, share)
 
 
 def _floating(a: Any) -> bool:

@@ -3,11 +3,12 @@
 Knows what a search gives each layer, and budgets; knows no solver.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from nettrim_jax import results
 from nettrim_jax.allocation import budget as budgets
+from nettrim_jax.allocation import evaluation
 from nettrim_jax.allocation.budget import Reading
 from nettrim_jax.allocation.deviation import (
     Found,
@@ -20,15 +21,77 @@ from nettrim_jax.allocation.evaluation import Meter
 from nettrim_jax.execution.engine import kind_of
 from nettrim_jax.execution.orders import Methods, Pruning, Seen
 from nettrim_jax.methods.base import Method
+from nettrim_jax.report import SearchStep, SiteReport
+
+LOOKS, STEP = 4, 1.25  # factors to try in turns, and the ratio of the first ones
+
+Run = Callable[[Mapping[int, Method]], Pruning]
+
+
+class Turned(NamedTuple):
+    """How to solve and to measure in turns, and how to solve on all of their rows."""
+
+    runs: Sequence[Run]
+    meters: Sequence[Meter]
+    whole: Run
+    share: float  # ratio of the rows of all meters to those that check
+
+
+class _Scaled:
+    """What was found, with all strengths multiplied by one factor."""
+
+    def __init__(self, found: Found, seen: Seen, asked: Methods, tol: float):
+        self.found, self.asked, self.tol = found, asked, tol
+        self.first = seen.first
+        self.activations = dict(zip(asked, seen.activations, strict=True))
+        self.any = any(one.strength > 0 for one in found.given.values())
+
+    def given(self, factor: float) -> dict[int, Given]:
+        """What each layer is given."""
+        out = {}
+        for k, one in self.found.given.items():
+            strength = one.strength * factor
+            if strength:
+                strength = min(strength, one.way.strengths(self.tol)[0])
+            out[k] = one._replace(strength=strength)
+        return out
+
+    def prune(self, given: Mapping[int, Given], run: Run) -> Found:
+        """The network with these strengths; layers without one stay as trained."""
+        methods: dict[int, Method] = {}
+        for k, method in self.asked.items():
+            if k not in given:
+                methods[k] = method
+            elif given[k].strength > 0:
+                kind = kind_of(self.first.network.sites[k], method)
+                methods[k] = given[k].way.allotted(given[k].strength, kind)
+        old = self.first.model.leaves
+        leaves, outcomes = list(old), {}
+        if methods:
+            leaves, outcomes, _ = run(methods)
+        reports = {
+            k: outcomes[k].report
+            if k in outcomes
+            else as_trained(self.first.network.sites[k], old, self.activations[k].X)
+            for k in self.asked
+        }
+        masks = {k: outcome.mask for k, outcome in outcomes.items()}
+        return Found(leaves, masks, reports, dict(given), ())
+
+
+def _step(network: Found, reading: Reading) -> SearchStep:
+    """The report's record of a network."""
+    mine = [network.reports[k] for k in network.given]
+    epsilons = [float(site.epsilon) for site in mine]
+    return step_of(epsilons, [int(site.nonzeros) for site in mine], reading)
+
+
+def _solved(reports: Mapping[int, SiteReport]) -> bool:
+    return all(int(site.result) in results.GOOD for site in reports.values())
 
 
 def search_cascade(
-    found: Found,
-    seen: Seen,
-    asked: Methods,
-    run: Callable[[Mapping[int, Method]], Pruning],
-    meter: Meter,
-    tol: float,
+    found: Found, seen: Seen, asked: Methods, run: Run, meter: Meter, tol: float
 ) -> Found:
     """The budget in cascade mode, by one factor for all strengths that were found.
 
@@ -40,54 +103,67 @@ def search_cascade(
       meter: measures on the rows that steer.
       tol: the solver's tolerance.
     """
-    budget, steps, fitting = meter.budget, list(found.steps), []
-    network, old = seen.first.network, seen.first.model.leaves
-    activations = dict(zip(asked, seen.activations, strict=True))
-    taken = {k: one for k, one in found.given.items() if one.strength > 0}
-
-    def scaled(k: int, one: Given, factor: float) -> Given:
-        largest, _ = one.way.strengths(tol)
-        strength = min(one.strength * factor, largest) if k in taken else 0.0
-        return one._replace(strength=strength)
+    scaled, steps = _Scaled(found, seen, asked, tol), list(found.steps)
+    fitting: list[tuple[Found, SearchStep]] = []
 
     def fits(factor: float) -> bool:
-        given = {k: scaled(k, one, factor) for k, one in found.given.items()}
-        methods: dict[int, Method] = {}
-        for k, method in asked.items():
-            if k not in given:
-                methods[k] = method
-            elif given[k].strength > 0:
-                way, strength = given[k]
-                kind = kind_of(network.sites[k], asked[k])
-                methods[k] = way.allotted(strength, kind)
-        new: list[Any] = list(old)
-        reports, masks = {}, {}
-        if methods:
-            new, outcomes, _ = run(methods)
-            masks = {k: outcome.mask for k, outcome in outcomes.items()}
-            reports = {k: outcome.report for k, outcome in outcomes.items()}
-        reading = meter.read(new)
-        for k in asked:
-            if k not in methods:
-                reports[k] = as_trained(network.sites[k], old, activations[k].X)
-        mine = [reports[k] for k in found.given]
-        left = [int(site.nonzeros) for site in mine]
-        steps.append(step_of([float(site.epsilon) for site in mine], left, reading))
-        solved = all(int(site.result) in results.GOOD for site in reports.values())
-        good = solved and reading.bound <= budget.most
+        network = scaled.prune(scaled.given(factor), run)
+        reading = meter.read(network.leaves)
+        steps.append(_step(network, reading))
+        good = _solved(network.reports) and reading.bound <= meter.budget.most
         if good:
-            one = Found(new, masks, reports, given, ())
-            fitting.append((sum(left), steps[-1], one))
+            fitting.append((network, steps[-1]))
         return good
 
-    if taken:
+    if scaled.any:
         budgets.scale(fits)
-    if not fitting:
-        taken = {}
-        if not fits(0.0):
-            require_room(
-                Reading(float(steps[-1].value), float(steps[-1].bound)), budget
-            )
-    _, last, best = min(fitting, key=lambda one: one[0])
+    if not fitting and not fits(0.0):
+        last = steps[-1]
+        require_room(Reading(float(last.value), float(last.bound)), meter.budget)
+    best, last = min(fitting, key=lambda one: int(one[1].nonzeros))
     others = [step for step in steps if step is not last]
     return best._replace(steps=(*others, last))
+
+
+def search_in_turns(
+    found: Found, seen: Seen, asked: Methods, turned: Turned, tol: float
+) -> Found:
+    """The same on all rows but those that check, which solve and steer in turns.
+
+    A factor is read on networks that are solved on five sixths of these rows, each
+    measured on the sixth that it did not see. The network of the chosen factor is
+    solved on all of them, unless the one that was found has fewer weights.
+
+    Args:
+      found: the result of the search, on the rows of the first turn.
+      seen: the layers' activations of the first turn.
+      asked: the sites' methods.
+      turned: the turns.
+      tol: the solver's tolerance.
+    """
+    scaled, steps = _Scaled(found, seen, asked, tol), list(found.steps)
+    budget, fitting = turned.meters[0].budget, []
+
+    def fits(factor: float) -> bool:
+        given = scaled.given(factor)
+        networks = [scaled.prune(given, run) for run in turned.runs]
+        leaves = [network.leaves for network in networks]
+        reading = evaluation.read(turned.meters, leaves, turned.share)
+        steps.append(_step(networks[0], reading))
+        solved = all(_solved(network.reports) for network in networks)
+        good = solved and reading.bound <= budget.most
+        if good:
+            fitting.append((factor, given, reading))
+        return good
+
+    if scaled.any:
+        budgets.scale(fits, looks=LOOKS, step=STEP)
+    mine = found.steps[-1]
+    if fitting:
+        _, given, reading = max(fitting, key=lambda one: one[0])
+        network = scaled.prune(given, turned.whole)
+        last = _step(network, reading)
+        if _solved(network.reports) and int(last.nonzeros) <= int(mine.nonzeros):
+            return network._replace(steps=(*steps, last), crossed=True)
+    others = [step for step in steps if step is not mine]
+    return found._replace(steps=(*others, mine))

@@ -12,16 +12,18 @@ import jax.numpy as jnp
 from nettrim_jax.allocation import budget as budgets
 from nettrim_jax.allocation import deviation, factor, levels
 from nettrim_jax.allocation.budget import Reading
+from nettrim_jax.allocation.deviation import Found
 from nettrim_jax.allocation.evaluation import Meter
+from nettrim_jax.allocation.factor import Turned
 from nettrim_jax.calibration.batches import Part, Source
 from nettrim_jax.calibration.batches import parts as parts_of
-from nettrim_jax.calibration.splits import Dealt, concrete, deal
+from nettrim_jax.calibration.splits import Dealt, Turn, concrete, deal
 from nettrim_jax.execution import orders
 from nettrim_jax.execution.options import Options
 from nettrim_jax.execution.orders import Methods
 from nettrim_jax.methods.base import Method
 from nettrim_jax.methods.budget import Budget, Share
-from nettrim_jax.report import Margin, SearchStep, SiteReport, Split
+from nettrim_jax.report import Margin, SiteReport, Split
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array, Batch
 
@@ -46,12 +48,14 @@ class Finished(NamedTuple):
     extra: dict[str, Any]  # further fields of the report
 
 
-def plan(wishes: Sequence[Wish], source: Source) -> Route:
+def plan(wishes: Sequence[Wish], source: Source, *, cascade: bool) -> Route:
     """The route for the budget or the share of the methods, with the rows dealt out.
 
     Args:
       wishes: the methods as the user gave them, each with its budget or share.
       source: the network and the data.
+      cascade: whether layers are pruned in order of execution, where rows that solve
+        and rows that steer do not change places.
 
     Raises:
       MethodError: they ask for more than one search, or a value is being traced.
@@ -65,7 +69,7 @@ def plan(wishes: Sequence[Wish], source: Source) -> Route:
         return Route(source, None, None)
     asked = f"{budget.asker}(deviation=..., drop=...)"
     concrete(given, asked, "give an epsilon or a level")
-    dealt = deal(source.batch, source.weights, source.key)
+    dealt = deal(source.batch, source.weights, source.key, turns=not cascade)
     return Route(source.of(dealt.solve, dealt.weights), budget, dealt)
 
 
@@ -135,34 +139,57 @@ def _within(
     meter = _meter(source, budget, dealt.steer, dealt.share)
     seen = orders.observe(parts, asked, options)
     found = deviation.search_parallel(seen, asked, options, meter)
+    tol = options.solver.tol
     if options.cascade:
         quiet = options.silent()._replace(keep=True)
 
         def run(methods: Methods) -> orders.Pruning:
             return orders.in_cascade(parts, methods, quiet)
 
-        tol = options.solver.tol
         found = factor.search_cascade(found, seen, asked, run, meter, tol)
+    elif dealt.whole is not None:
+        turned = _turned(source, budget, dealt, dealt.whole, options)
+        found = factor.search_in_turns(found, seen, asked, turned, tol)
     checked = _meter(source, budget, dealt.check, 1.0).read(found.leaves).value
     extra = {
         "budget": jnp.asarray(budget.most, jnp.float32),
         "checked": jnp.asarray(checked, jnp.float32),
         "measure": budget.measure,
-        "margin": _margin(found.steps[-1], budget.measure, dealt),
+        "margin": _margin(found, budget.measure, dealt),
         "search": found.steps,
     }
     moved = orders.moved(seen.first, found.leaves)
     return Finished(found.leaves, found.masks, found.reports, moved, extra)
 
 
-def _margin(step: SearchStep, measure: str, dealt: Dealt) -> Margin:
+def _turned(
+    source: Source, budget: Budget, dealt: Dealt, whole: Turn, options: Options
+) -> Turned:
+    """The turns of rows that solve and steer."""
+    quiet = options.silent()._replace(keep=True)
+
+    def solved_on(turn: Turn) -> factor.Run:
+        def run(methods: Methods) -> orders.Pruning:
+            parts = parts_of(source.of(turn.solve, turn.weights))
+            return orders.in_parallel(parts, methods, quiet)
+
+        return run
+
+    turns, share = dealt.turns, dealt.share
+    meters = [_meter(source, budget, turn.steer, share) for turn in turns]
+    runs = list(map(solved_on, turns))
+    return Turned(runs, meters, solved_on(whole), share * len(turns))
+
+
+def _margin(found: Found, measure: str, dealt: Dealt) -> Margin:
     """What the chosen network keeps of the budget for rows that were not seen."""
+    step, times = found.steps[-1], len(dealt.turns) if found.crossed else 1
     value, bound = float(step.value), float(step.bound)
     more = budgets.halving(Reading(value, bound), measure)
     return Margin(
         size=jnp.asarray(bound - value, jnp.float32),
         halved=jnp.asarray(more * dealt.given, jnp.float32),
-        steering=dealt.steering,
+        steering=dealt.steering * times,
         given=dealt.given,
         unit=dealt.unit,
     )

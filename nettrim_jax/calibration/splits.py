@@ -17,6 +17,16 @@ from nettrim_jax.results import BatchError, MethodError
 from nettrim_jax.typing import Array, Batch
 
 FOLDS = 16  # batches of the rows that steer; their spread gives the margin
+FEW = 4096  # rows of a batch up to which the rows that solve and steer change places
+TURNS = 6  # of these places
+
+
+class Turn(NamedTuple):
+    """Rows to solve on, and others to steer by."""
+
+    solve: Batch
+    weights: Weights | None
+    steer: list[Batch]
 
 
 class Dealt(NamedTuple):
@@ -30,10 +40,17 @@ class Dealt(NamedTuple):
     given: int  # number of rows in all, or of batches if theirs are not known
     steering: int  # how many of these steer
     unit: str = "rows"
+    turns: tuple[Turn, ...] = ()  # in which all rows but those that check steer once
+    whole: Turn | None = None  # all of these rows to solve on, with turns
 
 
 def deal(
-    batch: Batch, weights: Weights | None, key: Array, folds: int = FOLDS
+    batch: Batch,
+    weights: Weights | None,
+    key: Array,
+    folds: int = FOLDS,
+    *,
+    turns: bool = False,
 ) -> Dealt:
     """Takes half of the rows to solve on, a quarter to steer and a quarter to check.
 
@@ -41,12 +58,16 @@ def deal(
     share. Each quarter becomes up to ``folds`` batches of equal size. The batches of a
     loader are dealt out in order, and those of the quarters are cut up where possible.
 
+    With turns, and few rows, an eighth steers and five eighths are solved on, and each
+    eighth of the rows that do not check steers in one turn.
+
     Args:
       batch: a batch or a loader.
       weights: as for :func:`nettrim_jax.prune`.
       key: a PRNG key.
       folds: largest number of batches per quarter; unless it is 1, there are at least
         2.
+      turns: whether rows may change places.
 
     Raises:
       BatchError: the arrays share no leading axis, or there are too few rows.
@@ -74,8 +95,6 @@ def deal(
     each = n // (4 * folds * pieces) * pieces
     order = np.asarray(jax.random.permutation(jax.random.fold_in(key, n), n))
     cut = n - 2 * folds * each
-    parts = [_take(batch, rows) for rows in order[cut:].reshape(2 * folds, each)]
-    mine = order[:cut]
     if weights is not None and not callable(weights):
         shape = np.shape(weights)
         if not shape or shape[0] != n:
@@ -83,9 +102,31 @@ def deal(
                 f"weights: shape {list(shape)}; a budget splits them with the {n} rows "
                 "of the batch, so expected one entry for each along the leading axis"
             )
-        weights = np.asarray(weights)[mine]
-    steer, check = parts[:folds], parts[folds:]
-    return Dealt(_take(batch, mine), weights, steer, check, 1.0, n, folds * each)
+        weights = np.asarray(weights)
+    parts = order[cut:].reshape(2 * folds, each)
+    check = [_take(batch, rows) for rows in parts[folds:]]
+    if not (turns and folds == FOLDS and n <= FEW):
+        one = _turn(batch, weights, order[:cut], parts[:folds])
+        return Dealt(*one, check, 1.0, n, folds * each)
+    rest = order[: n - folds * each]
+    pieces = rest[: 3 * folds * each].reshape(TURNS, -1, each)
+    found = tuple(
+        _turn(batch, weights, np.setdiff1d(rest, steer), steer) for steer in pieces
+    )
+    share = pieces.shape[1] / folds
+    whole = _turn(batch, weights, rest, pieces.reshape(-1, each))
+    return Dealt(*found[0], check, share, n, pieces[0].size)._replace(
+        turns=found, whole=whole
+    )
+
+
+def _turn(
+    batch: Batch, weights: Weights | None, solve: np.ndarray, steer: np.ndarray
+) -> Turn:
+    """Rows to solve on, and those to steer by in batches ``[batches, rows]``."""
+    if weights is not None and not callable(weights):
+        weights = np.asarray(weights)[solve]
+    return Turn(_take(batch, solve), weights, [_take(batch, rows) for rows in steer])
 
 
 def concrete(tree: Any, asked: str, otherwise: str) -> None:

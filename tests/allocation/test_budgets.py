@@ -244,18 +244,33 @@ def relative(params, pruned, parts, call=apply_fn):
     return np.linalg.norm(new - old) / np.linalg.norm(old)
 
 
+def in_turns(params, dealt, given, key):
+    """The deviation of networks by these methods, each on rows that it did not see."""
+    off = size = 0.0
+    for turn in dealt.turns:
+        pruned = nt.prune(params, apply_fn, turn.solve, method=given, key=key).params
+        for part in turn.steer:
+            old, new = (np.asarray(apply_fn(p, part)) for p in (params, pruned))
+            off, size = off + np.sum((new - old) ** 2), size + np.sum(old**2)
+    return math.sqrt(off / size)
+
+
 def test_deviation_is_kept_and_reported():
     params, call, batch = network()
     method = nt.NetTrim(deviation=0.1)
     pruned = nt.prune(params, call, batch, method=method, key=3)
     report = pruned.report
-    dealt = dealing.deal(batch, None, jax.random.key(3))
+    dealt = dealing.deal(batch, None, jax.random.key(3), turns=True)
     assert np.isclose(
         relative(params, pruned.params, dealt.check), report.checked, rtol=1e-5
     )
     last = report.search[-1]
-    steer = relative(params, pruned.params, dealt.steer)
-    assert np.isclose(steer, last.value, rtol=1e-5)
+    assert [s.shape[1] for s in report.sites] == [346, 346]  # of 384 rows, 38 held out
+    given = {f"^{s.path}$": nt.NetTrim(s.epsilon) for s in report.sites}
+    assert np.isclose(in_turns(params, dealt, given, 3), last.value, rtol=1e-5)
+    same = nt.prune(params, call, dealt.whole.solve, method=given, key=3).params
+    for name in params:
+        np.testing.assert_allclose(same[name]["w"], pruned.params[name]["w"], atol=1e-5)
     assert last.value < last.bound <= 0.1
     assert report.checked <= report.budget == jnp.float32(0.1)
     assert int(last.nonzeros) == int(report.nonzeros) < report.size
@@ -271,11 +286,11 @@ def test_deviation_is_kept_and_reported():
     assert max(map(len, text.splitlines())) <= 100
     margin = report.margin
     assert float(margin.size) == pytest.approx(float(last.bound - last.value), rel=1e-5)
-    assert (margin.steering, margin.given) == (128, 512)
+    assert (margin.steering, margin.given) == (384, 512)
     assert 4 * 512 < float(margin.halved) < 5 * 512
-    assert ", as 128 of 512 rows steered; about " in text
+    assert ", as 384 of 512 rows steered; about " in text
     data = json.loads(json.dumps(report.to_dict()))["budget"]
-    assert data["margin"]["steering"] == 128 and data["margin"]["unit"] == "rows"
+    assert data["margin"]["steering"] == 384 and data["margin"]["unit"] == "rows"
     assert data["measure"] == "deviation" and len(data["search"]) == len(report.search)
     again = jax.tree.map(lambda a: a, report)
     assert str(again) == text
@@ -441,6 +456,29 @@ def test_parts_share_no_row():
     assert (other.solve["x"] != dealt.solve["x"]).any()
 
 
+def test_all_rows_but_those_that_check_steer_in_one_turn():
+    batch, weights = np.arange(1000.0)[:, None], np.arange(1000.0) + 1
+    dealt = dealing.deal(batch, weights, jax.random.key(0), turns=True)
+    check = np.concatenate(dealt.check).ravel()
+    rest = dealt.whole.solve.ravel()
+    assert len(check) == 240 and len(rest) == 760
+    assert sorted([*check, *rest]) == list(range(1000))
+    once = dealing.deal(batch, None, jax.random.key(0))
+    np.testing.assert_array_equal(dealt.check, once.check)
+    steered = []
+    for turn in dealt.turns:
+        mine = np.concatenate(turn.steer).ravel()
+        assert sorted([*mine, *turn.solve.ravel()]) == sorted(rest)
+        assert (turn.weights == turn.solve[:, 0] + 1).all() and len(turn.steer) == 8
+        steered += mine.tolist()
+    assert len(steered) == len(set(steered)) == 6 * 120 and set(steered) <= set(rest)
+    assert (dealt.solve == dealt.turns[0].solve).all() and dealt.share == 0.5
+    assert dealt[5:8] == (1000, 120, "rows")
+    for few in (60, 5000):  # too few to be dealt so, and more than gain by it
+        dealt = dealing.deal(np.zeros((few, 1)), None, jax.random.key(0), turns=True)
+        assert dealt.turns == () and dealt.whole is None
+
+
 def test_weights_are_dealt_with_their_rows():
     batch, weights = np.arange(100.0)[:, None], np.arange(100.0) + 1
     dealt = dealing.deal(batch, weights, jax.random.key(0))
@@ -454,9 +492,10 @@ def test_batches_are_dealt_in_turn():
     assert {float(a[0, 0]) for a in dealt.steer} == {1, 5}
     assert {float(a[0, 0]) for a in dealt.check} == {2, 6}
     assert len(dealt.steer) == len(dealt.check) == 16
-    assert dealt[5:] == (256, 64, "rows")
+    assert dealt[5:8] == (256, 64, "rows")
     ragged = [{"x": np.zeros((5, 2)), "z": np.zeros(3)}] * 8
-    assert dealing.deal(iter(ragged), None, jax.random.key(0))[5:] == (8, 2, "batches")
+    dealt = dealing.deal(iter(ragged), None, jax.random.key(0))
+    assert dealt[5:8] == (8, 2, "batches")
 
 
 # ---- errors
