@@ -107,8 +107,8 @@ def prune(
         a leaf's path, or on that of an object with nothing but this leaf; the first
         match wins) to these or ``None``.
         ``NetTrim(deviation=...)`` or ``drop``, or that of a method with a pattern,
-        splits the batch and solves on half of its rows; all batches of a loader are
-        kept. ``Sparsity(scope="network")``,
+        splits the batch and solves on half of its rows, or on three quarters if they
+        are few; all batches of a loader are kept. ``Sparsity(scope="network")``,
         except with ``Magnitude``, does the same to choose how many weights each layer
         keeps, and then solves for these on all rows.
       mode: ``"parallel"``: every layer has inputs from the trained network.

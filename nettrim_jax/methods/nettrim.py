@@ -85,9 +85,11 @@ class NetTrim:
     for the trained network :math:`N`, the pruned one :math:`\hat N` and the metric
     :math:`m`, on rows that no solver sees. ``prune`` splits the batch along its leading
     axis: half to solve on, a quarter to steer the search and a quarter to check the
-    result (``report.checked``). The search keeps a margin, estimated from the spread of
-    the rows that steer, which other rows exceed one time in a hundred. It needs
-    concrete values, solves each layer about a dozen times and keeps all answers.
+    result (``report.checked``). In parallel mode with up to 4096 rows, those that solve
+    and those that steer change places, and three quarters are solved on. The search
+    keeps a margin, estimated from the spread of the rows that steer, which other rows
+    exceed one time in a hundred (``report.margin``). It needs concrete values, solves
+    each layer about a dozen times and keeps all answers.
 
     Attributes:
       epsilon: each layer's budget, relative to the norm of its trained response: a

@@ -4,8 +4,12 @@ For each network and budget ``prune`` searches for an epsilon per layer; the val
 rows that steered nothing stands beside the budget. Beside it, one epsilon for all
 layers, searched until the output moves as far on the same steering rows: or
 at most a little farther. Run ``python tests/benchmarks/budgets.py``;
-LeNet, ResNet-20 and the transformer need the data folder, and the transformer a file
-of ``shakespeare.py --params``.
+LeNet, ResNet-20, the network for CIFAR-10 and the transformer need the data folder, and
+the transformer a file of ``shakespeare.py --params``.
+
+``--kind pattern`` and ``--kind sparsest`` are the same budgets for ``Reconstruct`` and
+for the better of both. With ``--count 1200`` the batch has so many rows, drawn anew in
+each of ``--repeat`` runs, and the others are rows that were never seen.
 """
 
 import argparse
@@ -42,6 +46,20 @@ class Conv(nn.Module):
         x = nn.relu(nn.Conv(16, (3, 3))(x.reshape(-1, 8, 8, 1)))
         x = nn.max_pool(x, (2, 2), (2, 2))
         x = nn.relu(nn.Conv(32, (3, 3))(x))
+        x = nn.relu(nn.Dense(64)(x.reshape(len(x), -1)))
+        return nn.Dense(10)(x)
+
+
+class Cifar(nn.Module):
+    """Three convolutions with batch normalisation, two dense layers: 47,664 weights."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        """``[batch, 32, 32, 3]`` to logits."""
+        for width in (16, 32, 32):
+            x = nn.Conv(width, (3, 3), use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+            x = nn.max_pool(x, (2, 2), (2, 2))
         x = nn.relu(nn.Dense(64)(x.reshape(len(x), -1)))
         return nn.Dense(10)(x)
 
@@ -101,6 +119,36 @@ def a_resnet(count=1024):
     return resnet_cifar.variables(file.parent), call, batch, likelihood
 
 
+def a_cifar(count=14000, epochs=2):
+    """The same of a small network for CIFAR-10, at about 52 % on test images."""
+    file = data_file("cifar10_jpeg.npz")
+    if file is None:
+        raise SystemExit("needs cifar10_jpeg.npz; set NETTRIM_DATA to its folder")
+    x, y = resnet_cifar.images(file.parent, "train", count)
+    y, model, optimizer = y.astype("int32"), Cifar(), optax.adam(1e-3)
+    variables = model.init(jax.random.key(0), x[:1])
+    state = optimizer.init(variables["params"])
+
+    @jax.jit
+    def step(variables, state, x, y):
+        def loss(params):
+            given = {**variables, "params": params}
+            out, new = model.apply(given, x, train=True, mutable=["batch_stats"])
+            each = optax.softmax_cross_entropy_with_integer_labels(out, y)
+            return each.mean(), new
+
+        params = variables["params"]
+        grads, new = jax.grad(loss, has_aux=True)(params)
+        moves, state = optimizer.update(grads, state)
+        return {**new, "params": optax.apply_updates(params, moves)}, state
+
+    rng = np.random.default_rng(0)
+    for _ in range(epochs):
+        for rows in rng.permutation(10000).reshape(-1, 100):
+            variables, state = step(variables, state, x[rows], y[rows])
+    return variables, on_x(model.apply), {"x": x, "y": y}, likelihood
+
+
 def a_transformer(file, count=512):
     """The same of the transformer and tinyshakespeare."""
     text, _, letters = shakespeare.load()
@@ -153,6 +201,49 @@ def common_epsilon(params, apply_fn, dealt, report, wanted, rows):
     return best
 
 
+KINDS = {
+    "nettrim": lambda **budget: nt.NetTrim(refit=True, **budget),
+    "pattern": lambda **budget: nt.Reconstruct(nt.Sparsity(), **budget),
+    "sparsest": nt.Sparsest,
+    "wanda": lambda **budget: nt.Wanda(nt.Sparsity(), **budget),
+}
+
+
+def drawn(batch, count, seed):
+    """So many rows of a batch, and the others as one more batch."""
+    order = np.random.default_rng(seed).permutation(len(batch["x"]))
+    parts = order[:count], order[count:]
+    return [jax.tree.map(lambda a, rows=rows: a[rows], batch) for rows in parts]
+
+
+def lost(method, apply_fn, params, pruned, part):
+    """What a budget measures, on one batch."""
+    budget = method.shared
+    if budget.metric is None:
+        return deviation(jax.jit(apply_fn), params, pruned, [part])
+    return float(budget.metric(params, part) - budget.metric(pruned, part))
+
+
+def on_few_rows(name, methods, params, apply_fn, batch, args):
+    """Print a line per budget and draw of the rows."""
+    for method in methods:
+        for seed in range(args.repeat):
+            few, others = drawn(batch, args.count, seed)
+            start = time.perf_counter()
+            pruned = nt.prune(
+                params, apply_fn, few, method=method, mode=args.mode, rows=args.rows
+            )
+            seconds, report = time.perf_counter() - start, pruned.report
+            fresh = lost(method, apply_fn, params, pruned.params, others)
+            print(
+                f"| {name} | {report.measure} {float(report.budget):g} "
+                f"| {float(report.checked):.4f} | {fresh:.4f} "
+                f"| {100 * float(report.sparsity):.1f} % "
+                f"| {float(report.margin.size):.4f} | {seconds:.0f} |",
+                flush=True,
+            )
+
+
 def main():
     """Print one Markdown table."""
     networks = {
@@ -161,6 +252,7 @@ def main():
         "lenet": (a_lenet, [0.05, 0.1], [0.005]),
         "transformer": (lambda: a_transformer(args.params), [0.05, 0.1], [0.05]),
         "resnet": (a_resnet, [0.05, 0.1], [0.05]),
+        "cifar": (a_cifar, [0.05], []),
     }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=list(networks))
@@ -169,21 +261,29 @@ def main():
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--alone", action="store_true", help="no common epsilon")
     parser.add_argument("--only", help="deviation or drop")
+    parser.add_argument("--kind", choices=list(KINDS), default="nettrim")
+    parser.add_argument("--count", type=int, help="rows of the batch")
+    parser.add_argument("--repeat", type=int, default=1, help="draws of these rows")
     args = parser.parse_args()
-    print("| network | budget | on check rows | removed | one epsilon | seconds |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    last = "margin" if args.count else "one epsilon"
+    fresh = "on fresh rows | " if args.count else ""
+    print(f"| network | budget | on check rows | {fresh}removed | {last} | seconds |")
+    print("| --- | --- | --- | --- | --- | --- |" + " --- |" * bool(args.count))
     for name in args.networks:
         make, deviations, drops = networks[name]
         params, apply_fn, batch, metric = make()
-        dealt = splits.deal(batch, None, jax.random.key(0))
-        methods = [nt.NetTrim(deviation=d, refit=True) for d in deviations]
-        methods += [
-            nt.NetTrim(drop=d, metric=metric(apply_fn), refit=True) for d in drops
-        ]
+        turns = args.mode == "parallel"
+        dealt = splits.deal(batch, None, jax.random.key(0), turns=turns)
+        make_method = KINDS[args.kind]
+        methods = [make_method(deviation=d) for d in deviations]
+        methods += [make_method(drop=d, metric=metric(apply_fn)) for d in drops]
+        if args.only:
+            methods = [m for m in methods if m.shared.measure == args.only]
+        if args.count:
+            on_few_rows(name, methods, params, apply_fn, batch, args)
+            continue
         for method in methods:
             start = time.perf_counter()
-            if args.only and args.only != method.shared.measure:
-                continue
             pruned = nt.prune(
                 params,
                 apply_fn,
@@ -195,9 +295,11 @@ def main():
             seconds = time.perf_counter() - start
             report = pruned.report
             removed = 100 * float(report.sparsity)
-            off = deviation(jax.jit(apply_fn), params, pruned.params, dealt.steer)
+            off = float(report.search[-1].value)
+            if report.measure == "drop":
+                off = deviation(jax.jit(apply_fn), params, pruned.params, dealt.check)
             other = None
-            if not args.alone:
+            if args.kind == "nettrim" and not args.alone:
                 other = common_epsilon(params, apply_fn, dealt, report, off, args.rows)
             shown = "-" if other is None else f"{other[0]:.1f} % ({other[1]:.4f})"
             print(
