@@ -18,6 +18,7 @@ Choice = tuple[int, ...]  # per layer, a position on its curve
 # one-sided 99 % quantiles of Student's t, by degrees of freedom
 QUANTILES = (math.inf, 31.821, 6.965, 4.541, 3.747, 3.365, 3.143, 2.998, 2.896)
 QUANTILES += (2.821, 2.764, 2.718, 2.681, 2.650, 2.624, 2.602)
+CLOSE = 1.02  # ratio of two factors that are not worth another look
 LOOKS = 32  # largest number of networks measured before bisection starts
 
 
@@ -258,19 +259,50 @@ def _moved(choice: Choice, moves: Iterable[tuple[int, int]]) -> Choice:
     return tuple(new)
 
 
-def scale(
-    fits: Callable[[float], bool],
-    start: float = 1.0,
-    looks: int = 7,
-    step: float = 2.0,
+def aim(
+    bound: Callable[[float], float],
+    most: float,
+    *,
+    looks: int,
+    step: float,
+    proportional: bool,
 ) -> float | None:
-    """The largest factor found that fits, by steps up or down, then bisection.
+    """The largest factor found whose bound is within a budget, from 1 on.
 
     Args:
-      fits: whether a factor fits.
-      start: the first factor.
-      looks: number of factors to try.
-      step: the ratio of two factors before one fits and one does not.
+      bound: the bound of a factor, not less for a larger one.
+      most: the budget.
+      looks: largest number of factors to try.
+      step: the ratio of two factors before one fits and one does not, at most.
+      proportional: whether the bound is about in proportion to the factor.
+
+    Returns:
+      The factor, or None if none fits.
+    """
+    good, bad, factor = None, None, 1.0
+    for _ in range(looks):
+        found = bound(factor)
+        if found <= most:
+            good = factor
+        else:
+            bad = factor
+        if good is not None and bad is not None:
+            ratio = math.sqrt(bad / good)
+            factor = good * ratio
+        else:
+            ratio = step if found <= most else 1 / step
+            if proportional and 0 < found < math.inf:
+                ratio = min(max(most / found, 1 / step), step)
+            factor *= ratio
+        if good is not None and ratio < CLOSE:
+            break
+    return good
+
+
+def scale(
+    fits: Callable[[float], bool], start: float = 1.0, looks: int = 7
+) -> float | None:
+    """The largest factor found that fits, by doubling or halving, then bisection.
 
     Returns:
       The factor, or None if none fits.
@@ -282,9 +314,9 @@ def scale(
         else:
             bad = factor
         if good is None:
-            factor = factor / step
+            factor = factor / 2
         elif bad is None:
-            factor = factor * step
+            factor = factor * 2
         else:
             factor = math.sqrt(good * bad)
     return good

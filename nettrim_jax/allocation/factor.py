@@ -3,6 +3,7 @@
 Knows what a search gives each layer, and budgets; knows no solver.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from nettrim_jax.execution.orders import Methods, Pruning, Seen
 from nettrim_jax.methods.base import Method
 from nettrim_jax.report import SearchStep, SiteReport
 
-LOOKS, STEP = 4, 1.25  # factors to try in turns, and the ratio of the first ones
+LOOKS, STEP = 4, 1.25  # factors to try in turns, and the largest ratio of two
 
 Run = Callable[[Mapping[int, Method]], Pruning]
 
@@ -130,8 +131,8 @@ def search_in_turns(
 ) -> Found:
     """The same on all rows but those that check, which solve and steer in turns.
 
-    A factor is read on networks that are solved on five sixths of these rows, each
-    measured on the sixth that it did not see. The network of the chosen factor is
+    A factor is read on networks that are solved on two thirds of these rows, each
+    measured on the third that it did not see. The network of the chosen factor is
     solved on all of them, unless the one that was found has fewer weights.
 
     Args:
@@ -141,29 +142,32 @@ def search_in_turns(
       turned: the turns.
       tol: the solver's tolerance.
     """
-    scaled, steps = _Scaled(found, seen, asked, tol), list(found.steps)
-    budget, fitting = turned.meters[0].budget, []
+    scaled = _Scaled(found, seen, asked, tol)
+    budget = turned.meters[0].budget
+    readings: dict[float, Reading] = {}
+    steps: dict[float, SearchStep] = {}
 
-    def fits(factor: float) -> bool:
+    def bound(factor: float) -> float:
         given = scaled.given(factor)
         networks = [scaled.prune(given, run) for run in turned.runs]
         leaves = [network.leaves for network in networks]
         reading = evaluation.read(turned.meters, leaves, turned.share)
-        steps.append(_step(networks[0], reading))
+        readings[factor], steps[factor] = reading, _step(networks[0], reading)
         solved = all(_solved(network.reports) for network in networks)
-        good = solved and reading.bound <= budget.most
-        if good:
-            fitting.append((factor, given, reading))
-        return good
+        return reading.bound if solved else math.inf
 
+    best = None
     if scaled.any:
-        budgets.scale(fits, looks=LOOKS, step=STEP)
+        smooth = budget.measure == "deviation"
+        best = budgets.aim(
+            bound, budget.most, looks=LOOKS, step=STEP, proportional=smooth
+        )
     mine = found.steps[-1]
-    if fitting:
-        _, given, reading = max(fitting, key=lambda one: one[0])
-        network = scaled.prune(given, turned.whole)
-        last = _step(network, reading)
+    if best is not None:
+        network = scaled.prune(scaled.given(best), turned.whole)
+        last = _step(network, readings[best])
         if _solved(network.reports) and int(last.nonzeros) <= int(mine.nonzeros):
-            return network._replace(steps=(*steps, last), crossed=True)
-    others = [step for step in steps if step is not mine]
-    return found._replace(steps=(*others, mine))
+            del steps[best]  # the same, on fewer rows
+            every = (*found.steps, *steps.values(), last)
+            return network._replace(steps=every, crossed=True)
+    return found._replace(steps=(*found.steps[:-1], *steps.values(), mine))

@@ -18,7 +18,6 @@ from nettrim_jax.typing import Array, Batch
 
 FOLDS = 16  # batches of the rows that steer; their spread gives the margin
 FEW = 4096  # rows of a batch up to which the rows that solve and steer change places
-TURNS = 6  # of these places
 
 
 class Turn(NamedTuple):
@@ -40,8 +39,8 @@ class Dealt(NamedTuple):
     given: int  # number of rows in all, or of batches if theirs are not known
     steering: int  # how many of these steer
     unit: str = "rows"
-    turns: tuple[Turn, ...] = ()  # in which all rows but those that check steer once
-    whole: Turn | None = None  # all of these rows to solve on, with turns
+    turns: tuple[Turn, ...] = ()  # in which the rows that do not check steer once
+    whole: Turn | None = None  # all of these rows, to solve on
 
 
 def deal(
@@ -58,8 +57,8 @@ def deal(
     share. Each quarter becomes up to ``folds`` batches of equal size. The batches of a
     loader are dealt out in order, and those of the quarters are cut up where possible.
 
-    With turns, and few rows, an eighth steers and five eighths are solved on, and each
-    eighth of the rows that do not check steers in one turn.
+    With turns, and few rows, each quarter of the rows that do not check also steers in
+    one turn, in which the other two are solved on.
 
     Args:
       batch: a batch or a loader.
@@ -104,20 +103,19 @@ def deal(
             )
         weights = np.asarray(weights)
     parts = order[cut:].reshape(2 * folds, each)
-    check = [_take(batch, rows) for rows in parts[folds:]]
+    first, check = parts[:folds], [_take(batch, rows) for rows in parts[folds:]]
+    mine = _turn(batch, weights, order[:cut], first)
+    dealt = Dealt(*mine, check, 1.0, n, first.size)
     if not (turns and folds == FOLDS and n <= FEW):
-        one = _turn(batch, weights, order[:cut], parts[:folds])
-        return Dealt(*one, check, 1.0, n, folds * each)
-    rest = order[: n - folds * each]
-    pieces = rest[: 3 * folds * each].reshape(TURNS, -1, each)
-    found = tuple(
-        _turn(batch, weights, np.setdiff1d(rest, steer), steer) for steer in pieces
-    )
-    share = pieces.shape[1] / folds
-    whole = _turn(batch, weights, rest, pieces.reshape(-1, each))
-    return Dealt(*found[0], check, share, n, pieces[0].size)._replace(
-        turns=found, whole=whole
-    )
+        return dealt
+    # of the rows to solve on, as many as steer, twice
+    others = order[: 2 * first.size].reshape(2, folds, each)
+    rest = np.concatenate([order[:cut], first.ravel()])
+    more = [
+        _turn(batch, weights, rest[~np.isin(rest, steer)], steer) for steer in others
+    ]
+    whole = _turn(batch, weights, rest, first[:0])
+    return dealt._replace(turns=(mine, *more), whole=whole)
 
 
 def _turn(

@@ -132,6 +132,24 @@ def test_scale_brackets_and_bisects():
     assert budgets.scale(lambda f: False) is None
 
 
+@pytest.mark.parametrize("edge", [0.4, 0.85, 0.999, 1.0, 1.1, 2.0])
+@pytest.mark.parametrize("proportional", [True, False])
+def test_aim_finds_a_factor_that_fits(edge, proportional):
+    looked = []
+
+    def bound(factor):
+        looked.append(factor)
+        return 0.3 * (factor / edge) ** 1.3
+
+    settings = {"step": 1.25, "proportional": proportional}
+    found = budgets.aim(bound, 0.3, looks=6, **settings)
+    assert found <= edge and bound(found) <= 0.3 and looked[0] == 1.0
+    assert 1.25 * found >= edge
+    assert len(looked) <= 7
+    assert budgets.aim(lambda f: math.inf, 0.3, looks=3, **settings) is None
+    assert budgets.aim(lambda f: -0.1, 0.3, looks=3, **settings) == 1.25**2
+
+
 def test_between_halves_the_steps():
     curve = [Point(1, 1.0, e) for e in (0.0, 1.0, 0.25, 0.0625)]
     assert budgets.between(curve, 2, 0.001) == (0.5, 0.125)
@@ -469,11 +487,13 @@ def test_all_rows_but_those_that_check_steer_in_one_turn():
     for turn in dealt.turns:
         mine = np.concatenate(turn.steer).ravel()
         assert sorted([*mine, *turn.solve.ravel()]) == sorted(rest)
-        assert (turn.weights == turn.solve[:, 0] + 1).all() and len(turn.steer) == 8
+        assert (turn.weights == turn.solve[:, 0] + 1).all() and len(turn.steer) == 16
+        assert len(turn.solve) == len(once.solve)
         steered += mine.tolist()
-    assert len(steered) == len(set(steered)) == 6 * 120 and set(steered) <= set(rest)
-    assert (dealt.solve == dealt.turns[0].solve).all() and dealt.share == 0.5
-    assert dealt[5:8] == (1000, 120, "rows")
+    assert len(steered) == len(set(steered)) == 3 * 240 and set(steered) <= set(rest)
+    np.testing.assert_array_equal(dealt.turns[0].solve, once.solve)
+    np.testing.assert_array_equal(dealt.steer, once.steer)
+    assert dealt[4:8] == once[4:8] == (1.0, 1000, 240, "rows")
     for few in (60, 5000):  # too few to be dealt so, and more than gain by it
         dealt = dealing.deal(np.zeros((few, 1)), None, jax.random.key(0), turns=True)
         assert dealt.turns == () and dealt.whole is None
