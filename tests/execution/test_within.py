@@ -204,6 +204,7 @@ def test_a_step_of_a_loop_that_was_never_trained():
     assert (np.asarray(pruned.params) != 0).sum((1, 2)).tolist() == [32, 0, 32]
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Ones(nt.Magnitude):
     """A method of one's own that knows no mask."""
@@ -214,7 +215,6 @@ class Ones(nt.Magnitude):
 
 def test_a_method_that_knows_no_mask_revives_nothing():
     given = two_of_four()
-    jax.tree_util.register_dataclass(Ones, ["pattern"], [])
     after = prune(given, Ones(nt.Sparsity(0.5))).params
     for a, b in zip(support(given), arrays(after), strict=True):
         np.testing.assert_array_equal(a.astype(b.dtype), b)
