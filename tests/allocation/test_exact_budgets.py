@@ -11,6 +11,7 @@ from marks import only_fast, slow
 from test_budgets import apply_fn, in_turns, network, relative, right
 
 import nettrim_jax as nt
+from nettrim_jax.allocation import budget as budgets
 from nettrim_jax.calibration import splits as dealing
 from nettrim_jax.results import MethodError
 
@@ -225,3 +226,35 @@ def test_settings_that_contradict_name_the_method():
     mixed = {"in": nt.Wanda(nt.Sparsity(0.5, scope="network")), "out": method}
     with pytest.raises(MethodError, match="expected one search"):
         nt.prune(params, call, batch, method=mixed)
+
+
+# ---- turns
+
+
+def test_what_the_turns_say_counts(monkeypatch):
+    params, call, batch = network()
+    method = nt.Wanda(nt.Sparsity(), deviation=0.1)
+
+    def prune(factor):
+        def aim(bound, most, **settings):
+            assert most == 0.1 and settings["proportional"]
+            assert factor is None or math.isfinite(bound(factor))
+            return factor
+
+        monkeypatch.setattr(budgets, "aim", aim)
+        return nt.prune(params, call, batch, method=method)
+
+    found = prune(None)  # no factor fits
+    monkeypatch.setattr(dealing, "FEW", 0)
+    alone = nt.prune(params, call, batch, method=method)
+    for one, two in zip(*map(jax.tree.leaves, (found, alone)), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert alone.report.margin.steering == 128
+    monkeypatch.undo()
+    less = prune(0.5).report  # the search met its rows by luck
+    assert less.margin.steering == 384 and less.sites[0].shape[1] == 346
+    assert less.nonzeros > found.report.nonzeros
+    more = prune(1.25).report
+    assert more.margin.steering == 384 and more.nonzeros < found.report.nonzeros
+    odds = [[s.sparsity / (1 - s.sparsity) for s in r.sites] for r in (less, more)]
+    np.testing.assert_allclose(np.divide(*odds), 0.5 / 1.25, rtol=0.06)
