@@ -4,6 +4,7 @@ A batch is traced once per shape, and must lead to the same layers as the first 
 Knows the network; knows no solver.
 """
 
+import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from nettrim_jax import _sharding
 from nettrim_jax._compile import compiled
 from nettrim_jax._trees import infinite, is_array, known, require_alive
 from nettrim_jax.calibration.model import Model
-from nettrim_jax.calibration.padding import RowWeights, row_weights
+from nettrim_jax.calibration.padding import RowWeights, row_weights, site_axes
 from nettrim_jax.results import BatchError, warn
 from nettrim_jax.tracing import jaxprs
 from nettrim_jax.tracing.sites import Network, trace
@@ -190,6 +191,7 @@ def parts(source: Source) -> Iterator[Part]:
     model, batch, key, weights = source
     loaded = is_loader(batch)
     networks: dict[Any, Network] = {}
+    axes = functools.cache(site_axes)  # one walk per network, not per batch
     first = None
     for at, one in enumerate(batches(batch)):
         name = f"batch {at}" if loaded else "batch"
@@ -222,7 +224,7 @@ def parts(source: Source) -> Iterator[Part]:
             networks[kind],
             _sharding.plain([jnp.asarray(leaf) for leaf in leaves]),
             jax.random.fold_in(key, at) if at else key,
-            row_weights(networks[kind], _row_weights(given)),
+            row_weights(networks[kind], _row_weights(given), axes),
             one,
             model,
             tuple(found.values()),

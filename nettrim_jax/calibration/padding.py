@@ -4,6 +4,7 @@ Knows labels of axes; knows no program.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from nettrim_jax.tracing.axes import Axes, axes_of
 from nettrim_jax.tracing.labels import Factor, marks_of, without_marks
 from nettrim_jax.tracing.sites import Network
 from nettrim_jax.typing import Array
+
+SiteAxes = tuple[tuple[Axes, ...], ...]  # per site and use
 
 
 @register_dataclass
@@ -28,7 +31,7 @@ class RowWeights:
     """
 
     values: Array
-    axes: tuple[tuple[Axes, ...], ...] = dataclasses.field(metadata={"static": True})
+    axes: SiteAxes = dataclasses.field(metadata={"static": True})
 
     def of_sites(self, chosen: tuple[int, ...]) -> "RowWeights":
         """The same weights for some of the sites, in this order."""
@@ -66,30 +69,47 @@ class RowWeights:
         return jnp.broadcast_to(values[tuple(index)], shape).ravel()
 
 
-def row_weights(network: Network, values: Array | None) -> RowWeights | None:
+def row_weights(
+    network: Network,
+    values: Array | None,
+    axes: Callable[[Network, tuple[int, ...]], SiteAxes] | None = None,
+) -> RowWeights | None:
     """The weights with the axes of all sites.
 
+    Args:
+      network: the network.
+      values: the weights; None for none.
+      axes: :func:`site_axes`, or what remembers its answers.
+
     Raises:
-      BatchError: they do not fit the batch, or a layer's rows cannot be followed.
+      BatchError: they do not fit the batch.
+    """
+    if values is None or not network.sites:
+        return None
+    return RowWeights(values, (axes or site_axes)(network, values.shape))
+
+
+def site_axes(network: Network, shape: tuple[int, ...]) -> SiteAxes:
+    """The axes of the rows of every use of every site, for weights of this shape.
+
+    Raises:
+      BatchError: they do not fit the batch.
     """
     uses = [use for site in network.sites for use in site.uses]
-    if values is None or not uses:
-        return None
-    found = axes_of(network.flat, len(network.paths), uses, values.shape)
+    found = axes_of(network.flat, len(network.paths), uses, shape)
     used: set[int | str] = set()
     for axes in (found or {}).values():
         used |= {f.axis for label in (*axes.rows, *axes.steps) for f in label}
     lost = any(isinstance(axis, str) for axis in used)
-    needed = {axis for axis, size in enumerate(values.shape) if size > 1}
+    needed = {axis for axis, size in enumerate(shape) if size > 1}
     if found is None or (needed - used and not lost):
-        shape = list(uses[0].folding.row_shape)
+        rows = list(uses[0].folding.row_shape)
         raise BatchError(
-            f"weights: shape {list(values.shape)} is no prefix of the rows {shape} of "
+            f"weights: shape {list(shape)} is no prefix of the rows {rows} of "
             f"a {uses[0].folding.kind} layer; give one number per sample, or per "
             "sample and position"
         )
-    axes = tuple(tuple(found[use.op.id] for use in site.uses) for site in network.sites)
-    return RowWeights(values, axes)
+    return tuple(tuple(found[use.op.id] for use in site.uses) for site in network.sites)
 
 
 def require_followed(network: Network, weights: RowWeights | None, k: int) -> None:
