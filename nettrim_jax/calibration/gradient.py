@@ -45,14 +45,12 @@ class LossGradient:
         moved = {site.leaf: leaves[site.leaf] for site in sites.values()}
         tree = jax.tree.structure(part.given)
         try:
+            loss, consts = _Called(self.loss, part.model.filler, tree), []
             if _sharding.meshes_of((part.model.given, part.given)):
                 given = part.model.given, jax.tree.leaves(part.given)
-                loss, consts = _traced(self.loss, part.model.filler, tree, *given)
-                slopes = _slopes_of(loss, consts, moved, list(leaves), part.batch)
-            else:
-                slopes = _slopes(
-                    self.loss, part.model.filler, tree, moved, list(leaves), part.batch
-                )
+                flat, consts = jaxprs.flatten(untyped.make_jaxpr(loss, *given))
+                loss = _Traced(flat)
+            slopes = _slopes(loss, moved, list(leaves), part.batch, consts)
         except Exception as error:
             first = str(error).strip().split("\n")[0].rstrip(".")
             raise MethodError(
@@ -65,64 +63,43 @@ class LossGradient:
         }
 
 
-@compiled(static_argnames=("loss", "filler", "tree"))
+@dataclasses.dataclass(frozen=True)
+class _Called:
+    """A loss as a function of arrays; equal ones are compiled once."""
+
+    loss: Loss
+    filler: Filler
+    tree: Any
+
+    def __call__(self, leaves: list[Array], batch: list[Any], *_: Any) -> ArrayLike:
+        return self.loss(self.filler(leaves), jax.tree.unflatten(self.tree, batch))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Traced:
+    """The same as a program that knows no types of explicit axes."""
+
+    flat: jaxprs.Flat
+
+    def __call__(
+        self, leaves: list[Array], batch: list[Any], consts: list[Any]
+    ) -> ArrayLike:
+        return jaxprs.evaluate(self.flat, consts, [*leaves, *batch])[0][0]
+
+
+@compiled(static_argnames="loss")
 def _slopes(
-    loss: Loss,
-    filler: Filler,
-    tree: Any,
+    loss: _Called | _Traced,
     moved: dict[int, Array],
     leaves: list[Array],
     batch: list[Array],
+    consts: list[Any],
 ) -> dict[int, Array]:
     """The gradient of the loss by some of the leaves."""
 
     def value(moved: dict[int, Array]) -> ArrayLike:
         filled = [moved.get(i, leaf) for i, leaf in enumerate(leaves)]
-        return loss(filler(filled), jax.tree.unflatten(tree, batch))
-
-    return jax.grad(value)(moved)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Traced:
-    """A loss as a program; hashable, so that equal ones are compiled once."""
-
-    flat: jaxprs.Flat
-
-    def __hash__(self) -> int:
-        return hash(self.flat.signature)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _Traced) and self.flat.signature == other.flat.signature
-        )
-
-
-def _traced(
-    loss: Loss, filler: Filler, tree: Any, leaves: list[Array], batch: list[Any]
-) -> tuple[_Traced, list[Any]]:
-    """The loss, traced with the types of explicit axes, and its constants."""
-
-    def value(leaves: list[Array], batch: list[Any]) -> ArrayLike:
-        return loss(filler(leaves), jax.tree.unflatten(tree, batch))
-
-    flat, consts = jaxprs.flatten(untyped.make_jaxpr(value, leaves, batch))
-    return _Traced(flat), consts
-
-
-@compiled(static_argnames="loss")
-def _slopes_of(
-    loss: _Traced,
-    consts: list[Any],
-    moved: dict[int, Array],
-    leaves: list[Array],
-    batch: list[Array],
-) -> dict[int, Array]:
-    """The gradient of a traced loss by some of the leaves."""
-
-    def value(moved: dict[int, Array]) -> ArrayLike:
-        filled = [moved.get(i, leaf) for i, leaf in enumerate(leaves)]
-        return jaxprs.evaluate(loss.flat, consts, [*filled, *batch])[0][0]
+        return loss(filled, batch, consts)
 
     return jax.grad(value)(moved)
 

@@ -69,7 +69,7 @@ class Block:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Flat:
-    """A flat program.
+    """A flat program; those that compute the same are equal.
 
     Attributes:
       block: the main block; its inputs are the arguments' leaves.
@@ -82,6 +82,12 @@ class Flat:
     consts: tuple[int, ...]
     avals: Mapping[int, Any]
     signature: str
+
+    def __hash__(self) -> int:
+        return hash(self.signature)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Flat) and self.signature == other.signature
 
     def aval(self, ref: Ref) -> Any:
         """Shape and dtype of a slot or a literal."""

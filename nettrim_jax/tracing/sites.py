@@ -105,12 +105,12 @@ class Network:
         return sum(getattr(aval, "size", 0) for aval in avals)
 
     def __hash__(self) -> int:
-        return hash(self.flat.signature)
+        return hash(self.flat)
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Network)
-            and self.flat.signature == other.flat.signature
+            and self.flat == other.flat
             and self.paths == other.paths
         )
 
