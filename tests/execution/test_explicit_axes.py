@@ -3,10 +3,7 @@
 Each group of calls has a process of its own, with four devices.
 """
 
-import os
-import subprocess
-import sys
-
+import devices
 import pytest
 
 SCRIPT = """
@@ -233,16 +230,4 @@ MORE = [
     ],
 )
 def test_calls_on_a_mesh(axes, calls):
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, axes, *calls],
-        env={"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-        | os.environ
-        | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-            "JAX_PLATFORMS": "cpu",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    devices.run(SCRIPT, axes, *calls, devices=4)

@@ -1,9 +1,6 @@
 """Rows on several devices give what they give on one."""
 
-import os
-import subprocess
-import sys
-
+import devices
 import pytest
 
 SCRIPT = """
@@ -51,14 +48,4 @@ for name in params:
     ],
 )
 def test_rows_on_two_devices(method, mode):
-    flags = "--xla_force_host_platform_device_count=2"
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, method, mode],
-        env={"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-        | os.environ
-        | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    devices.run(SCRIPT, method, mode, devices=2)

@@ -1,9 +1,6 @@
 """Layers within a ``shard_map`` are found and pruned as those of one device."""
 
-import os
-import subprocess
-import sys
-
+import devices
 import pytest
 
 SCRIPT = """
@@ -117,19 +114,7 @@ if hasattr(jax, "set_mesh"):  # explicit axes, and a mesh that the user has ente
     ],
 )
 def test_layers_of_a_shard_map(settings):
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, settings],
-        env={"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-        | os.environ
-        | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-            "JAX_PLATFORMS": "cpu",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    devices.run(SCRIPT, settings, devices=4)
 
 
 def test_one_device_is_enough_to_find_them():
