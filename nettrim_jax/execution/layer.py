@@ -85,8 +85,8 @@ def finish(
             written = _finish(answer, data, place, kind, keep)
         written = from_host(written, leaf)
     # a NaN that stands for nothing must not come out of a program: jax_debug_nans
-    known = {name: a for name, a in written.figures.items() if a is not None}
-    return written._replace(figures=OPTIONAL | known)
+    figures = {name: a for name, a in written.figures.items() if a is not None}
+    return written._replace(figures=OPTIONAL | figures)
 
 
 def _finish(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from nettrim_jax._clip import NO_CLIP, RELU, Clip
 from nettrim_jax.tracing import index_maps
 from nettrim_jax.tracing.dataflow import Fact, fact_of
-from nettrim_jax.tracing.jaxprs import Block, Op, Ref
+from nettrim_jax.tracing.jaxprs import Block, Literal, Op, Ref
 
 BETWEEN = ("max", "min", "clamp")
 MAXIMA = ("reduce_max", "reduce_window_max")
@@ -122,7 +122,7 @@ def _chosen(
     read_by: Readers,
 ) -> tuple[Clip, int | None] | None:
     """The clip that is written as choices between a value and its limits."""
-    above: dict[Ref, tuple[float, bool]] = {}  # per comparison, whether true above
+    above: dict[int, tuple[float, bool]] = {}  # per comparison, whether true above
     rest = []
     for op in ops:
         limit = _number(_other(op, slot), facts) if op.name in COMPARISONS else None
@@ -145,7 +145,7 @@ def _chosen(
 def _choice(
     at: int,
     rest: Sequence[Op],
-    above: dict[Ref, tuple[float, bool]],
+    above: dict[int, tuple[float, bool]],
     facts: Mapping[int, Fact],
     read_by: Readers,
 ) -> tuple[Clip, int] | None:
@@ -156,7 +156,7 @@ def _choice(
     if choose.name == "mul":  # x * (x > 0)
         cast = _other(choose, at)
         for pred, (limit, true_above) in above.items():
-            casts = read_by.get(pred, [])  # type: ignore[call-overload]
+            casts = read_by.get(pred, [])
             used = len(casts) == 1 and casts[0].name == "convert_element_type"
             if used and casts[0].outputs[0] == cast and limit == 0:
                 if read_by.get(casts[0].outputs[0]) == [choose]:
@@ -165,13 +165,15 @@ def _choice(
                     return clip, choose.outputs[0]
         return None
     pred = choose.inputs[0]
-    if choose.name != "select_n" or pred not in above or len(choose.inputs) != 3:
+    if choose.name != "select_n" or len(choose.inputs) != 3:
+        return None
+    if isinstance(pred, Literal) or pred not in above:
         return None
     limit, true_above = above.pop(pred)
     high, low = choose.inputs[2], choose.inputs[1]  # where true, where false
     if not true_above:
         high, low = low, high
-    if read_by.get(pred) != [choose]:  # type: ignore[call-overload]
+    if read_by.get(pred) != [choose]:
         return None
     if high == at and _number(low, facts) == limit:
         return Clip(low=limit), choose.outputs[0]
