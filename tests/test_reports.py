@@ -8,7 +8,7 @@ import models
 import numpy as np
 import pytest
 from flax import nnx
-from marks import only_fast
+from marks import only_fast, slow
 
 import nettrim_jax as nt
 from nettrim_jax.report import tables
@@ -48,6 +48,7 @@ def test_a_report_is_read_back(name):
     assert again.sites[0].message == report.sites[0].message
 
 
+@slow
 def test_a_mapped_report_is_read_back():
     stack = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), PARAMS)
     report = jax.vmap(lambda p: nt.prune(p, apply_fn, X, method=HALF).report)(stack)

@@ -6,7 +6,7 @@ import jax
 import models
 import numpy as np
 import pytest
-from marks import only_fast
+from marks import only_fast, slow
 
 import nettrim_jax as nt
 from nettrim_jax.results import MethodError
@@ -86,6 +86,7 @@ def test_prune_leaves_what_is_excluded():
     assert (np.asarray(answer.params["1"]["w"]) == 0).any()
 
 
+@slow
 def test_a_tied_embedding_is_pruned_only_if_asked():
     model = models.get("tied-embedding")
     plain = listing("tied-embedding")
@@ -119,6 +120,7 @@ def test_selectors_that_are_wrong(what, pick, match):
 # ---- one matrix, used several times
 
 
+@slow
 def test_uses_of_one_matrix_are_one_problem():
     # twice over half of the rows is once over all of them
     w, x = models.normal(8, 6), models.data(64, 8)
@@ -139,6 +141,7 @@ def test_uses_of_one_matrix_are_one_problem():
     np.testing.assert_allclose(once.params["w"], twice.params["w"], atol=2e-2)
 
 
+@slow
 @pytest.mark.parametrize("mode", only_fast(["parallel"], ["parallel", "cascade"]))
 @pytest.mark.parametrize(
     "name", only_fast(["siamese"], ["siamese", "called-twice", "tied-scales"])

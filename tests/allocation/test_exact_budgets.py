@@ -231,6 +231,7 @@ def test_settings_that_contradict_name_the_method():
 # ---- turns
 
 
+@slow
 def test_what_the_turns_say_counts(monkeypatch):
     params, call, batch = network()
     method = nt.Wanda(nt.Sparsity(), deviation=0.1)

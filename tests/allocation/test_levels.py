@@ -195,8 +195,9 @@ def plain(ties=False):
     return {"a": a, "b": b}, lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]
 
 
-@pytest.mark.parametrize("mode", only_fast(["cascade"], ["parallel", "cascade"]))
-@pytest.mark.parametrize("level", only_fast([0.7], [0.0, 0.7, 0.93]))
+@slow
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+@pytest.mark.parametrize("level", [0.0, 0.7, 0.93])
 def test_magnitudes_of_all_layers_at_once(level, mode):
     params, apply_fn = plain(ties=level == 0.7)
     method = nt.Magnitude(nt.Sparsity(level, scope="network"))

@@ -165,6 +165,7 @@ def test_memory_does_not_grow_with_the_stream(few, many):
 # ---- padding
 
 
+@slow
 def test_weights_as_a_function_drop_padding():
     def padded(part):
         full = np.full((20, 8), 1e3, "float32")

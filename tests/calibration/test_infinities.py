@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
-from marks import slow
+from marks import only_fast, slow
 
 import nettrim_jax as nt
 from nettrim_jax.results import BatchError, ParamsError
@@ -52,7 +52,8 @@ def reference(name, mode):
     return nt.prune(PARAMS, apply_fn, X, method=METHODS[name], mode=mode)
 
 
-CASES = [("magnitude", "parallel"), ("magnitude", "cascade")]
+CASES = [("magnitude", "parallel")]
+CASES += [pytest.param("magnitude", "cascade", marks=slow)]
 CASES += [
     pytest.param(name, mode, marks=slow)
     for name in ("nettrim", "reconstruct", "sparsegpt")
@@ -112,6 +113,7 @@ def test_logits_that_are_infinite(name, last):
         assert float(site.error) == float(wanted.error)
 
 
+@slow
 def test_an_infinite_offset_behind_a_bias():
     """A hidden unit is fitted as if nothing hid it, and its bias may move."""
     params = {"w": models.normal(D, D), "b": models.normal(D), "mask": VOCABULARY}
@@ -142,7 +144,7 @@ def test_a_budget_of_a_network_with_infinite_logits():
 
 
 @pytest.mark.parametrize("last", ["where", "add"])
-@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+@pytest.mark.parametrize("mode", only_fast(["parallel"], ["parallel", "cascade"]))
 def test_a_bound_with_infinite_logits(last, mode):
     params = {name: PARAMS[name] for name in "qk"}
 
@@ -155,6 +157,7 @@ def test_a_bound_with_infinite_logits(last, mode):
     assert 0 < float(moved) <= float(tight) <= float(bound) < 10 * float(moved)
 
 
+@slow
 def test_under_jit():
     """Values that are not known are not looked at."""
 
@@ -169,6 +172,7 @@ def test_under_jit():
     assert np.isfinite(pruned.report.deviation)
 
 
+@slow
 def test_refit():
     wanted = reference("magnitude", "parallel")
     params, mask = {**PARAMS, "mask": CAUSAL}, {**wanted.mask, "mask": CAUSAL < 1}
@@ -239,6 +243,7 @@ def test_an_infinite_weight():
         prune_two(params, mask=np.zeros(D, np.float32), exclude="q")
 
 
+@slow
 @pytest.mark.parametrize("bias", ["free", "fixed"])
 def test_an_infinite_bias(bias):
     """It switches units off, and is refused if it is to move."""

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 
 import nettrim_jax as nt
 from nettrim_jax.calibration import cascade
@@ -53,7 +54,11 @@ def transformer(layers):
 
 
 @pytest.mark.parametrize(
-    "method", [nt.Magnitude(nt.Sparsity(0.5)), nt.SparseGPT(nt.Sparsity(0.5))]
+    "method",
+    [
+        nt.Magnitude(nt.Sparsity(0.5)),
+        pytest.param(nt.SparseGPT(nt.Sparsity(0.5)), marks=slow),
+    ],
 )
 def test_more_layers_compile_nothing_more(method):
     counts = []

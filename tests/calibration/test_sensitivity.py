@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exact import reconstruct, seen
-from marks import only_fast
+from marks import only_fast, slow
 
 import nettrim_jax as nt
 from nettrim_jax._clip import RELU
@@ -241,6 +241,7 @@ def with_scale(params, x):
     return jax.nn.relu(x @ params["w"] * SCALE) @ params["out"]
 
 
+@slow
 def test_a_scale_behind_the_weights_changes_nothing_but_them(rng):
     """Weights times their scale are those of a network that has it in its weights."""
     params = {"w": rng.normal(size=(6, 4)), "out": rng.normal(size=(4, 2))}
@@ -258,6 +259,7 @@ def test_a_scale_behind_the_weights_changes_nothing_but_them(rng):
     )
 
 
+@slow
 @pytest.mark.parametrize("mode", only_fast(["cascade"], ["parallel", "cascade"]))
 def test_a_stream_counts_as_its_batches_together(mode):
     """With one output no random sign is left, and all rows are kept."""
@@ -303,7 +305,7 @@ def chosen(params, x):
     return jnp.argmax(jax.nn.relu(x @ params["a"]) @ params["b"], axis=1)
 
 
-@pytest.mark.parametrize("apply_fn", [rounded, chosen])
+@pytest.mark.parametrize("apply_fn", only_fast([chosen], [rounded, chosen]))
 def test_the_report_says_so_where_no_error_moves_the_output(apply_fn, rng):
     params = {name: jnp.asarray(rng.normal(size=(8, 8))) for name in ("a", "b")}
     x = jnp.asarray(rng.normal(size=(100, 8)))
@@ -312,6 +314,7 @@ def test_the_report_says_so_where_no_error_moves_the_output(apply_fn, rng):
     assert int(pruned.report.nonzeros) == 64
 
 
+@slow
 def test_layers_before_sorted_rows_are_measured_and_these_are_not(rng):
     shapes = {"first": (6, 6), "experts": (2, 6, 5), "last": (5, 3)}
     params = {name: jnp.asarray(rng.normal(size=s)) for name, s in shapes.items()}
@@ -328,6 +331,7 @@ def test_layers_before_sorted_rows_are_measured_and_these_are_not(rng):
     assert shares == {"experts": 0.0, "last": 0.0}
 
 
+@slow
 def test_units_that_are_never_on_leave_derivatives_finite(rng):
     params = {name: jnp.asarray(rng.normal(size=(6, 6))) for name in ("a", "b")}
     x = jnp.asarray(rng.normal(size=(80, 6)))

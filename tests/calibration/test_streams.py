@@ -43,6 +43,7 @@ def test_so_many_batches_of_a_loader_without_an_end(name):
     same(pruned, nt.prune(PARAMS, APPLY, few, **METHODS[name]))
 
 
+@slow
 def test_a_refit_of_so_many_batches():
     mask = nt.prune(PARAMS, APPLY, X, method=HALF).mask
     endless = itertools.cycle(BATCHES)
@@ -108,6 +109,7 @@ def test_each_batch_is_counted_once(name):
     assert counts == [f"batch {k}" for k in range(1, 9)]
 
 
+@slow
 def test_the_bar_counts(capsys):
     mask = nt.prune(PARAMS, APPLY, iter(BATCHES), method=HALF, progress=True).mask
     shown = capsys.readouterr().err
@@ -186,6 +188,7 @@ def test_a_refit_tells_of_many_shapes_too():
     assert warning.filename == __file__
 
 
+@slow
 def test_padding_as_the_warning_says():
     """Rows of weight zero make batches of one shape, and change nothing."""
     sizes = [8, 7, 6, 5, 4, 3]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 
 import nettrim_jax as nt
 from nettrim_jax import results
@@ -119,6 +120,7 @@ def test_stacks_are_solved_as_one_by_one():
         np.testing.assert_allclose(together.W[k], alone.W, atol=1e-6)
 
 
+@slow
 def test_the_derivative_by_epsilon_is_that_of_finite_differences():
     made, solver = program("both"), nt.ADMM(tol=1e-9, max_steps=50000)
 

@@ -20,9 +20,7 @@ MEMBERS = {
     "sparse-inputs": rows,
     "sparse-neurons": columns,
 }
-every = pytest.mark.parametrize(
-    "name", only_fast(["channels", "sparse-neurons"], GROUPS)
-)
+every = pytest.mark.parametrize("name", only_fast(["sparse-neurons"], GROUPS))
 spreads = pytest.mark.parametrize("spread", only_fast([1.0], [0.0, 0.1, 1.0, 4.0]))
 
 

@@ -15,7 +15,7 @@ import nettrim_jax as nt
 from nettrim_jax.convex import least_squares
 
 PROBLEMS = {p.name: p for p in problems.generated()[::3]}
-MARKED = only_fast([*PROBLEMS][::6], PROBLEMS)
+MARKED = only_fast([*PROBLEMS][::18], PROBLEMS)
 
 
 def made(p, dtype="float64"):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import only_fast, slow
 from penalized import GROUPS
 
 import nettrim_jax as nt
@@ -15,7 +16,10 @@ PENALTIES = {**helpers.ENTRYWISE, **GROUPS}
 SHAPES = dict.fromkeys(helpers.ENTRYWISE, (6, 4)) | dict.fromkeys(GROUPS, (12, 3))
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+QUICK = ["l1", "l1-per-row", "blocks", "sparse-inputs"]
+
+
+@pytest.mark.parametrize("name", only_fast(QUICK, PENALTIES))
 def test_prox_and_conjugate_are_those_of_the_smaller_problem(name, rng):
     inner, shape = PENALTIES[name], SHAPES[name]
     mask = rng.uniform(size=shape) < 0.6
@@ -56,6 +60,7 @@ def problem(rng):
     return X, np.maximum(X @ np.where(mask, rng.normal(size=(6, 4)), 0), 0), mask
 
 
+@slow
 def test_magnitudes_within_a_mask_are_a_fixed_pattern(rng):
     X, Y, mask = problem(rng)
     budget = 0.2 * np.linalg.norm(Y)
@@ -69,6 +74,7 @@ def test_magnitudes_within_a_mask_are_a_fixed_pattern(rng):
     np.testing.assert_allclose(mine.stats.objective, other.stats.objective, rtol=1e-3)
 
 
+@slow
 def test_groups_within_a_mask_agree_with_cvxpy(rng):
     cp = pytest.importorskip("cvxpy")
     X, Y, mask = problem(rng)

@@ -135,6 +135,7 @@ def test_units_never_on_and_always_on(bias):
     assert np.linalg.norm(R) <= edge.epsilon + 1e-6 * np.linalg.norm(edge.Y)
 
 
+@slow
 @pytest.mark.parametrize("relu", [True, False])
 def test_no_unit_is_ever_on(relu):
     # nothing to match at all: with Y = 0 there is no norm to be relative to

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import only_fast, slow
 
 import nettrim_jax as nt
 
@@ -47,7 +48,7 @@ relu6 = functools.partial(net, jax.nn.relu6)
 plain = functools.partial(net, seen_whole)
 
 
-@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.parametrize("name", only_fast(["relu6", "hard-tanh", "above"], CLIPS))
 def test_the_report_says_so_and_the_error_is_behind_the_clip(name):
     activation, limits = CLIPS[name]
     apply_fn = functools.partial(net, activation)
@@ -71,6 +72,7 @@ def error(params, rows):
     return float(np.linalg.norm(hidden[1] - hidden[0]))
 
 
+@slow
 def test_an_exact_budget_loses_less_where_a_clip_is_seen():
     seen, whole = (
         nt.prune(PARAMS, f, ROWS, method=nt.Sparsity(0.5)) for f in (relu6, plain)
@@ -79,6 +81,7 @@ def test_an_exact_budget_loses_less_where_a_clip_is_seen():
     assert error(seen.params, OTHERS) < 0.95 * error(whole.params, OTHERS)
 
 
+@slow
 def test_a_refit_loses_less_where_a_clip_is_seen():
     mask = nt.prune(PARAMS, relu6, ROWS, method=nt.Magnitude(nt.Sparsity(0.5))).mask
     seen, whole = (
@@ -87,9 +90,13 @@ def test_a_refit_loses_less_where_a_clip_is_seen():
     assert error(seen.params, ROWS) < error(whole.params, ROWS)
 
 
+@slow
 @pytest.mark.parametrize(
     "method",
-    [nt.NetTrim(epsilon=0.1, refit=True), nt.Sparsity(0.5)],
+    [
+        nt.NetTrim(epsilon=0.1, refit=True),
+        pytest.param(nt.Sparsity(0.5), marks=slow),
+    ],
     ids=["nettrim", "sparsity"],
 )
 def test_a_cascade_keeps_to_what_the_program_allows(method):
@@ -99,6 +106,7 @@ def test_a_cascade_keeps_to_what_the_program_allows(method):
     assert float(pruned.report.deviation) < 1.2 * float(alone.report.deviation)
 
 
+@slow
 def test_within_jit_it_is_the_same():
     def run(params, rows):
         return nt.prune(params, relu6, rows, method=nt.NetTrim(epsilon=0.1)).params

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
+from marks import only_fast
 
 import nettrim_jax as nt
 from nettrim_jax import _compile
@@ -43,6 +44,7 @@ LEVELS = {
     "neurons": lambda more: nt.Neurons(0.75 if more else 0.5),
     "inputs": lambda more: nt.Inputs(0.75 if more else 0.5),
 }
+QUICK = ["sparsity", "nm", "blocks"]
 HOLDERS = {
     "reconstruct": nt.Reconstruct,
     "magnitude": nt.Magnitude,
@@ -51,9 +53,13 @@ HOLDERS = {
 }
 
 
-@pytest.mark.parametrize("holder", HOLDERS)
-@pytest.mark.parametrize("level", LEVELS)
-def test_another_level_compiles_no_solver(holder, level, solvers):
+CASES = [(level, holder) for level in LEVELS for holder in HOLDERS]
+OFTEN = [case for case in CASES if case[1] != "reconstruct" or case[0] in QUICK]
+
+
+@pytest.mark.parametrize("case", only_fast(OFTEN, CASES), ids="-".join)
+def test_another_level_compiles_no_solver(case, solvers):
+    level, holder = case
     if holder == "sparsegpt" and level not in ("sparsity", "column", "nm"):
         pytest.skip("SparseGPT removes no groups")
     make = HOLDERS[holder]

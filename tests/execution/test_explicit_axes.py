@@ -125,7 +125,7 @@ def same_sharding(got):
 half = nt.Sparsity(0.5)
 typed, untyped = Both(True), Both(False)
 ambient = contextlib.nullcontext()
-if axes == "ambient":
+if axes in ("ambient", "transformed"):
     ambient = enter(mesh)
 one = [eval("call" + call, {**globals(), "call": untyped}) for call in calls]
 
@@ -143,7 +143,7 @@ def spied(self):
 WATCH, LEAVES = False, [(8, 16), (2, 16, 16), (16, 8), (8, 4)]
 cls._value = property(spied)
 with ambient:
-    if axes == "ambient":
+    if axes == "transformed":
         for params, x, what in ((mine, rows, "params: a"), (plain, here, "batch: the")):
             inside = jax.jit(lambda p, x: nt.prune(p, typed.network, x).params)
             try:
@@ -225,6 +225,7 @@ MORE = [
                 ("ambient", MORE),
                 ("given", MORE),
                 ("given", [".refit()", ".refit(mode='cascade')"]),
+                ("transformed", []),
             ]
         ),
     ],

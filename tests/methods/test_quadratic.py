@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 
 from nettrim_jax.methods import quadratic
 from nettrim_jax.methods.quadratic import Coupling, Quadratic, coupling_of
@@ -65,6 +66,7 @@ def test_many_units_have_the_largest_directions(monkeypatch, rng):
     np.testing.assert_allclose(jnp.trace(every), jnp.trace(M[0]), rtol=1e-9)
 
 
+@slow
 def test_the_inverse_of_a_stack_is_that_of_each(rng):
     from nettrim_jax._numerics import inverse
 

@@ -54,7 +54,7 @@ def least(seen, kept, free):
 
 
 @pytest.mark.parametrize("relu", only_fast([True], [True, False]))
-@pytest.mark.parametrize("pattern", only_fast(PATTERNS[1:3], PATTERNS), ids=repr)
+@pytest.mark.parametrize("pattern", only_fast(PATTERNS[2:3], PATTERNS), ids=repr)
 def test_the_count_is_what_was_asked(pattern, relu):
     for lanes in (1, 3):
         one = layer(lanes=lanes)
@@ -78,6 +78,7 @@ def test_values_are_the_best_on_their_support(kind, free):
     assert (1 - 1e-9) * best <= error(one, W, b, False) <= 1.02 * best
 
 
+@slow
 def test_no_other_choice_is_much_better():
     """All supports of one unit, by brute force."""
     found = []
@@ -114,6 +115,7 @@ def test_it_errs_less_than_the_rules_on_new_rows(pattern, relu, kind):
         assert ours < error(new, other, jnp.zeros((1, 16)), relu)
 
 
+@slow
 def test_a_relu_gives_room():
     one = layer(d_in=24, d_out=16, n=400, kind="nonnegative")
     pattern = nt.Sparsity(0.8)
@@ -130,6 +132,7 @@ def test_a_relu_gives_room():
     np.testing.assert_allclose(whole, linear, atol=1e-9)
 
 
+@slow
 def test_a_ridge_holds_weights_where_they_were():
     one, away = layer(), []
     for ridge in (0.0, 1.0, 100.0):
@@ -155,6 +158,7 @@ def test_few_rows_get_a_ridge_and_many_none():
     assert tuned < 0.9 * untuned
 
 
+@slow
 def test_pruned_inputs_are_made_up_for():
     """With other inputs than the trained ones the target is the trained answer."""
     one = layer(d_in=12, d_out=6, n=200)
@@ -171,6 +175,7 @@ def test_pruned_inputs_are_made_up_for():
             assert error(moved, W, b, False) <= 1.01 * best
 
 
+@slow
 def test_a_large_mean_of_the_inputs_changes_nothing():
     rng = np.random.default_rng(0)
     X, W = rng.normal(size=(1, 100, 12)), rng.normal(size=(1, 12, 6))
@@ -197,6 +202,7 @@ def test_inputs_that_are_always_zero_cost_nothing():
 # ---- through prune
 
 
+@slow
 @pytest.mark.parametrize("mode", only_fast(["parallel"], ["parallel", "cascade"]))
 @pytest.mark.parametrize(
     "name",
@@ -232,6 +238,7 @@ def test_where_all_is_kept_every_bit_stays():
     jax.tree.map(np.testing.assert_array_equal, pruned.params, model.params)
 
 
+@slow
 def test_without_a_relu_rows_beyond_those_kept_count_too():
     """Of a stream as many as fit are kept; the moments are of all."""
     w, x = models.normal(16, 6), models.data(300, 16)
@@ -330,7 +337,8 @@ def test_refusals(make, says):
         make()
 
 
-@pytest.mark.parametrize("seed", only_fast([0], range(6)))
+@slow
+@pytest.mark.parametrize("seed", range(6))
 def test_few_rows_beside_the_moments_of_many_do_not_run_away(seed):
     """Where units are mostly off, the rows in hand undo what the moments pull."""
     rng = np.random.default_rng(seed)

@@ -9,6 +9,7 @@ import models
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from marks import slow
 
 import nettrim_jax as nt
 from nettrim_jax.methods import rules
@@ -97,6 +98,7 @@ def test_sparsegpt_is_the_papers_algorithm(name):
     np.testing.assert_allclose(new, want, atol=1e-9)
 
 
+@slow
 def test_derivatives_are_those_of_differences():
     W, gram = problem(d_in=10, d_out=3)
     for pattern in (nt.Sparsity(0.5), nt.NM(2, 4, pad=True)):
@@ -110,6 +112,7 @@ def test_derivatives_are_those_of_differences():
         )
 
 
+@slow
 def test_maps_and_jit_give_the_same_and_solve_one_by_one():
     W, gram = problem(lanes=4)
     rule = nt.SparseGPT(nt.Sparsity(0.6), block=8)
@@ -140,6 +143,7 @@ def test_a_new_damping_compiles_nothing():
     assert sizes[0] == sizes[1]
 
 
+@slow
 def test_one_damping_serves_all_layers_of_a_loop_and_may_be_traced():
     W, x = models.normal(3, 8, 8), models.data(60, 8)
 

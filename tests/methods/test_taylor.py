@@ -101,6 +101,7 @@ def test_groups_count_by_their_sum(given):
         assert sums[kept].min() > sums[~kept].max()
 
 
+@slow
 def test_squares_are_summed_over_batches(given):
     params, (x, y) = given
     parts = [(x[:10], y[:10]), (x[10:20], y[10:20]), (x[20:], y[20:])]
@@ -138,6 +139,7 @@ def test_a_loss_loses_less_than_by_chance():
     assert taylor < chance
 
 
+@slow
 def test_jit_and_vmap_are_the_loop(given):
     params, batch = given
     both = jax.tree.map(lambda a: jnp.stack([a, a[::-1]]), params)
@@ -153,6 +155,7 @@ def test_jit_and_vmap_are_the_loop(given):
         np.testing.assert_array_equal(jitted[name], alone[0][name])
 
 
+@slow
 @pytest.mark.parametrize("dtype", only_fast(["bfloat16"], ["float64", "bfloat16"]))
 def test_dtypes_stay(given, dtype, rng):
     params, (x, y) = params_of(rng, dtype), given[1]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import only_fast, slow
 
 import nettrim_jax as nt
 
@@ -59,7 +60,10 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+QUICK = ["magnitude", "wanda", "taylor", "nettrim"]
+
+
+@pytest.mark.parametrize("name", only_fast(QUICK, METHODS))
 def test_every_method_sees_the_weights_that_the_rows_meet(name, data):
     w, x = data
     factor = ROW / 2
@@ -101,6 +105,7 @@ def test_a_constant_mask_stays(data):
     assert (np.asarray(pruned.params["w"])[off == 1] == 0).all()
 
 
+@slow
 def test_refit_and_cascade_and_jit_carry_the_factor(data):
     w, x = data
     params = {"a": w, "b": w[:6, :4]}
