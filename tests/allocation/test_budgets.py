@@ -230,7 +230,7 @@ def test_readings_of_nothing_and_of_what_is_not_finite():
 # ---- a small network
 
 
-def network():
+def network(rows=512):
     """Two layers of one shape with small weights among large, labels of its own."""
     rng = np.random.default_rng(3)
 
@@ -238,7 +238,7 @@ def network():
         w = rng.normal(size=(12, 12)) * np.where(rng.random((12, 12)) < 0.4, 1, 0.05)
         return {"w": w, "b": 0.1 * rng.normal(size=12)}
 
-    params, x = {"in": layer(), "out": layer()}, rng.normal(size=(512, 12))
+    params, x = {"in": layer(), "out": layer()}, rng.normal(size=(rows, 12))
     params, x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (params, x))
     return params, apply_fn, {"x": x, "y": jnp.argmax(apply_fn(params, {"x": x}), 1)}
 
@@ -371,14 +371,15 @@ def test_deviations_and_modes(mode, most, refit):
 @slow
 @pytest.mark.parametrize("mode", ["parallel", "cascade"])
 def test_drop_of_a_metric(mode):
-    params, call, batch = network()
-    method = nt.NetTrim(drop=0.05, metric=right)
+    # of fewer rows the margin takes most of the budget
+    params, call, batch = network(rows=2048)
+    method = nt.NetTrim(drop=0.1, metric=right)
     pruned = nt.prune(params, call, batch, method=method, mode=mode)
     dealt = dealing.deal(batch, None, jax.random.key(0))
     fall = np.mean([right(params, p) - right(pruned.params, p) for p in dealt.check])
     assert np.isclose(fall, pruned.report.checked, atol=1e-6)
-    assert pruned.report.checked <= 0.05
-    assert pruned.report.search[-1].bound <= 0.05
+    assert pruned.report.checked <= 0.1
+    assert pruned.report.search[-1].bound <= 0.1
     assert pruned.report.measure == "drop" and "drop of " in str(pruned.report)
     assert pruned.report.sparsity > 0.1
 
