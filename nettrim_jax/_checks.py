@@ -116,6 +116,9 @@ def fitted(pruned: Any, on_failure: str) -> None:
 def converged(pruned: Any, on_failure: str, solver: ADMM) -> None:
     """Raises or warns, as asked, if a layer's solve did not converge."""
     report = pruned.report
+    stalled = [site for site in report.sites if int(site.result) == codes.STALLED]
+    if stalled:
+        _tell([_stalled(stalled, report, solver)], "warn", pruned)
     failed = _failed(report)
     if not failed or on_failure == "keep":
         return
@@ -147,6 +150,7 @@ def converged(pruned: Any, on_failure: str, solver: ADMM) -> None:
             for site in solved
         ]
         lost = any(int(site.result) == codes.NAN for site in solved)
+        rounded = any(int(site.result) == codes.ROUNDED for site in solved)
         texts.append(
             f"{len(solved)} of {len(report.sites)} layers did not reach "
             f"tol={solver.tol:g} in {solver.max_steps} steps: "
@@ -155,11 +159,25 @@ def converged(pruned: Any, on_failure: str, solver: ADMM) -> None:
                 ". NaN comes from activations that overflow, look at the network's "
                 "values on this batch; or take"
                 if lost
+                else ". More steps do not help against rounding: raise "
+                "solver=ADMM(tol=...), or give params and batch in float64, or take"
+                if rounded
                 else ". Raise solver=ADMM(max_steps=...) or tol, or take"
             )
             + " on_failure='keep' to leave such layers as trained"
         )
     _tell(texts, on_failure, pruned)
+
+
+def _stalled(stalled: list[SiteReport], report: Report, solver: ADMM) -> str:
+    """What to say of layers whose answers are used, but not within ``tol``."""
+    lines = ", ".join(f"{site.path} (gap {float(site.gap):.1e})" for site in stalled)
+    return (
+        f"{len(stalled)} of {len(report.sites)} layers came within ten times "
+        f"tol={solver.tol:g}, and rounding lets them come no further: {lines}. Their "
+        "answers are used; raise solver=ADMM(tol=...) if that is enough, or give "
+        "params and batch in float64"
+    )
 
 
 def _extremes(failed: list[SiteReport], report: Report) -> list[str]:

@@ -84,7 +84,7 @@ class _Compiled:
         """The name of the form that suits these arguments."""
         leaves = jax.tree.leaves((args, kwargs))
         # options do not go with a program that is compiled by others
-        if jax.default_backend() != "cpu" or _traced(leaves):
+        if jax.default_backend() != "cpu" or traced(leaves):
             return "plain"
         size = sum(getattr(one, "size", 0) for one in leaves)
         size += sum(getattr(one, "entries", 0) for one in (*args, *kwargs.values()))
@@ -99,10 +99,12 @@ class _Compiled:
         return sum(form._cache_size() for form in self._forms.values())
 
 
-def _traced(leaves: list[Any]) -> bool:
-    """Whether JAX is tracing, or differentiates or maps any of these leaves."""
+def traced(tree: Any) -> bool:
+    """Whether JAX is tracing, or differentiates or maps any array of this tree."""
     # within jax.jit new arrays are traced even where all arguments are known
-    return any(isinstance(a, jax.core.Tracer) for a in (jnp.zeros(()), *leaves))
+    return any(
+        isinstance(a, jax.core.Tracer) for a in (jnp.zeros(()), *jax.tree.leaves(tree))
+    )
 
 
 @functools.cache

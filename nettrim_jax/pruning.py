@@ -127,7 +127,8 @@ def prune(
       exclude: the same, for the layers not to prune.
       key: seed of the random draws, an integer or a PRNG key.
       on_failure: for layers whose solve did not converge: ``"raise"`` an error,
-        ``"warn"``, or ``"keep"`` them as trained.
+        ``"warn"``, or ``"keep"`` them as trained. Rounding that ends a solve within ten
+        times ``tol`` is a warning in any case.
       progress: ``None``: a bar on a terminal only; ``True`` or ``False``: a bar or
         none; or a function ``(done, total, what)`` of layers, where ``what`` also
         counts the batches that are read.

@@ -25,11 +25,15 @@ NAN = 2
 DIRECT = 3
 INFEASIBLE = 4
 EXTREME = 5
-GOOD = (CONVERGED, DIRECT)
+STALLED = 6
+ROUNDED = 7
+GOOD = (CONVERGED, DIRECT, STALLED)
 
 MESSAGES = {
     CONVERGED: "converged: gap and violation are certified within tol",
     MAX_STEPS: "max_steps: stopped before gap and violation fell below tol",
+    STALLED: "stalled: rounding keeps gap or violation above tol, within ten times it",
+    ROUNDED: "rounded: rounding keeps gap or violation above ten times tol",
     DIRECT: "direct: by a method without a certificate",
     INFEASIBLE: "infeasible: no weights meet the budget, and the dual proves it",
     EXTREME: "extreme: numbers so large or small that their squares are none",
@@ -39,7 +43,7 @@ NAMES = {code: text.split(":")[0] for code, text in MESSAGES.items()}
 
 
 # from the best code to the worst one
-ORDER = (CONVERGED, DIRECT, MAX_STEPS, NAN, INFEASIBLE, EXTREME)
+ORDER = (CONVERGED, DIRECT, STALLED, ROUNDED, MAX_STEPS, NAN, INFEASIBLE, EXTREME)
 
 
 def message(code: int | Array) -> str:

@@ -87,6 +87,35 @@ def generated():
     return out
 
 
+def scaled(count=40):
+    """Small programs whose inputs differ in scale by up to 1e4, one or all of them."""
+    rng = np.random.default_rng(0)
+    shapes = [(60, 12, 5), (20, 40, 4), (100, 30, 8), (200, 20, 10)]
+    kinds = ("white", "correlated", "nonnegative", "white")
+    epsilons, biases = (0.05, 0.1, 0.2, 0.02), ("free", "fixed", "penalized")
+    out = []
+    for k in range(count):
+        n, d, m = shapes[k // 2 % 4]
+        kind = kinds[k // 2 % 4 if k % 8 < 4 else k // 8 % 3]
+        X = inputs(kind, n, d, rng)
+        if k % 2 == 0:  # one input is far larger than all others
+            scales, most = np.ones(d), rng.choice([100, 500, 1000, 10000])
+            scales[rng.integers(d)] = most
+            name = f"one-{most:g}"
+        else:
+            scales = np.geomspace(1, rng.choice([100, 1000, 10000]), d)
+            name = f"all-{scales[-1]:g}"
+            rng.shuffle(scales)
+        W = rng.normal(size=(d, m)) / np.sqrt(d)
+        if k // 4 % 2 == 0:  # the larger an input, the smaller its weights
+            W, name = W / scales[:, None], name + "-even"
+        b, relu = 0.3 * rng.normal(size=m), k // 2 % 2 == 0
+        eps, bias = epsilons[k // 3 % 4], biases[k % 3]
+        name = f"{k}-{name}-{kind}-{'relu' if relu else 'linear'}-{bias}-{eps}"
+        out.append(layer(name, relu, X * scales, W, b, eps, bias))
+    return out
+
+
 def lenet_layers(rows=4096):
     """``(X, W, b, relu)`` of the three layers of LeNet-300-100 on MNIST."""
     z = np.load(data_file("lenet300_mnist.npz"))

@@ -11,7 +11,9 @@
 - ``config``: ``ADMM``, the settings of the solver.
 - ``solution``: the records that a solve returns.
 - ``step``: one step of ADMM, and the states to start from.
-- ``admm``: ``solve`` and ``history``, the loop of ADMM.
+- ``certificate``: the gap of a point, and the bound that rounding does not spoil.
+- ``stage``: the two stages of a solve: steps in one distance, with checks in between.
+- ``admm``: ``solve`` and ``history``, stage by stage.
 - ``implicit``: derivatives of a fixed point, by the implicit function theorem.
 - ``derivatives``: derivatives of a solution with respect to its program.
 - ``path``: solutions of one program for a series of budgets.

@@ -1,50 +1,35 @@
-r"""ADMM on the graph form of a program: the loop of the solver.
+r"""ADMM on the graph form of a program: the solver, stage by stage.
 
 .. math::
     \min_{W, b, Z} \; g(W) + f(Z) \quad\text{s.t.}\quad Z = X W + b + t
 
-The loop stops on the certificate alone: a dual bound, and the violation of the very
+A solve stops on the certificate alone: a dual bound, and the violation of the very
 weights that it returns. All functions are pure and take one program; ``jax.vmap``
 stacks programs.
 
-Knows programs and the projection; knows no model.
+Knows programs and their stages; knows no model.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax import results
-from nettrim_jax._compile import compiled
-from nettrim_jax._numerics import matmul
+from nettrim_jax._compile import compiled, traced
 from nettrim_jax._sharding import untyped
 from nettrim_jax._trees import known
-from nettrim_jax.convex import programs, projection
+from nettrim_jax.convex import stage
 from nettrim_jax.convex.config import ADMM
 from nettrim_jax.convex.derivatives import tangent
 from nettrim_jax.convex.programs import Program
-from nettrim_jax.convex.projection import Factor
 from nettrim_jax.convex.solution import Certificate, History, Solution, Stats
-from nettrim_jax.convex.step import Halves, State, cold, step, warm
 from nettrim_jax.results import MethodError, ProgramError
 from nettrim_jax.typing import Array
 
-Kept = TypeVar("Kept")
-
-
-class _Loop(NamedTuple):
-    state: State
-    W: Array  # [d_out, d_in], the weights so far
-    b: Array  # [d_out]
-    result: Array  # []
-    stats: Stats
-    certificate: Certificate
-    next_change: Array  # [], number of steps until which rho stays
+Each = Callable[..., Any]
 
 
 @untyped
@@ -89,7 +74,9 @@ def solve(
       [1.9, 0.9, 0.0]
     """
     config = checked(config, program, init, "solve")
-    return _solve(program, config, init)
+    if traced((program, init)):
+        return _solve(program, config, init)
+    return by_stages(_one, (program, init), config)
 
 
 @untyped
@@ -130,83 +117,59 @@ def history(
       True
     """
     config = checked(config, program, init, "history")
-    seen, looks = _history(program, config, init)
+    solution, seen = _begun(program, config, init)
+    if _going(solution, config):
+        solution, seen = _finished(program, config, solution, seen)
+    looks = solution.stats.steps // config.check_every
     return History(seen.steps, *(_until(looks, a) for a in seen[1:]))
 
 
 def _until(looks: Array, values: Array) -> Array:
     """The values of so many checks, and NaN after them."""
     if not (known(values) and known(looks)):
-        return jnp.where(jnp.arange(len(values)) < looks, values, jnp.nan)
+        checks = jnp.arange(len(values), dtype=looks.dtype)
+        return jnp.where(checks < looks, values, jnp.nan)
     # not in a program: jax_debug_nans would take them for a fault
     some = np.where(np.arange(len(values)) < np.asarray(looks), values, np.nan)
     return jax.device_put(some.astype(values.dtype), values.sharding)
 
 
 @compiled(static_argnames="config", often=True)
-def _history(
+def _begun(
     program: Program, config: ADMM, init: Solution | None
-) -> tuple[History, Array]:
-    """The certificate at every check, and the number of checks."""
+) -> tuple[Solution, History]:
+    """The first stage, and the certificate at its checks."""
     every = config.check_every
     looks = -(-config.max_steps // every)
     steps = every * jnp.arange(1, looks + 1, dtype=jnp.int32)
     nothing = jnp.zeros((looks,), program.X.dtype)
-
-    def keep(kept: History, loop: _Loop) -> History:
-        at = loop.stats.steps // every - 1
-        proof = loop.certificate
-        values = (loop.stats.objective, proof.lower_bound, proof.gap, proof.violation)
-        lists = zip(kept[1:], values, strict=True)
-        return History(steps, *(a.at[at].set(value) for a, value in lists))
-
     start = History(steps, *[nothing] * 4)
-    solution, seen = _run(program, config, init, start, keep)
-    return seen, solution.stats.steps // every
+    return stage.first(program, config, init, start, _noted(every))
+
+
+@compiled(static_argnames="config", often=True)
+def _finished(
+    program: Program, config: ADMM, solution: Solution, seen: History
+) -> tuple[Solution, History]:
+    """The second stage, and the certificate at all checks."""
+    keep = _noted(config.check_every)
+    return stage.second(program, config, solution, seen, keep)
+
+
+def _noted(every: int) -> stage.Keep:
+    def keep(kept: History, stats: Stats, proof: Certificate) -> History:
+        at = stats.steps // every - 1
+        values = (stats.objective, proof.lower_bound, proof.gap, proof.violation)
+        lists = zip(kept[1:], values, strict=True)
+        return History(kept.steps, *(a.at[at].set(value) for a, value in lists))
+
+    return keep
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _solved(program: Program, config: ADMM, init: Solution | None) -> Solution:
-    return _run(program, config, init, (), lambda kept, loop: kept)[0]
-
-
-def _run(
-    program: Program,
-    config: ADMM,
-    init: Solution | None,
-    kept: Kept,
-    keep: Callable[[Kept, _Loop], Kept],
-) -> tuple[Solution, Kept]:
-    """The solution of the loop, and ``kept``, which ``keep`` updates at every check."""
-    factor = projection.factorise(program.X, program.bias == "free")
-    usable = programs.finite(program)
-    program = dataclasses.replace(program, X=factor.X)
-    scale = program.response.scale()
-
-    def running(carry: tuple[_Loop, Kept]) -> Array:
-        loop, _ = carry
-        return (loop.result == results.MAX_STEPS) & (
-            loop.stats.steps < config.max_steps
-        )
-
-    def body(carry: tuple[_Loop, Kept]) -> tuple[_Loop, Kept]:
-        loop = _advance(program, factor, scale, config, carry[0])
-        return loop, keep(carry[1], loop)
-
-    state = cold(program, factor, scale)
-    if init is not None:
-        state = warm(program, factor, state, init)
-    start = _start(program, state, usable)
-    loop, kept = jax.lax.while_loop(running, body, (start, kept))
-    # stale weights would look like a good solution
-    stale = (loop.result == results.NAN) | (loop.result == results.INFEASIBLE)
-    W = jnp.where(stale, jnp.nan, loop.W.T)
-    b = loop.b - matmul(factor.mean, W)
-    if program.bias == "penalized":
-        W, b = W[:-1], W[-1]
-    state = loop.state
-    dual = state.rho * factor.sigma2 * (state.R - state.R_hat)
-    return Solution(W, b, loop.result, loop.stats, loop.certificate, dual.T), kept
+    solution, _ = stage.first(program, config, init)
+    return stage.second(program, config, solution)[0]
 
 
 @_solved.defjvp
@@ -219,6 +182,52 @@ def _solved_jvp(config: ADMM, primals: tuple, tangents: tuple) -> tuple:
 _solve = compiled(static_argnames="config", often=True)(_solved)
 
 
+def by_stages(
+    each: Each, lanes: tuple[Program, Solution | None], config: ADMM
+) -> Solution:
+    """Solves one program or a stack, whose values are known.
+
+    Most programs end within the first stage. So what follows it is compiled, and runs,
+    only where some program has not.
+
+    Args:
+      each: ``each(function, lanes, config=config)`` applies a compiled function of one
+        lane to all of them.
+      lanes: the programs, and the solutions to start from.
+      config: the settings.
+
+    Returns:
+      The solutions.
+    """
+    solution = each(_first_of, lanes, config=config)
+    if _going(solution, config):
+        return each(_second_of, (lanes[0], solution), config=config)
+    return solution
+
+
+def _going(solution: Solution, config: ADMM) -> bool:
+    """Whether the first stage has not ended some solve, or nobody knows yet."""
+    result, steps = solution.result, solution.stats.steps
+    if not known(result):
+        return True
+    going = stage.unsolved(np.asarray(result), np.asarray(steps), config.max_steps)
+    return bool(np.any(going))
+
+
+@compiled(static_argnames=("function", "config"), often=True)
+def _one(function: Each, lane: Any, config: ADMM) -> Any:
+    return function(lane, config)
+
+
+def _first_of(lane: tuple[Program, Solution | None], config: ADMM) -> Solution:
+    program, init = lane
+    return stage.first(program, checked(config, program, init, "solve"), init)[0]
+
+
+def _second_of(lane: tuple[Program, Solution], config: ADMM) -> Solution:
+    return stage.second(lane[0], config, lane[1])[0]
+
+
 def _check_init(program: Program, init: Solution, caller: str) -> None:
     (n, d_in), d_out = program.X.shape, program.response.Y.shape[0]
     shape = (d_in - (program.bias == "penalized"), d_out)
@@ -229,112 +238,6 @@ def _check_init(program: Program, init: Solution, caller: str) -> None:
             f"{jax.tree.map(jnp.shape, init)}; start from what nettrim_jax.solve "
             "returned for a program of the same shapes"
         )
-
-
-def _start(program: Program, state: State, usable: Array) -> _Loop:
-    zero = jnp.zeros((), state.rho.dtype)
-    inf = jnp.full((), jnp.inf, state.rho.dtype)
-    return _Loop(
-        state=state,
-        W=state.W,
-        b=state.b,
-        result=jnp.where(usable, results.MAX_STEPS, results.NAN).astype(jnp.int32),
-        stats=Stats(jnp.zeros((), jnp.int32), zero, state.rho),
-        # zero is a lower bound, since no penalty is negative
-        certificate=Certificate(inf, zero, inf),
-        next_change=zero,
-    )
-
-
-def _advance(
-    program: Program, factor: Factor, scale: Array, config: ADMM, loop: _Loop
-) -> _Loop:
-    """Takes ``check_every`` steps, then finds the certificate and the step size."""
-    relaxation = config.relaxation
-    before = jax.lax.fori_loop(
-        0,
-        config.check_every - 1,
-        lambda _, state: step(program, factor, state, relaxation)[0],
-        loop.state,
-    )
-    state, halves = step(program, factor, before, relaxation)
-    certificate, value = _certify(
-        program, scale, halves, state.b, loop.certificate.lower_bound
-    )
-    done = (certificate.gap <= config.tol) & (certificate.violation <= config.tol)
-    lost = ~jnp.isfinite(value + certificate.lower_bound + certificate.violation)
-    result = jnp.where(done, results.CONVERGED, results.MAX_STEPS)
-    none = ~done & programs.excludes(program, halves.dual)
-    result = jnp.where(none, results.INFEASIBLE, result)
-    result = jnp.where(lost, results.NAN, result).astype(jnp.int32)
-
-    steps = loop.stats.steps + config.check_every
-    state, next_change = jax.lax.cond(
-        steps.astype(value.dtype) >= loop.next_change,
-        lambda: _balance(factor, config, before, halves, state, loop),
-        lambda: (state, loop.next_change),
-    )
-    stats = Stats(steps, value, state.rho)
-    return _Loop(state, halves.W, state.b, result, stats, certificate, next_change)
-
-
-def _certify(
-    program: Program, scale: Array, halves: Halves, b: Array, best: Array
-) -> tuple[Certificate, Array]:
-    """The certificate and objective of ``(halves.W, b)``; ``best`` is a lower bound."""
-    value = programs.objective(program, halves.W)
-    bound, multiplier = programs.dual_bound(program, halves.dual)
-    bound = jnp.maximum(best, bound)
-    distance = programs.distance(program, halves.W, b)
-    norm, info = jnp.sqrt(jnp.sum(multiplier**2)), jnp.finfo(value.dtype)
-    # weights that miss the set by more than rounding may be cheaper by this much
-    price = norm * jnp.where(distance > 8 * info.eps * scale, distance, 0)
-    off = jnp.maximum(jnp.abs(value - bound), price)
-    # both are zero to within the rounding of the sums whose difference is the bound
-    size = norm * (scale + program.response.epsilon)
-    nothing = jnp.maximum(jnp.abs(value), jnp.abs(bound)) <= 8 * info.eps * size
-    off = jnp.where(nothing, 0, off)
-    return Certificate(
-        gap=off / jnp.maximum(jnp.abs(value), info.tiny),
-        lower_bound=bound,
-        violation=distance / scale,
-    ), value
-
-
-def _balance(
-    factor: Factor,
-    config: ADMM,
-    before: State,
-    halves: Halves,
-    after: State,
-    loop: _Loop,
-) -> tuple[State, Array]:
-    """Adapts rho so that the relative primal and dual residuals stay of one size.
-
-    Both blocks share rho, so the factor stays as it is.
-    (Boyd et al., 2011, sec. 3.4.1; relative residuals as in Wohlberg, 2017.)
-    """
-
-    def norm(W: Array, R: Array) -> Array:
-        return jnp.sqrt(
-            jnp.sum(factor.scale2[None, :] * W**2) + factor.sigma2 * jnp.sum(R**2)
-        )
-
-    U_W, U_R = after.W_hat - after.W, after.R_hat - after.R
-    size = jnp.maximum(norm(halves.W, halves.R), norm(before.W, before.R))
-    primal = norm(halves.W - before.W, halves.R - before.R) / size
-    dual = norm(after.W - before.W, after.R - before.R) / norm(U_W, U_R)
-    ratio = config.feasibility * primal / dual
-    off = jnp.maximum(ratio, 1 / ratio) > config.imbalance
-    change = off & jnp.isfinite(ratio) & (ratio > 0)
-    growth = jnp.clip(jnp.sqrt(jnp.where(change, ratio, 1)), 0.2, 5.0)
-    steps = (loop.stats.steps + config.check_every).astype(ratio.dtype)
-    later = jnp.where(change, config.patience * steps, loop.next_change)
-    return after._replace(
-        W_hat=after.W + U_W / growth,
-        R_hat=after.R + U_R / growth,
-        rho=after.rho * growth,
-    ), later
 
 
 def checked(

@@ -17,7 +17,8 @@ class ADMM:
     Attributes:
       tol: largest relative gap and largest relative violation of a converged solve. In
         float32 it is at least 1e-6; on layers with millions of responses rounding
-        keeps the gap near 1e-4.
+        keeps the gap near 1e-4. A solve that rounding lets come no further ends as
+        ``stalled`` within ten times ``tol``, and else as ``rounded``.
       max_steps: most steps, rounded up to a multiple of ``check_every``.
       relaxation: over-relaxation, in (0, 2).
       check_every: steps between two checks of the certificate and the step size.

@@ -12,11 +12,14 @@ Knows arrays; knows no penalty, program or solver.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from nettrim_jax._numerics import norm
 from nettrim_jax.typing import Array
+
+NEWTON = 10  # steps, which reach rounding
 
 
 @register_dataclass
@@ -54,9 +57,11 @@ class Match:
         Z = jnp.minimum(Z, self.V)
         return Z if self.lower is None else jnp.maximum(Z, self.lower)
 
-    def prox(self, Z: Array) -> Array:
-        """The nearest point of the set, ``[d_out, n]``."""
+    def prox(self, Z: Array, rows: Array | None = None) -> Array:
+        """The nearest point of the set, ``[d_out, n]``; samples may have weights."""
         R = jnp.where(self.on, Z - self.Y, 0)
+        if rows is not None:
+            R = R * _shares(jnp.sum(R**2, axis=0), rows, self.epsilon)[None, :]
         return jnp.where(self.on, self.Y + _ball(R, self.epsilon), self.within(Z))
 
     def distance(self, Z: Array) -> Array:
@@ -116,6 +121,29 @@ class Match:
 
 
 Response = Match
+
+
+def _shares(norm2: Array, rows: Array, radius: Array) -> Array:
+    r"""By what the samples of a point are multiplied to be nearest to it in a ball.
+
+    .. math::
+        \min_P \; \sum_k d_k \|P_{:k} - R_{:k}\|^2 \;\text{s.t.}\; \|P\|_F \le \epsilon,
+        \qquad P_{:k} = \frac{d_k}{d_k + \mu} R_{:k}
+
+    One over the norm of ``P`` is concave in :math:`\mu`, so Newton's method approaches
+    the root from below. ``norm2`` has the squared norms of the samples, ``[n]``.
+    """
+    outside = jnp.sum(norm2) > radius**2
+    radius = jnp.where(radius > 0, radius, 1)
+
+    def newton(_: int, mu: Array) -> Array:
+        left = norm2 * (rows / (rows + mu)) ** 2
+        square, slope = jnp.sum(left), jnp.sum(left / (rows + mu))
+        rise = (jnp.sqrt(square) / radius - 1) * square / slope
+        return jnp.where(outside & (slope > 0), jnp.maximum(mu + rise, 0), 0)
+
+    mu = jax.lax.fori_loop(0, NEWTON, newton, jnp.zeros((), norm2.dtype))
+    return rows / (rows + mu)
 
 
 def _ball(R: Array, radius: Array) -> Array:

@@ -80,11 +80,11 @@ def step(
     W_hat, R_hat, W, _, R, rho = state
     W_half = program.penalty.prox(2 * W - W_hat, 1 / (rho * factor.scale2[None, :]))
     asked = 2 * R - R_hat
-    R_half = program.response.prox(asked + program.t) - program.t
+    R_half = program.response.prox(asked + program.t, factor.rows) - program.t
     W_hat = W_hat + relaxation * (W_half - W)
     R_hat = R_hat + relaxation * (R_half - R)
     W, b, R = projection.project(factor, W_hat, R_hat, program.bias == "free")
-    dual = rho * factor.sigma2 * (asked - R_half)
+    dual = rho * factor.sigma2 * factor.weigh(asked - R_half)
     return State(W_hat, R_hat, W, b, R, rho), Halves(W_half, R_half, dual)
 
 
@@ -99,7 +99,8 @@ def warm(program: Program, factor: Factor, start: State, init: Solution) -> Stat
     b = matmul(W, factor.mean) + (init.bias if program.bias == "free" else 0)
     R = matmul(W, factor.XT) + b[:, None]
     W_hat = W + matmul(L, factor.X) / (rho * factor.scale2[None, :])
-    R_hat = R - L / (rho * factor.sigma2)
+    each = L if factor.rows is None else L / factor.rows[None, :]
+    R_hat = R - each / (rho * factor.sigma2)
     W, b, R = projection.project(factor, W_hat, R_hat, program.bias == "free")
     state = State(W_hat, R_hat, W, b, R, rho)
     fit = functools.reduce(jnp.logical_and, [jnp.isfinite(a).all() for a in state])

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax._compile import compiled
+from nettrim_jax._compile import compiled, traced
 from nettrim_jax._numerics import norm
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.convex import admm, least_squares, programs
@@ -19,7 +19,7 @@ from nettrim_jax.convex.masked import Masked
 from nettrim_jax.convex.penalties import Penalty
 from nettrim_jax.convex.programs import Program
 from nettrim_jax.convex.solution import Solution
-from nettrim_jax.methods.base import Cost, LayerData, LayerKind
+from nettrim_jax.methods.base import Cost, Lanes, LayerData, LayerKind
 from nettrim_jax.typing import Array, ArrayLike
 
 
@@ -63,6 +63,13 @@ def program_cost(program: Program) -> Cost:
 def solve_lane(lane: tuple[Program, Solution | None], config: ADMM) -> Solution:
     """Solves one program, from the solution of a similar one if that is given."""
     return admm.solve(lane[0], config, lane[1])
+
+
+def solve_lanes(stack: tuple[Program, Solution | None], lanes: Lanes) -> Solution:
+    """Solves a stack of programs, as :func:`solve_lane` does each."""
+    if traced(stack):
+        return lanes.each(solve_lane, stack, config=lanes.config)
+    return admm.by_stages(lanes.each, stack, lanes.config)
 
 
 def refit_lane(lane: tuple) -> tuple[Array, Array]:

@@ -29,7 +29,7 @@ from nettrim_jax.methods.layer_program import (
     program_cost,
     refit_lane,
     reweight,
-    solve_lane,
+    solve_lanes,
 )
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array, ArrayLike
@@ -271,7 +271,7 @@ class NetTrim:
     ) -> "_Solved":
         """Solves the programs in all rounds, and refits the weights if asked to."""
         program, budget = problem
-        solve = functools.partial(lanes.each, solve_lane, config=lanes.config)
+        solve = functools.partial(solve_lanes, lanes=lanes)
         first = solution = solve((program, None if start is None else start.first))
         for _ in range(self.rounds - 1):
             solution = solve((reweight(program, solution), solution))

@@ -29,7 +29,7 @@ def table(report: Any) -> str:
     notes = [
         f"{site.path}: {site.message}"
         for site in report.sites
-        if int(site.result) not in results.GOOD
+        if int(site.result) not in (results.CONVERGED, results.DIRECT)
     ]
     notes += [
         f"{site.path}: its inputs are zero on every row, so no weight was needed"

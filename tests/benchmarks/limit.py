@@ -133,7 +133,7 @@ def nettrim(layer):
     """``NetTrim``: the factor of the projection, steps, and certificates.
 
     Inverse and products in a step are those of ``projection``: two with the rows and
-    one with an inverse of the smaller side. Every few steps ``admm._certify``
+    one with an inverse of the smaller side. Every few steps ``certificate.certify``
     multiplies the rows by the weights for the violation, and by the dual for the bound.
     """
     import nettrim_jax as nt

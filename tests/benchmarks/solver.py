@@ -102,7 +102,7 @@ def lenet(rows, epsilon):
         yield problems.layer(f"LeNet layer {i}", relu, X, W, b, epsilon, "free")
 
 
-def steps_small(chosen):
+def steps_small(chosen, what="small"):
     rows = []
     for tol in (1e-3, 1e-4):
         answers, compilation = solved(chosen, jnp.float32, nt.ADMM(tol=tol))
@@ -123,7 +123,7 @@ def steps_small(chosen):
             ]
         )
     table(
-        f"Steps to a certified gap: {len(chosen)} small programs, float32",
+        f"Steps to a certified gap: {len(chosen)} {what} programs, float32",
         ["gap", "steps, median", "steps, most", "ms, median", "ms, most"]
         + ["not converged", "compilation, s, all"],
         rows,
@@ -379,6 +379,7 @@ def main():
         )
     chosen = small()
     steps_small(chosen)
+    steps_small(problems.scaled(), "badly scaled")
     if args.cvxpy:
         against_cvxpy(chosen, jnp.float32, 1e-4)
         against_cvxpy(chosen, jnp.float64, 1e-6)

@@ -322,11 +322,11 @@ def test_twenty_layers_of_three_shapes_compile_three_times(rng):
 
 def test_a_second_solve_does_not_compile():
     first = solution("tall-white-relu-fixed-0.02", "float64")
-    size = admm._solve._cache_size()
+    size = admm._one._cache_size()
     # another response, and another epsilon, given as another type
     base = problem("tall-white-linear-fixed-0.05")
     second = solve(nt.linear_program(base.X, base.Y, 0.3, t=base.t))
-    assert admm._solve._cache_size() == size
+    assert admm._one._cache_size() == size
     assert (first.W != second.W).any()
 
 

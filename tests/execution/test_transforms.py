@@ -10,7 +10,7 @@ import pytest
 from marks import only_fast, slow
 
 import nettrim_jax as nt
-from nettrim_jax.convex import admm
+from nettrim_jax.convex import stage
 from nettrim_jax.execution import batching
 from nettrim_jax.results import CONVERGED, MAX_STEPS
 
@@ -153,13 +153,13 @@ prune_deep = functools.partial(
 @pytest.mark.parametrize("rows", only_fast([40], [40, 44]))
 def test_20_layers_in_3_shapes_compile_the_solver_3_times(monkeypatch, rows):
     traces = []
-    cold = admm.cold
+    first = stage.first
 
     def counted(program, *rest):
         traces.append((program.X.shape, program.response.Y.shape))
-        return cold(program, *rest)
+        return first(program, *rest)
 
-    monkeypatch.setattr(admm, "cold", counted)
+    monkeypatch.setattr(stage, "first", counted)
     before = batching._each._cache_size()
     x = models.data(rows, 5)
     if rows == 40:  # traces all there is and compiles nothing
