@@ -1,6 +1,6 @@
 """Prunes trained neural networks by convex optimisation (Net-Trim), in JAX."""
 
-from nettrim_jax import methods, plots, results, training
+from nettrim_jax import methods, plots, results, structure, training
 from nettrim_jax.bounds.normal_form import Normalized, link_normalize
 from nettrim_jax.convex import penalties
 from nettrim_jax.convex.admm import history, solve
@@ -40,6 +40,7 @@ from nettrim_jax.report import (
 )
 from nettrim_jax.results import NetTrimError
 from nettrim_jax.selection import sites
+from nettrim_jax.structure.groups import units
 from nettrim_jax.training.masking import keep_sparse
 
 __all__ = [
@@ -97,6 +98,8 @@ __all__ = [
     "results",
     "sites",
     "solve",
+    "structure",
     "to_cvxpy",
     "training",
+    "units",
 ]
