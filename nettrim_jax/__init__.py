@@ -41,6 +41,7 @@ from nettrim_jax.report import (
 from nettrim_jax.results import NetTrimError
 from nettrim_jax.selection import sites
 from nettrim_jax.structure.groups import units
+from nettrim_jax.structure.removal import shrink
 from nettrim_jax.training.masking import keep_sparse
 
 __all__ = [
@@ -96,6 +97,7 @@ __all__ = [
     "refit",
     "relu_program",
     "results",
+    "shrink",
     "sites",
     "solve",
     "structure",

@@ -19,9 +19,29 @@
 - ``program``: a network as a program whose axes were followed.
 - ``records``: what can be removed, as records that print as a table.
 - ``groups``: ``units``, the groups of units that can be removed, and what cannot.
+- ``cutting``: which indices of which leaves go, and leaves without them.
+- ``dead``: units without a weight out, and constants that the next bias can take.
+- ``counting``: multiply-adds and activations of a program.
+- ``sizes``: the report of a smaller network.
+- ``removal``: ``shrink``, a network without some of its units.
 """
 
+from nettrim_jax.structure.cutting import Leaf
 from nettrim_jax.structure.groups import units
 from nettrim_jax.structure.records import Entry, Group, Refusal, Structure
+from nettrim_jax.structure.removal import Small, shrink
+from nettrim_jax.structure.sizes import Change, GroupSize, SizeReport
 
-__all__ = ["Entry", "Group", "Refusal", "Structure", "units"]
+__all__ = [
+    "Change",
+    "Entry",
+    "Group",
+    "GroupSize",
+    "Leaf",
+    "Refusal",
+    "SizeReport",
+    "Small",
+    "Structure",
+    "shrink",
+    "units",
+]

@@ -91,13 +91,8 @@ class Marks:
 
     def counts(self, scope: Scope) -> list[int]:
         """How many indices are kept of every axis of which some are removed."""
-        out = [
-            len(k) for v in scope.values.values() for k in self.kept(v) if k is not None
-        ]
-        for inner in scope.inner.values():
-            for body in inner:
-                out += self.counts(body)
-        return out
+        values = [v for run in scope.every() for v in run.values.values()]
+        return [len(k) for v in values for k in self.kept(v) if k is not None]
 
 
 def _stays(why: str) -> str:

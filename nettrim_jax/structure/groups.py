@@ -121,12 +121,12 @@ def _places(found: Followed, settled: Settled) -> list[_Place]:
         for at, axis in enumerate(value.axes):
             if axis.ids is None:
                 continue
-            parts = _parts(found, settled, settled.root[axis.ids])
+            parts = parts_of(found, settled, settled.root[axis.ids])
             out += [_Place(leaf, at, way, roots) for way, roots in parts]
     return out
 
 
-def _parts(
+def parts_of(
     found: Followed, settled: Settled, roots: np.ndarray
 ) -> list[tuple[str, np.ndarray]]:
     """The free ids behind some, by the way through what stands for two."""
@@ -149,6 +149,18 @@ def _parts(
     return out
 
 
+def roots_of(found: Followed, settled: Settled, group: Group) -> np.ndarray:
+    """The roots of a group's units, ``[count]``."""
+    entry = next(entry for entry in group.entries if entry.leaf is not None)
+    assert entry.leaf is not None
+    ids = found.leaves[entry.leaf].axes[entry.axis].ids
+    roots = dict(parts_of(found, settled, settled.root[ids]))[entry.way]
+    out = np.full(group.count, -1, roots.dtype)
+    mine = entry.units >= 0
+    out[entry.units[mine]] = roots[mine]
+    return out
+
+
 def _grouped(
     found: Followed, settled: Settled, places: list[_Place]
 ) -> tuple[list[Group], list[Refusal]]:
@@ -161,7 +173,7 @@ def _grouped(
         key[mine] += np.uint64(draw.integers(1, 2**63))
     # and of all parts that are cut out of an axis: each must keep a unit
     for ids in found.walk.parts:
-        for _, roots in _parts(found, settled, settled.root[ids]):
+        for _, roots in parts_of(found, settled, settled.root[ids]):
             mine = np.unique(roots[roots >= 0])
             key[mine] += np.uint64(draw.integers(1, 2**63))
     members: dict[int, list[tuple[_Place, np.ndarray]]] = {}
@@ -207,7 +219,7 @@ def _linked(
             continue
         path = found.program.paths[record.source]
         for ids in getattr(record, side):
-            for _, roots in _parts(found, settled, settled.root[ids]):
+            for _, roots in parts_of(found, settled, settled.root[ids]):
                 for number in np.unique(key[roots[roots >= 0]]).tolist():
                     out.setdefault(number, {})[path] = None
     return {number: tuple(paths) for number, paths in out.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nettrim_jax.structure.registry import Cut, Follower, rule, sizes, with_params
-from nettrim_jax.structure.values import ANY, Axis, Value
+from nettrim_jax.structure.values import ANY, Axis, Value, least
 
 
 def _why(eqn: Any) -> str:
@@ -83,14 +83,14 @@ def _scatter(walk: Follower, eqn: Any, inputs: list[Value]) -> list[Value]:
                 axes[-1] = Axis(None, why)
         else:
             axes.append(_both(walk, axis, updates.axes[at]))
-    return [Value(tuple(axes), np.minimum(_whole(value), updates.whole))]
+    return [Value(tuple(axes), least([value.whole, updates.whole]))]
 
 
 def _both(walk: Follower, one: Axis, other: Axis) -> Axis:
     axis = walk.unite([one, other])
     if axis.ids is None:
         return axis
-    return Axis(axis.ids, "", np.minimum(one.levels, other.levels))
+    return Axis(axis.ids, "", least([one.levels, other.levels]))
 
 
 @rule("dynamic_slice", _slices)
@@ -118,4 +118,4 @@ def _dynamic_update(walk: Follower, eqn: Any, inputs: list[Value]) -> list[Value
         else:
             axes.append(walk.stay(both[0], why))
             walk.stay(both[1], why)
-    return [Value(tuple(axes), np.minimum(_whole(value), update.whole))]
+    return [Value(tuple(axes), least([value.whole, update.whole]))]

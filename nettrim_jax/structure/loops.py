@@ -12,7 +12,7 @@ from jax import lax
 
 from nettrim_jax.structure.ids import STATE
 from nettrim_jax.structure.registry import Cut, Follower, rule
-from nettrim_jax.structure.values import Axis, Value
+from nettrim_jax.structure.values import Axis, Value, least
 from nettrim_jax.tracing import jaxprs
 
 STEPS = "a `scan` goes through it"
@@ -24,10 +24,10 @@ def met(walk: Follower, one: Value, other: Value) -> Value:
     for pair in zip(one.axes, other.axes, strict=True):
         axis = walk.unite(pair)
         if axis.ids is not None:
-            levels = np.minimum(pair[0].levels, pair[1].levels)
-            axis = Axis(axis.ids, "", levels)
+            both = [one.levels for one in pair]
+            axis = Axis(axis.ids, "", least(both))
         axes.append(axis)
-    whole = np.minimum(one.whole, other.whole)
+    whole = least([one.whole, other.whole])
     source = one.source if other.source is not None else None
     return Value(tuple(axes), whole, source=source)
 

@@ -14,7 +14,7 @@ from nettrim_jax.structure.registry import (
     rule,
     with_params,
 )
-from nettrim_jax.structure.values import Axis, Value
+from nettrim_jax.structure.values import Axis, Value, least
 
 
 def some(axis: Axis, at: np.ndarray) -> Axis:
@@ -113,8 +113,7 @@ def _concatenate(walk: Follower, eqn: Any, inputs: list[Value]) -> list[Value]:
         if at != along:
             axis = walk.unite(mine)
             if axis.ids is not None:
-                least = np.minimum.reduce([one.levels for one in mine])
-                axis = Axis(axis.ids, "", least)
+                axis = Axis(axis.ids, "", least([one.levels for one in mine]))
             axes.append(axis)
             continue
         if all(axis.ids is None for axis in mine):
@@ -133,8 +132,7 @@ def _concatenate(walk: Follower, eqn: Any, inputs: list[Value]) -> list[Value]:
             levels.append(new.levels)
         else:
             axes.append(Axis(np.concatenate(ids), "", np.concatenate(levels, 1)))
-    whole = np.minimum.reduce([value.whole for value in inputs])
-    whole = np.where(whole == 3, whole, np.minimum(whole, np.int8(1)))
+    whole = least([value.whole for value in inputs])
     sources = {value.source for value in inputs}
     source = None if None in sources else inputs[0].source
     return [Value(tuple(axes), whole, source=source)]
@@ -198,6 +196,10 @@ def _pad(walk: Follower, eqn: Any, inputs: list[Value]) -> list[Value]:
             ids = np.concatenate([ids[0], kept.ids, ids[1]])
             levels = np.concatenate([levels[0], kept.levels, levels[1]], 1)
             axes.append(Axis(ids, "", levels))
-    whole = np.minimum(value.whole, filler.whole)
-    whole = np.where(whole == 3, whole, np.minimum(whole, np.int8(1)))
+    whole = least([value.whole, filler.whole])
+    wider = [at for at, cut in enumerate(eqn.params["padding_config"]) if any(cut)]
+    for at, axis in enumerate(axes):
+        if axis.ids is not None and set(wider) - {at}:  # what is put around it, too
+            around = least([axis.levels, filler.whole[:, None]])
+            axes[at] = Axis(axis.ids, "", around)
     return [Value(tuple(axes), whole, source=value.source)]

@@ -116,8 +116,9 @@ def _windows(walk: Follower, eqn: Any, inputs: list[Value]) -> list[Value]:
         to = (ZERO, CONSTANT)  # what is put around is no extremum
     elif eqn.primitive.name == "reduce_window_sum":
         to = (ZERO, ANY if padded else CONSTANT)
-    if any(n != 1 for n in each[1]):
-        to = (ANY, ANY)
+    wide = any(n >= window[at] for at, pair in enumerate(each[2]) for n in pair)
+    if any(n != 1 for n in each[1]) or (wide and padded):
+        to = (ANY, ANY)  # some windows may see nothing
     axes = _result(walk, eqn, value, gone, to)
     count = len(eqn.outvars)
     if count > 1:

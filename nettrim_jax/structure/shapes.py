@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nettrim_jax.structure.registry import Cut, Follower, rule, sizes, with_params
-from nettrim_jax.structure.values import ONE, Axis, Value
+from nettrim_jax.structure.values import ONE, Axis, Value, least
 
 
 @rule("transpose")
@@ -180,9 +180,10 @@ def split(walk: Follower, axis: Axis, shape: Sequence[Any]) -> list[Axis]:
     if rest == 1:
         return [axis, *[ONE] * (len(shape) - 1)]
     levels = axis.levels.reshape(2, count, rest)
+    rows, columns = (least(list(np.moveaxis(levels, k, 0))) for k in (2, 1))
     slow, fast = parted(walk, axis.ids.reshape(count, rest))
-    first = _axis(slow, levels.min(2))
-    last = _axis(fast, levels.min(1))
+    first = _axis(slow, rows)
+    last = _axis(fast, columns)
     return [first, *split(walk, last, shape[1:])]
 
 

@@ -63,6 +63,17 @@ def levels(level: int, count: int | None = None) -> np.ndarray:
     return np.full(shape, level, np.int8)
 
 
+def least(levels: Sequence[np.ndarray]) -> np.ndarray:
+    """The level of entries of which some are of one kind, some of another.
+
+    Two constants need not be the same number.
+    """
+    low = levels[0]
+    for level in levels[1:]:
+        low = np.minimum(low, level)
+    return np.where(low == CONSTANT, np.int8(ANY), low)
+
+
 ONE = Axis(None, "it is of size one")
 
 

@@ -47,6 +47,11 @@ class Scope:
     loop: int
     plain: bool = True
 
+    def every(self) -> "list[Scope]":
+        """This run, and all runs of bodies within it."""
+        inner = [body for bodies in self.inner.values() for body in bodies]
+        return [self, *(scope for body in inner for scope in body.every())]
+
     def value(self, atom: Any) -> Value:
         """What is known of an operand."""
         if not isinstance(atom, jex_core.Literal):
@@ -327,6 +332,14 @@ class Walk:
         """Notes that a loop goes through an axis of a leaf."""
         # a leaf that several loops go through has steps of none
         self.steps[origin] = -1 if self.steps.get(origin, loop) != loop else loop
+
+    def repeats(self, loop: int) -> int:
+        """How often the body of a loop runs, with all loops around it."""
+        times = 1
+        while loop > 0:
+            loop, length = self.loops[loop]
+            times *= length
+        return times
 
     def _uses(self, eqn: Any, inputs: list[Value]) -> None:
         """Notes the loop in which ids are used.

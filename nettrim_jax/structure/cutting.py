@@ -1,0 +1,227 @@
+"""Which indices of which leaves go, and leaves without them.
+
+Knows groups and arrays; runs no program.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nettrim_jax._trees import from_host, is_array, on_host
+from nettrim_jax.results import MethodError
+from nettrim_jax.structure.records import Group, Structure
+from nettrim_jax.structure.registry import Kept
+from nettrim_jax.typing import LeafPath
+
+Remove = Mapping[str, Any]  # by the name of a group, which of its units
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Leaf:
+    """What is kept of one leaf.
+
+    Attributes:
+      path: its path.
+      shape: its full shape.
+      kept: per axis, the indices that are kept, ``[k]``, or ``[*steps, k]`` where
+        every step of a loop has its own; None for all.
+    """
+
+    path: LeafPath
+    shape: tuple[int, ...]
+    kept: tuple[np.ndarray | None, ...]
+
+    @property
+    def small(self) -> tuple[int, ...]:
+        """The shape that is left."""
+        return tuple(
+            size if kept is None else kept.shape[-1]
+            for size, kept in zip(self.shape, self.kept, strict=True)
+        )
+
+    @property
+    def first(self) -> Kept:
+        """Per axis, the indices that are kept at the first step."""
+        return tuple(None if kept is None else rows_of(kept)[0] for kept in self.kept)
+
+    def cut(self, array: Any) -> Any:
+        """An array of the leaf's shape without what is removed."""
+        if all(kept is None for kept in self.kept):
+            return array
+        if isinstance(array, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(self.small, array.dtype)
+        host = on_host(array)
+        out: Any = np.asarray(array) if host else jnp.asarray(array)
+        for axis, kept in enumerate(self.kept):
+            if kept is not None:
+                out = _along(out, axis, kept)
+        if host and not isinstance(array, np.ndarray):
+            return from_host(out, array)
+        return out
+
+
+def _along(array: Any, axis: int, kept: np.ndarray) -> Any:
+    """The entries at the kept indices of an axis, per step if these differ."""
+    steps = kept.ndim - 1
+    shape = [1] * array.ndim
+    shape[:steps] = kept.shape[:steps]
+    shape[axis] = kept.shape[-1]
+    index: list[Any] = []
+    for at, size in enumerate(array.shape):
+        own = [1] * array.ndim
+        own[at] = size
+        index.append(np.arange(size).reshape(own))
+    index[axis] = kept.reshape(shape)
+    if steps == 0:
+        return array[(slice(None),) * axis + (kept,)]
+    return array[tuple(index)]
+
+
+def rows_of(units: np.ndarray) -> np.ndarray:
+    """Units as ``[steps, k]``, one step if there are none."""
+    return units.reshape(math.prod(units.shape[:-1]), units.shape[-1])
+
+
+def chosen(structure: Structure, remove: Remove) -> dict[str, np.ndarray]:
+    """The units to remove, checked, as ``[k]`` or ``[*steps, k]`` of integers.
+
+    Raises:
+      MethodError: there is no such group or unit, none would be left, or steps would
+        not be left as many.
+    """
+    if not isinstance(remove, Mapping):
+        raise MethodError(
+            f"remove: expected a dict from names of groups to units, got "
+            f"{type(remove).__name__}; the names are those of nettrim_jax.units"
+        )
+    names = [group.name for group in structure.groups]
+    out = {}
+    for name, given in remove.items():
+        if name not in names:
+            raise MethodError(
+                f"remove: no group has the name {name!r}; the groups are {names}"
+                + _why_not(structure, name)
+            )
+        out[name] = _units(structure[name], given)
+    return out
+
+
+def _why_not(structure: Structure, name: str) -> str:
+    found = [one for one in structure.refused if one.path == name]
+    said = "; ".join(f"its axis {one.axis} stays: {one.reason}" for one in found)
+    return f". {said}" if said else ""
+
+
+def _units(group: Group, given: Any) -> np.ndarray:
+    units = np.asarray(given)
+    if units.dtype == bool and units.shape[-1:] == (group.count,):
+        counts = units.sum(-1)
+        if np.unique(counts).size > 1:
+            raise MethodError(
+                f"remove[{group.name!r}]: every step must remove as many units, got "
+                f"{counts.tolist()}"
+            )
+        where = np.argsort(~units, axis=-1, kind="stable")
+        units = where[..., : int(counts.flat[0]) if counts.size else 0]
+    if units.size == 0:
+        units = units.astype(np.int32)
+    if units.dtype.kind not in "iu" or units.shape[:-1] not in ((), group.steps):
+        raise MethodError(
+            f"remove[{group.name!r}]: expected indices of units, [k]"
+            + (f" or {[*group.steps, 'k']}" if group.steps else "")
+            + f", or booleans [{group.count}], got {units.dtype} {list(units.shape)}"
+        )
+    if units.size and (units.min() < 0 or units.max() >= group.count):
+        raise MethodError(
+            f"remove[{group.name!r}]: expected units from 0 to {group.count - 1}, got "
+            f"{int(units.min())} to {int(units.max())}"
+        )
+    rows = [np.unique(row) for row in rows_of(units)]
+    if len({len(row) for row in rows}) > 1:
+        raise MethodError(
+            f"remove[{group.name!r}]: every step must remove as many units, got "
+            f"{[len(row) for row in rows]}"
+        )
+    units = np.stack(rows).reshape(*units.shape[:-1], -1)
+    if units.shape[-1] >= group.count:
+        raise MethodError(
+            f"remove[{group.name!r}]: all {group.count} units would go; one has to stay"
+        )
+    return units
+
+
+def leaves(
+    structure: Structure,
+    remove: Mapping[str, np.ndarray],
+    paths: Sequence[LeafPath],
+    shapes: Sequence[tuple[int, ...]],
+) -> list[Leaf]:
+    """What is kept of every leaf without some units."""
+    gone: dict[tuple[int, int], np.ndarray] = {}
+    for name, units in remove.items():
+        for entry in structure[name].entries:
+            if entry.leaf is None or not units.size:
+                continue
+            rows = rows_of(units)
+            hit = np.stack([np.isin(entry.units, row) for row in rows])
+            hit = hit.reshape(*units.shape[:-1], -1)
+            at = entry.leaf, entry.axis
+            gone[at] = gone[at] | hit if at in gone else hit
+    out = []
+    for k, (path, shape) in enumerate(zip(paths, shapes, strict=True)):
+        kept = tuple(_left(path, a, gone.get((k, a))) for a in range(len(shape)))
+        out.append(Leaf(path, tuple(shape), kept))
+    return out
+
+
+def _left(path: LeafPath, axis: int, gone: np.ndarray | None) -> np.ndarray | None:
+    if gone is None or not gone.any():
+        return None
+    rows = rows_of(gone)
+    left = [np.flatnonzero(~row) for row in rows]
+    counts = {len(one) for one in left}
+    if len(counts) > 1 or 0 in counts:
+        raise MethodError(
+            f"remove: of {path}, axis {axis}, {sorted(counts)} indices would be left "
+            "at the steps of a loop; expected as many at each, and one at least"
+        )
+    return np.stack(left).reshape(*gone.shape[:-1], -1)
+
+
+def cut_tree(tree: Any, leaves: Sequence[Leaf], keys: Sequence[Any]) -> Any:
+    """A tree in which leaves of the params, or of their shapes, stand somewhere.
+
+    A leaf is taken for that leaf of the params whose path its own path ends with, if it
+    has the same shape.
+
+    Raises:
+      MethodError: there is no such leaf.
+    """
+    by_end = dict(zip(map(tuple, keys), leaves, strict=True))
+    found = 0
+
+    def one(path: Any, value: Any) -> Any:
+        nonlocal found
+        if not is_array(value):
+            return value
+        names = tuple(map(str, path))
+        for start in range(len(names) + 1):
+            leaf = by_end.get(names[start:])
+            if leaf is not None and tuple(value.shape) == leaf.shape:
+                found += 1
+                return leaf.cut(value)
+        return value
+
+    out = jax.tree_util.tree_map_with_path(one, tree)
+    if not found:
+        raise MethodError(
+            "cut: no array of this tree has the path and the shape of one of the "
+            "params; expected a tree like the params, or one in which such trees "
+            "stand, as the state of an optimizer"
+        )
+    return out
