@@ -567,6 +567,39 @@ def _():
     return tree(a=(5, 6), b=(6, 7), c=(7, 3)), apply_fn, data(B, 5)
 
 
+@jax.custom_vjp
+def _counted(x, k):
+    return x * k.astype(x.dtype), k + 1
+
+
+_counted.defvjp(
+    lambda x, k: (_counted(x, k), k), lambda k, g: (-g[0] * k.astype(g[0].dtype), None)
+)
+
+
+@jax.custom_jvp
+def _paired(x, k):
+    return jnp.sin(x), 2 * k, 2 * x
+
+
+@_paired.defjvp
+def _(primals, tangents):
+    x, k = primals
+    none = np.zeros(k.shape, jax.dtypes.float0)
+    return _paired(x, k), (3 * tangents[0], none, 5 * tangents[0])
+
+
+@net("derivatives-in-a-loop", ("neuron", 6))
+def _():
+    @jax.checkpoint
+    def layer(p, x):
+        h, k = _counted(x @ p["a"], jnp.int32(3))
+        one, k, two = _paired(h, k + jnp.arange(6, dtype="int32"))
+        return x + (one + two * k.astype(x.dtype)) @ p["b"]
+
+    return (*scanned(layer, dict(a=(8, 6), b=(6, 8))), data(B, 8))
+
+
 @net("nnx", ("channel", 4), ("neuron", 6))
 def _():
     class Net(nnx.Module):

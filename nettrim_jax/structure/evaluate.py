@@ -114,7 +114,8 @@ def evaluate(scope: Scope, marks: Marks, args: Sequence[Any]) -> list[Any]:
 
     for at, eqn in enumerate(jaxpr.eqns):
         inner = scope.inner.get(at, [])
-        before = [marks.kept(scope.value(atom)) for atom in eqn.invars]
+        values = [scope.value(atom) for atom in eqn.invars]
+        before = list(map(marks.kept, values))
         after = [marks.kept(scope.values[var]) for var in eqn.outvars]
         operands = [read(atom) for atom in eqn.invars]
         whole = all(k is None for kept in (*before, *after) for k in kept)
@@ -126,7 +127,9 @@ def evaluate(scope: Scope, marks: Marks, args: Sequence[Any]) -> list[Any]:
             if rule is None:
                 out = bodies[0](*operands)
             else:
-                out = rule.rewrite(eqn, operands, Cut(before, after, list(bodies)))
+                out = rule.rewrite(
+                    eqn, operands, Cut(before, after, list(bodies), values)
+                )
         env.update(zip(eqn.outvars, out, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nettrim_jax.structure.pieces import some
 from nettrim_jax.structure.registry import Cut, Follower, rule, sizes, with_params
 from nettrim_jax.structure.values import ANY, Axis, Value, least
 
@@ -31,7 +32,41 @@ def _whole(value: Value) -> np.ndarray:
     return np.minimum(value.whole, np.int8(ANY))
 
 
-@rule("gather", _slices)
+def _start(eqn: Any, indices: Value, axis: int) -> int | None:
+    """Where a slice of an axis starts, if that is known and there is one slice.
+
+    Slices of arrays with symbolic sizes are written so.
+    """
+    numbers, params = eqn.params["dimension_numbers"], eqn.params
+    known = indices.number is not None and len(indices.axes) == 1
+    if not known or axis not in numbers.start_index_map:
+        return None
+    full, size = eqn.invars[0].aval.shape[axis], params["slice_sizes"][axis]
+    if not isinstance(full, int) or axis in numbers.collapsed_slice_dims:
+        return None
+    start = int(indices.number or 0)
+    return start if 0 <= start <= full - size else None
+
+
+def _gathered(eqn: Any, args: list[Any], cut: Cut) -> list[Any]:
+    numbers = eqn.params["dimension_numbers"]
+    new = list(sizes(eqn.params["slice_sizes"], cut.before[0]))
+    starts = {}
+    for axis, kept in enumerate(cut.before[0]):
+        start = _start(eqn, cut.values[1], axis)
+        if kept is not None and start is not None:
+            stop = start + eqn.params["slice_sizes"][axis]
+            starts[axis] = int((kept < start).sum())
+            new[axis] = int(((kept >= start) & (kept < stop)).sum())
+    array, indices = args
+    if starts:
+        number = int(cut.values[1].number or 0)
+        each = [starts.get(axis, number) for axis in numbers.start_index_map]
+        indices = np.asarray(each, indices.dtype)
+    return with_params(eqn, [array, indices], slice_sizes=tuple(new))
+
+
+@rule("gather", _gathered)
 def _gather(walk: Follower, eqn: Any, inputs: list[Value]) -> list[Value]:
     """Axes of which every slice is all go on; indexed ones have to stay."""
     value, indices = inputs
@@ -45,11 +80,16 @@ def _gather(walk: Follower, eqn: Any, inputs: list[Value]) -> list[Value]:
     offsets = iter(sorted(numbers.offset_dims))
     for a, axis in enumerate(value.axes):
         moves = a in numbers.start_index_map or size[a] != full[a]
-        if a in gone or moves:
+        start = _start(eqn, indices, a)
+        if a in gone or (moves and start is None):
             walk.stay(axis, why)
         if a not in gone:
             at = next(offsets)
-            axes[at] = Axis(None, why) if moves else axis
+            if start is not None:
+                part = some(axis, np.arange(start, start + size[a]))
+                axes[at] = walk.part(part)
+            elif not moves:
+                axes[at] = axis
     return [Value(tuple(axes), _whole(value))]
 
 

@@ -115,11 +115,13 @@ class Cut(NamedTuple):
       before: per operand, the indices that are kept of each axis.
       after: the same per result.
       bodies: the operation's bodies, as functions of what they are given.
+      values: what is known of the operands.
     """
 
     before: list[Kept]
     after: list[Kept]
     bodies: list[Callable[..., list[Any]]]
+    values: list[Value]
 
 
 class Rule(NamedTuple):

@@ -23,6 +23,8 @@ from nettrim_jax.structure.values import Value
 from nettrim_jax.tracing import jaxprs
 from nettrim_jax.typing import ApplyFn, Batch, LeafPath, Params
 
+LISTED = 20  # changed leaves that a printed report names
+
 
 class Change(NamedTuple):
     """A number before and after.
@@ -104,7 +106,9 @@ class SizeReport:
             lines.append("your own apply_fn takes the smaller arrays as they are")
         elif self.changed:
             lines.append("your own apply_fn needs other sizes, see report.changed:")
-            lines += [fit(f"  {text}") for text in map(_sentence, self.changed)]
+            lines += [fit(f"  {_sentence(one)}") for one in self.changed[:LISTED]]
+            more = len(self.changed) - LISTED
+            lines += [f"  … and {more} more"] if more > 0 else []
         return "\n".join(lines)
 
 

@@ -135,6 +135,27 @@ def test_a_refusal_names_the_operation(why):
     assert reasons["a", 0] == INPUT and reasons["b", 1] == OUTPUT
 
 
+@jax.custom_vjp
+def centred(x):
+    return 2 * x
+
+
+centred.defvjp(
+    lambda x: (2 * x, None), lambda _, g: (g - jnp.mean(g, -1, keepdims=True),)
+)
+
+
+def test_a_derivative_that_mixes_units_keeps_them():
+    def apply_fn(p, x):
+        return centred(x @ p["a"]) @ p["b"]
+
+    params = {"a": normal(5, 4), "b": normal(4, 3)}
+    found = nt.units(params, apply_fn, data(2, 5))
+    assert not found.groups
+    [reason] = [one.reason for one in found.refused if one[:2] == ("a", 1)]
+    assert "`reduce_sum`" in reason
+
+
 def test_what_is_not_used_stays():
     def apply_fn(p, x):
         return jax.nn.relu(x @ p["a"]) @ p["b"] + p["places"][:2, :1]
