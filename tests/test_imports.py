@@ -11,7 +11,7 @@ import nettrim_jax
 
 PACKAGE = pathlib.Path(nettrim_jax.__file__).parent
 LONGEST = 400  # lines; a file that grows past them is two
-ARROWS = 133  # between places, at most
+ARROWS = 5.4  # from a place to others, on average at most
 PARAMETERS = 6  # of a function that may be given by position
 UNPACKED = 4  # names that a call's answer is unpacked into
 
@@ -113,7 +113,8 @@ def test_arrows_between_places_are_few():
         for other in own(name)
         if name != "__init__" and place(name) != place(other)
     }
-    assert len(arrows) <= ARROWS, f"{len(arrows)} arrows"
+    places = {place(name) for name in NAMES if name != "__init__"}
+    assert len(arrows) <= ARROWS * len(places), f"{len(arrows)} arrows"
 
 
 @pytest.mark.parametrize("name", NAMES)

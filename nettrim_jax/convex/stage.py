@@ -28,7 +28,7 @@ from nettrim_jax.typing import Array
 Kept = TypeVar("Kept")
 Keep = Callable[[Kept, Stats, Certificate], Kept]
 
-FIRST = 200  # steps before the samples are weighed
+FIRST = 400  # steps before the samples are weighed
 # smallest share of the largest sum of squares, so that no sample weighs without limit
 LEAST = 1e-6
 # a solve is at rest where so many checks in a row find moves of so many roundings only

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import problems
 import pytest
-from marks import slow
+from marks import only_fast, slow
 
 import nettrim_jax as nt
 from nettrim_jax import _checks, results
-from nettrim_jax.convex import admm, certificate, programs, projection
+from nettrim_jax.convex import admm, certificate, programs, projection, stage
 from nettrim_jax.convex.responses import Match
 from nettrim_jax.convex.solution import Solution
 from nettrim_jax.convex.stage import sample_weights
@@ -69,11 +69,11 @@ def error(name, tol):
     return off, float(solution.certificate.lower_bound) / best - 1
 
 
-@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("name", only_fast(HARD[:1], HARD))
 def test_hard_ones_are_certified_in_float32(name):
     solution = found(name, 1e-4)
     off, above = error(name, 1e-4)
-    assert solution.result == results.CONVERGED and solution.stats.steps <= 2500
+    assert solution.result == results.CONVERGED and solution.stats.steps <= 3000
     assert off <= 3e-4 and above <= 2e-5
 
 
@@ -111,12 +111,12 @@ def test_a_solve_at_rest_stops_and_says_so(monkeypatch, tol, code):
 
 def test_the_first_stage_alone_is_compiled_where_all_end_in_it():
     hard, easy = program(SCALED[HARD[2]], np.float32), nt.ADMM(tol=0.05)
-    assert nt.solve(hard, easy).stats.steps <= 200
+    assert nt.solve(hard, easy).stats.steps <= stage.FIRST
     size = admm._one._cache_size()
     nt.solve(hard, easy)
     assert admm._one._cache_size() == size
     # one program more, whatever comes after it
-    assert nt.solve(hard, nt.ADMM(tol=2e-4)).stats.steps > 200
+    assert nt.solve(hard, nt.ADMM(tol=2e-4)).stats.steps > stage.FIRST
     assert admm._one._cache_size() == size + 2
 
 
@@ -124,7 +124,7 @@ def test_the_first_stage_alone_is_compiled_where_all_end_in_it():
 def test_within_jit_both_stages_are_taken():
     made, config = program(SCALED[HARD[0]], np.float32), nt.ADMM(tol=1e-4)
     within = jax.jit(nt.solve, static_argnums=1)(made, config)
-    assert within.result == results.CONVERGED and within.stats.steps > 200
+    assert within.result == results.CONVERGED and within.stats.steps > stage.FIRST
     best = float(found(HARD[0], 1e-4).stats.objective)
     assert float(within.stats.objective) == pytest.approx(best, rel=2e-4)
 
@@ -146,7 +146,7 @@ def test_lanes_that_have_ended_stay_as_they_are_while_others_go_on():
         got = layer_program.solve_lanes((stack, None), lanes)
         assert got.result.tolist() == [results.CONVERGED] * 3
         first, most, last = got.stats.steps.tolist()
-        assert first <= 200 and last <= 200 and most > 200
+        assert first <= stage.FIRST and last <= stage.FIRST and most > stage.FIRST
         assert (got.W[0] == 0).all() and (got.W[2] == 0).all()
         best = float(found(HARD[0], 1e-4).stats.objective)
         assert float(got.stats.objective[1]) == pytest.approx(best, rel=2e-4)
