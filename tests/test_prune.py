@@ -261,6 +261,7 @@ def test_epsilon_of_one_needs_no_weight(epsilon):
     assert float(answer.report.sparsity) == 1
 
 
+@slow
 def test_free_bias_needs_no_more_weight_than_a_fixed_one():
     free, fixed = pruned("square"), pruned("square", bias="fixed")
     for i in range(3):

@@ -75,6 +75,7 @@ def test_a_function_sees_the_layer():
     ]
 
 
+@slow
 def test_prune_leaves_what_is_excluded():
     model = models.get("square")
     answer = nt.prune(

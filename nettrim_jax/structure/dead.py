@@ -115,11 +115,8 @@ def _stepped(walked: Followed, leaf: int, depth: int) -> bool:
 
 def _unmissed(walked: Followed, group: Group) -> np.ndarray:
     settled = walked.walk.ids.settle()
-    alive = np.zeros(group.count, bool)
     missed = _missed(walked, settled)
-    roots = roots_of(walked, settled, group)
-    alive = missed[roots]
-    return np.flatnonzero(~alive)
+    return np.flatnonzero(~missed[roots_of(walked, settled, group)])
 
 
 def _without(
@@ -256,11 +253,10 @@ def _looked_up(
     known = jax.jit(operands)([*arrays, *zeros])
     out = []
     for fold, args in zip(folds, known, strict=True):
-        record, eqn = fold.seen.product, _equation(fold.seen)
+        record = fold.seen.product
         act = np.asarray(args[record.act])
-        first = [0] * act.ndim
-        first[record.axis] = slice(None)  # type: ignore
-        constant = act[tuple(first)]
+        rest = tuple(0 for _ in range(act.ndim - 1))
+        constant = np.moveaxis(act, record.axis, -1)[rest]
 
         def deltas(at: np.ndarray, args: Any = args, fold: _Fold = fold) -> Any:
             record, eqn = fold.seen.product, _equation(fold.seen)
@@ -273,7 +269,6 @@ def _looked_up(
             value = fold.seen.scope.values[eqn.outvars[0]]
             return np.asarray(made)[_behind(fold, value)]
 
-        del eqn
         out.append((constant, deltas))
     return out
 

@@ -37,6 +37,7 @@ def levels(report):
     return {f"^{s.path}$": int(s.size - s.nonzeros) / s.size for s in report.sites}
 
 
+@slow
 def test_an_exact_pattern_keeps_the_budget_and_its_count():
     params, call, batch = network()
     method = nt.Wanda(nt.Sparsity(), deviation=0.1)

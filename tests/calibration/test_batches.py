@@ -106,6 +106,7 @@ def ids(n):
     return np.stack([np.arange(n), np.ones(n)], axis=1).astype("float32")
 
 
+@slow
 def test_all_rows_are_kept_while_they_fit():
     rows = seen(iter(cut(ids(64))), rows=64)
     assert rows.valid.all()

@@ -264,6 +264,7 @@ def test_an_infinite_bias(bias):
     assert np.isfinite(float(pruned.report.deviation))
 
 
+@slow
 def test_infinities_of_rows_that_do_not_count():
     bad = X.at[-4:].set(jnp.inf)
     weights = jnp.ones(40).at[-4:].set(0)

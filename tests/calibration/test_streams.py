@@ -122,6 +122,7 @@ def test_the_bar_counts(capsys):
     assert "batch" not in capsys.readouterr().err
 
 
+@slow
 def test_nothing_is_shown_while_jax_traces(capsys):
     @jax.jit
     def prune(params):

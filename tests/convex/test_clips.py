@@ -110,6 +110,7 @@ def test_a_unit_that_cannot_reach_its_limit_is_proved_so():
     assert int(found.result) == results.INFEASIBLE
 
 
+@slow
 def test_stacks_are_solved_as_one_by_one():
     many = [program("both", seed=seed) for seed in range(3)]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)

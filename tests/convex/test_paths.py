@@ -51,6 +51,7 @@ def test_a_warm_start_ends_at_the_optimum_sooner():
     assert warm < 0.9 * cold
 
 
+@slow
 def test_vmap_honours_the_starts():
     name = "tall-white-relu-fixed-0.02"
     first = helpers.solution(name, "float64")

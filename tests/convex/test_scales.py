@@ -164,6 +164,7 @@ def test_history_goes_on_in_the_second_stage():
         assert gap[9] > config.tol
 
 
+@slow
 def test_a_bound_that_rounding_spoils_is_repaired():
     rng = np.random.default_rng(0)
     problem = next(p for name, p in SCALED.items() if name.startswith("8-"))

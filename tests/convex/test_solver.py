@@ -205,6 +205,7 @@ def _solve_arrays(data):
 # ---- invariance
 
 
+@slow
 def test_scale_of_an_input_does_not_matter(rng):
     # X c with W / c: the same objective once the weight of the penalty is c
     name = "tall-white-relu-fixed-0.02"
@@ -257,6 +258,7 @@ def test_penalty_falls_with_the_budget(name):
     assert objective[-1] == 0  # there is no t, so a budget of |Y| needs no weights
 
 
+@slow
 def test_size_of_the_penalty_does_not_matter(rng):
     base = problem("tall-white-relu-fixed-0.02")
     counts = [

@@ -115,6 +115,7 @@ def test_within_jit_it_is_the_same():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), once, traced)
 
 
+@slow
 def test_the_bound_of_the_theorems_holds():
     pruned = nt.prune(PARAMS, relu6, ROWS, method=nt.NetTrim(epsilon=0.05), bound=True)
     moved = np.linalg.norm(relu6(pruned.params, ROWS) - relu6(PARAMS, ROWS))
@@ -122,6 +123,7 @@ def test_the_bound_of_the_theorems_holds():
     assert relative <= float(pruned.report.tight_bound) * (1 + 1e-4)
 
 
+@slow
 def test_a_convolution_of_a_mobile_network_is_clipped():
     kernel = RNG.normal(size=(3, 3, 1, 6)).astype(np.float32)
     image = RNG.normal(size=(16, 8, 8, 6)).astype(np.float32)

@@ -108,6 +108,7 @@ def test_jit_raises_nothing_on_values():
         np.testing.assert_array_equal(a, b)
 
 
+@slow
 def test_vmap_over_an_ensemble():
     ensemble = stack([models.mlp_params(DIMS, seed) for seed in (0, 10, 20)])
     answers = jax.vmap(prune)(ensemble)

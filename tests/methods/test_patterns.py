@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow
 
 import nettrim_jax as nt
 from nettrim_jax.methods import counts, ranking
@@ -94,6 +95,7 @@ def test_blocks(shape, level, r, c, seed):
         assert (got[place] == whole).all()
 
 
+@slow
 @QUICK
 @cases
 def test_neurons_and_inputs(shape, level, seed, ties):

@@ -77,6 +77,7 @@ def by_layer(a):  # the steps of a scan are layers of their own
     return [np.ravel(step) for step in np.asarray(a)]
 
 
+@slow
 @pytest.mark.parametrize("mode", only_fast(["cascade"], ["parallel", "cascade"]))
 def test_it_keeps_the_weights_of_largest_first_order_effect(given, mode):
     new = pruned(given, nt.Sparsity(0.5), mode=mode)

@@ -57,6 +57,7 @@ def folded_problems_are_the_operations(seed):
         np.testing.assert_allclose(one, two, atol=1e-5 * float(jnp.abs(two).max() + 1))
 
 
+@slow
 @few(4)
 @seeds
 def test_folded_problems_are_the_operations(seed):
