@@ -8,6 +8,7 @@ Knows programs, the projection and steps; knows no model.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -80,16 +81,10 @@ def first(
         state = warm(program, factor, state, init)
     zero = jnp.zeros((), state.rho.dtype)
     inf = jnp.full((), jnp.inf, state.rho.dtype)
-    start = _Loop(
-        state=state,
-        W=state.W,
-        b=state.b,
-        result=jnp.where(usable, results.MAX_STEPS, results.NAN).astype(jnp.int32),
-        stats=Stats(jnp.zeros((), jnp.int32), zero, state.rho),
-        # zero is a lower bound, since no penalty is negative
-        certificate=Certificate(inf, zero, inf),
-        next_change=zero,
-    )
+    result = jnp.where(usable, results.MAX_STEPS, results.NAN).astype(jnp.int32)
+    stats = Stats(jnp.zeros((), jnp.int32), zero, state.rho)
+    # zero is a lower bound, since no penalty is negative
+    start = _start(state, result, stats, Certificate(inf, zero, inf))
     config = dataclasses.replace(config, max_steps=min(FIRST, config.max_steps))
     return _run(program, factor, config, (start, kept), keep)
 
@@ -125,20 +120,21 @@ def second(
         centred = dataclasses.replace(program, X=factor.X)
         state = cold(centred, factor, program.response.scale())
         state = warm(centred, factor, state, solution)
-        start = _Loop(
-            state=state,
-            W=state.W,
-            b=state.b,
-            result=solution.result,
-            stats=solution.stats._replace(rho=state.rho),
-            certificate=solution.certificate,
-            next_change=jnp.zeros_like(state.rho),
-            idle=jnp.zeros_like(solution.result),
-        )
+        stats = solution.stats._replace(rho=state.rho)
+        start = _start(state, solution.result, stats, solution.certificate)
+        start = start._replace(idle=jnp.zeros_like(solution.result))
         return _run(centred, factor, config, (start, kept), keep)
 
     # once at most; unlike a condition it costs nothing where no lane of a stack goes on
     return jax.lax.while_loop(going, stage, (solution, kept))
+
+
+def _start(
+    state: State, result: Array, stats: Stats, certificate: Certificate
+) -> _Loop:
+    """The loop of a stage before its first step, which may change rho."""
+    now = jnp.zeros_like(state.rho)
+    return _Loop(state, state.W, state.b, result, stats, certificate, now)
 
 
 def sample_weights(program: Program, solution: Solution) -> Array:
@@ -279,10 +275,7 @@ def _balance(
     Both blocks share rho, so the factor stays as it is.
     (Boyd et al., 2011, sec. 3.4.1; relative residuals as in Wohlberg, 2017.)
     """
-
-    def norm(W: Array, R: Array) -> Array:
-        return _norm(factor, W, R)
-
+    norm = functools.partial(_norm, factor)
     U_W, U_R = after.W_hat - after.W, after.R_hat - after.R
     size = jnp.maximum(norm(halves.W, halves.R), norm(before.W, before.R))
     primal = norm(halves.W - before.W, halves.R - before.R) / size

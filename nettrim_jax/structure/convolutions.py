@@ -7,7 +7,14 @@ from typing import Any
 
 from nettrim_jax.structure.contractions import beside, contracted, times
 from nettrim_jax.structure.ids import CHANNEL
-from nettrim_jax.structure.registry import Cut, Follower, rule, with_params
+from nettrim_jax.structure.registry import (
+    Cut,
+    Follower,
+    all_stay,
+    axes_of,
+    rule,
+    with_params,
+)
 from nettrim_jax.structure.shapes import split
 from nettrim_jax.structure.values import Axis, Value
 
@@ -31,11 +38,9 @@ def _conv(walk: Follower, eqn: Any, inputs: list[Value]) -> list[Value]:
             walk.stay(value.axes[axis], slides)
     if params["batch_group_count"] > 1:
         why = "`conv_general_dilated` groups its batch"
-        for value in inputs:
-            for axis in value.axes:
-                walk.stay(axis, why)
-        ndim = len(image.axes)
-        return [Value((Axis(None, why),) * ndim, times(image.whole, kernel.whole))]
+        stays = all_stay(walk, axes_of(inputs), why)
+        axes = (stays,) * len(image.axes)
+        return [Value(axes, times(image.whole, kernel.whole))]
     made = beside(kernel.axes[o], image)
     for axis in (image.axes[c], made):
         if axis.ids is not None:

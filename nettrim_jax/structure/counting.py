@@ -58,13 +58,16 @@ def multiply_adds(eqn: Any, shapes: Sequence[Any]) -> int:
 
 
 def _dot(params: Any, shapes: Sequence[Any]) -> int:
-    (summed, _), _ = params["dimension_numbers"]
-    return math.prod(shapes[-1]) * math.prod(shapes[0][a] for a in summed)
+    return _sums(params["dimension_numbers"], shapes)
 
 
 def _ragged(params: Any, shapes: Sequence[Any]) -> int:
     numbers = params["ragged_dot_dimension_numbers"]
-    (summed, _), _ = numbers.dot_dimension_numbers
+    return _sums(numbers.dot_dimension_numbers, shapes)
+
+
+def _sums(numbers: Any, shapes: Sequence[Any]) -> int:
+    (summed, _), _ = numbers
     return math.prod(shapes[-1]) * math.prod(shapes[0][a] for a in summed)
 
 

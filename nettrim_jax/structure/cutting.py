@@ -14,7 +14,7 @@ import numpy as np
 
 from nettrim_jax._trees import from_host, is_array, on_host
 from nettrim_jax.results import MethodError
-from nettrim_jax.structure.records import Group, Structure
+from nettrim_jax.structure.records import Entry, Group, Structure
 from nettrim_jax.structure.registry import Kept
 from nettrim_jax.typing import LeafPath
 
@@ -85,6 +85,12 @@ def _along(array: Any, axis: int, kept: np.ndarray) -> Any:
 def rows_of(units: np.ndarray) -> np.ndarray:
     """Units as ``[steps, k]``, one step if there are none."""
     return units.reshape(math.prod(units.shape[:-1]), units.shape[-1])
+
+
+def indices_of(entry: Entry, units: np.ndarray) -> np.ndarray:
+    """Which indices of an entry's axis are some units', ``[*steps, n]`` bool."""
+    hit = np.stack([np.isin(entry.units, row) for row in rows_of(units)])
+    return hit.reshape(*units.shape[:-1], -1)
 
 
 def chosen(structure: Structure, remove: Remove) -> dict[str, np.ndarray]:
@@ -167,9 +173,7 @@ def leaves(
         for entry in structure[name].entries:
             if entry.leaf is None or not units.size:
                 continue
-            rows = rows_of(units)
-            hit = np.stack([np.isin(entry.units, row) for row in rows])
-            hit = hit.reshape(*units.shape[:-1], -1)
+            hit = indices_of(entry, units)
             at = entry.leaf, entry.axis
             gone[at] = gone[at] | hit if at in gone else hit
     out = []

@@ -17,11 +17,12 @@ import numpy as np
 from jax.extend import core as jex_core
 
 from nettrim_jax._trees import from_host, is_array
-from nettrim_jax.structure.cutting import rows_of
+from nettrim_jax.structure.cutting import indices_of
 from nettrim_jax.structure.groups import roots_of, structure_of
 from nettrim_jax.structure.ids import Settled
 from nettrim_jax.structure.program import Followed, Program, followed
 from nettrim_jax.structure.records import Group, Structure
+from nettrim_jax.structure.values import holds_numbers
 from nettrim_jax.structure.walk import Scope, Seen
 from nettrim_jax.tracing import jaxprs
 from nettrim_jax.typing import Batch
@@ -71,8 +72,7 @@ def found(program: Program, batch: Batch) -> Dead:
 
 
 def _host(array: Any) -> Any:
-    numbers = array.dtype == bool or jnp.issubdtype(array.dtype, np.number)
-    return np.asarray(array) if numbers else array
+    return np.asarray(array) if holds_numbers(array.dtype) else array
 
 
 def _same(given: Any, new: Any) -> bool:
@@ -125,16 +125,14 @@ def _without(
     """The leaves with zeros where units are removed; the same ones if they are."""
     out = list(arrays)
     for name, units in remove.items():
-        rows = rows_of(units)
         for entry in structure[name].entries if units.size else ():
             if entry.leaf is None:
                 continue
             array = out[entry.leaf]
-            hit = np.stack([np.isin(entry.units, row) for row in rows])
             shape = [1] * array.ndim
             shape[: units.ndim - 1] = units.shape[:-1]
             shape[entry.axis] = len(entry.units)
-            hit = hit.reshape(shape)
+            hit = indices_of(entry, units).reshape(shape)
             if jnp.issubdtype(array.dtype, jnp.inexact) and (hit & (array != 0)).any():
                 out[entry.leaf] = np.where(hit, np.zeros((), array.dtype), array)
     return out

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nettrim_jax.structure.registry import Follower, rule
-from nettrim_jax.structure.values import BAD, CONSTANT, ZERO, Axis, Value
+from nettrim_jax.structure.values import BAD, CONSTANT, ZERO, Axis, Value, lowest
 
 # of zeros they make zero
 THROUGH_ZERO = (
@@ -32,23 +32,16 @@ SAME = "copy copy_p convert_element_type reduce_precision name stop_gradient"
 Levels = Sequence[np.ndarray]
 
 
-def _least(levels: Levels) -> np.ndarray:
-    out = levels[0]
-    for level in levels[1:]:
-        out = np.minimum(out, level)
-    return out
-
-
 def _through_zero(eqn: Any, inputs: Sequence[Value], levels: Levels) -> np.ndarray:
-    return _least(levels)
+    return lowest(levels)
 
 
 def _other(eqn: Any, inputs: Sequence[Value], levels: Levels) -> np.ndarray:
-    return np.minimum(_least(levels), np.int8(CONSTANT))
+    return np.minimum(lowest(levels), np.int8(CONSTANT))
 
 
 def _at_zero(eqn: Any, inputs: Sequence[Value], levels: Levels) -> np.ndarray:
-    least = _least(levels)
+    least = lowest(levels)
     return np.where(least == ZERO, np.int8(BAD), least)
 
 
@@ -72,13 +65,13 @@ def _power(eqn: Any, inputs: Sequence[Value], levels: Levels) -> np.ndarray:
         power = inputs[1].number
     zero = levels[0] == ZERO
     at_zero = BAD if power is None or power < 0 else CONSTANT if power == 0 else ZERO
-    least = np.minimum(_least(levels), np.int8(CONSTANT))
+    least = np.minimum(lowest(levels), np.int8(CONSTANT))
     return np.where(zero, np.int8(at_zero), least)
 
 
 def _between(eqn: Any, inputs: Sequence[Value], levels: Levels) -> np.ndarray:
     """Of the largest and smallest of some: zero stays zero beside some numbers."""
-    name, least = eqn.primitive.name, _least(levels)
+    name, least = eqn.primitive.name, lowest(levels)
     numbers = [value.number for value in inputs]
     if name == "clamp":
         low, _, high = numbers
@@ -94,8 +87,8 @@ def _between(eqn: Any, inputs: Sequence[Value], levels: Levels) -> np.ndarray:
 
 
 def _select(eqn: Any, inputs: Sequence[Value], levels: Levels) -> np.ndarray:
-    zero = _least(levels[1:]) == ZERO
-    return np.where(zero & (levels[0] != BAD), np.int8(ZERO), _least(levels))
+    zero = lowest(levels[1:]) == ZERO
+    return np.where(zero & (levels[0] != BAD), np.int8(ZERO), lowest(levels))
 
 
 LEVELS: dict[str, Callable[..., np.ndarray]] = {

@@ -3,24 +3,24 @@
 Knows these operations; knows no program.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from nettrim_jax.structure.pieces import some
-from nettrim_jax.structure.registry import Cut, Follower, rule, sizes, with_params
+from nettrim_jax.structure.registry import (
+    Cut,
+    Follower,
+    all_stay,
+    rule,
+    sizes,
+    with_params,
+)
 from nettrim_jax.structure.values import ANY, Axis, Value, least
 
 
 def _why(eqn: Any) -> str:
     return f"`{eqn.primitive.name}` indexes it at run time"
-
-
-def _all_stay(walk: Follower, inputs: Iterable[Value], why: str) -> None:
-    for value in inputs:
-        for axis in value.axes:
-            walk.stay(axis, why)
 
 
 def _slices(eqn: Any, args: list[Any], cut: Cut) -> list[Any]:
@@ -75,7 +75,7 @@ def _gather(walk: Follower, eqn: Any, inputs: list[Value]) -> list[Value]:
     full = eqn.invars[0].aval.shape
     paired = tuple(getattr(numbers, "operand_batching_dims", ()))
     gone = {*numbers.collapsed_slice_dims, *paired}
-    _all_stay(walk, [indices], why)
+    all_stay(walk, indices.axes, why)
     axes: list[Axis] = [Axis(None, why)] * len(eqn.outvars[0].aval.shape)
     offsets = iter(sorted(numbers.offset_dims))
     for a, axis in enumerate(value.axes):
@@ -107,7 +107,7 @@ def _scatter(walk: Follower, eqn: Any, inputs: list[Value]) -> list[Value]:
         *getattr(numbers, "operand_batching_dims", ()),
     }
     windows = numbers.update_window_dims
-    _all_stay(walk, [indices], why)
+    all_stay(walk, indices.axes, why)
     for a, axis in enumerate(updates.axes):
         if a not in windows:
             walk.stay(axis, why)

@@ -10,6 +10,7 @@ import numpy as np
 from nettrim_jax.structure.registry import (
     Cut,
     Follower,
+    all_stay,
     picked,
     rule,
     with_params,
@@ -126,7 +127,7 @@ def _concatenate(walk: Follower, eqn: Any, inputs: list[Value]) -> list[Value]:
             if axis.ids is None:  # indices that stay, beside some that may go
                 new = _staying(walk, shape[at], value, axis.why)
             if new.ids is None:
-                axes.append(_all_stay(walk, mine, new.why))
+                axes.append(all_stay(walk, mine, new.why))
                 break
             ids.append(new.ids)
             levels.append(new.levels)
@@ -144,12 +145,6 @@ def _staying(walk: Follower, size: Any, value: Value, why: str) -> Axis:
     ids = walk.ids.fresh(int(size))
     walk.ids.keep(ids, why)
     return Axis(ids, "", np.repeat(value.whole[:, None], size, 1))
-
-
-def _all_stay(walk: Follower, axes: list[Axis], why: str) -> Axis:
-    for axis in axes:
-        walk.stay(axis, why)
-    return Axis(None, why)
 
 
 def _pad_kept(eqn: Any, args: list[Any], cut: Cut) -> list[Any]:

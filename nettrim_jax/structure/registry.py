@@ -7,7 +7,7 @@ registered under the names of its primitives, in the file of its family.
 Knows operations by name; knows no program.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -166,6 +166,18 @@ def rule(names: str, rewrite: Rewrite = as_it_is) -> Callable[[Follow], Follow]:
         return follow
 
     return add
+
+
+def all_stay(walk: Follower, axes: Iterable[Axis], why: str) -> Axis:
+    """Several axes have to stay, and so does what is made of them."""
+    for axis in axes:
+        walk.stay(axis, why)
+    return Axis(None, why)
+
+
+def axes_of(inputs: Iterable[Value]) -> Iterable[Axis]:
+    """The axes of some operands."""
+    return (axis for value in inputs for axis in value.axes)
 
 
 def sizes(shape: Sequence[Any], kept: Kept) -> tuple[Any, ...]:

@@ -3,14 +3,20 @@
 Knows these operations; knows no program.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from nettrim_jax.structure.registry import Cut, Follower, rule, sizes, with_params
+from nettrim_jax.structure.registry import (
+    Cut,
+    Follower,
+    all_stay,
+    rule,
+    sizes,
+    with_params,
+)
 from nettrim_jax.structure.values import ONE, Axis, Value, least
 
 
@@ -69,9 +75,7 @@ def _reshape(walk: Follower, eqn: Any, inputs: list[Value]) -> list[Value]:
         pairs = grouped(before, after)
     if pairs is None:
         why = "`reshape` lays it out in a way that is not known"
-        for axis in value.axes:
-            walk.stay(axis, why)
-        return [dataclasses.replace(value.moved([Axis(None, why)] * len(after)))]
+        return [value.moved([all_stay(walk, value.axes, why)] * len(after))]
     axes: list[Axis] = [ONE] * len(after)
     for left, right in pairs:
         if len(left) == len(right) == 1:
@@ -147,9 +151,7 @@ def merge(walk: Follower, parts: list[tuple[Axis, Any]]) -> Axis:
         return parts[0][0] if parts else ONE
     why = "`reshape` merges it with an axis of symbolic size"
     if not all(isinstance(size, int | np.integer) for _, size in parts):
-        for axis, _ in parts:
-            walk.stay(axis, why)
-        return Axis(None, why)
+        return all_stay(walk, [axis for axis, _ in parts], why)
     out, count = parts[0]
     for axis, size in parts[1:]:
         if out.ids is None and axis.ids is not None:

@@ -9,7 +9,13 @@ from typing import Any
 
 from nettrim_jax.structure import values
 from nettrim_jax.structure.ids import VARIES
-from nettrim_jax.structure.registry import Follower, full_then_taken, rule
+from nettrim_jax.structure.registry import (
+    Follower,
+    all_stay,
+    axes_of,
+    full_then_taken,
+    rule,
+)
 from nettrim_jax.structure.values import ANY, CONSTANT, Value
 
 
@@ -34,7 +40,5 @@ def _iota(walk: Follower, eqn: Any, inputs: list[Value]) -> list[Value]:
 def _random(walk: Follower, eqn: Any, inputs: list[Value]) -> list[Value]:
     """Axes that nothing else has; those of keys have to stay."""
     why = f"`{eqn.primitive.name}` draws with it"
-    for value in inputs:
-        for axis in value.axes:
-            walk.stay(axis, why)
+    all_stay(walk, axes_of(inputs), why)
     return [_made(walk, var.aval.shape) for var in eqn.outvars]

@@ -4,6 +4,7 @@ Knows arrays; knows no program.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -63,14 +64,17 @@ def levels(level: int, count: int | None = None) -> np.ndarray:
     return np.full(shape, level, np.int8)
 
 
+def lowest(levels: Sequence[np.ndarray]) -> np.ndarray:
+    """The lowest of several levels, of entries that all have a part."""
+    return functools.reduce(np.minimum, levels)
+
+
 def least(levels: Sequence[np.ndarray]) -> np.ndarray:
     """The level of entries of which some are of one kind, some of another.
 
     Two constants need not be the same number.
     """
-    low = levels[0]
-    for level in levels[1:]:
-        low = np.minimum(low, level)
+    low = lowest(levels)
     return np.where(low == CONSTANT, np.int8(ANY), low)
 
 
@@ -87,10 +91,15 @@ def unknown(why: str, ndim: int) -> Value:
     return Value(fixed(why, ndim), levels(ANY))
 
 
+def holds_numbers(dtype: Any) -> bool:
+    """Whether entries of this dtype are numbers, and no keys."""
+    return jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)
+
+
 def number_of(array: Any) -> float | None:
     """The number that all entries are; None if they differ or are no real numbers."""
-    real = array.dtype == bool or jnp.issubdtype(array.dtype, np.number)
-    if not array.size or not real or array.dtype.kind == "c":
+    real = holds_numbers(array.dtype) and array.dtype.kind != "c"
+    if not array.size or not real:
         return None
     first = array.flat[0]
     return float(first) if (array == first).all() else None

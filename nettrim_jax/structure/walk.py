@@ -20,7 +20,7 @@ from jax.extend import core as jex_core
 from nettrim_jax._trees import known
 from nettrim_jax.structure import values
 from nettrim_jax.structure.ids import VARIES, Ids
-from nettrim_jax.structure.registry import RULES, Product
+from nettrim_jax.structure.registry import RULES, Product, all_stay, axes_of
 from nettrim_jax.structure.values import ANY, BAD, CONSTANT, ONE, ZERO, Axis, Value
 from nettrim_jax.tracing import jaxprs
 
@@ -199,7 +199,7 @@ class Walk:
           zeroed: whether it is zero where something is removed, as a leaf is.
         """
         shape, dtype = array.shape, array.dtype
-        if not _plain(dtype):
+        if not values.holds_numbers(dtype):
             return values.unknown(f"its dtype is {dtype}", len(shape))
         host = _host(array)
         free = [a for a, n in enumerate(shape) if n not in (0, 1)]
@@ -300,9 +300,7 @@ class Walk:
     def everything_stays(self, eqn: Any, inputs: list[Value]) -> list[Value]:
         """The results of an operation of which nothing is known."""
         why = f"`{eqn.primitive.name}` has no rule"
-        for value in inputs:
-            for axis in value.axes:
-                self.stay(axis, why)
+        all_stay(self, axes_of(inputs), why)
         return [values.unknown(why, len(var.aval.shape)) for var in eqn.outvars]
 
     def call(
@@ -372,10 +370,6 @@ def has_loops(jaxpr: Any) -> bool:
         if eqn.primitive.name == "scan" or inner:
             return True
     return False
-
-
-def _plain(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)
 
 
 def _host(array: Any) -> np.ndarray | None:
