@@ -20,6 +20,8 @@ from nettrim_jax.convex.path import Path, path
 from nettrim_jax.convex.programs import Program
 from nettrim_jax.convex.solution import Certificate, History, Solution, Stats
 from nettrim_jax.methods import patterns
+from nettrim_jax.methods.criteria import L2, APoZ, MeanActivation, NonZeros
+from nettrim_jax.methods.joint import Joint
 from nettrim_jax.methods.nettrim import NetTrim
 from nettrim_jax.methods.patterns import NM, Blocks, Inputs, Neurons, Sparsity
 from nettrim_jax.methods.reconstruct import Reconstruct
@@ -27,6 +29,7 @@ from nettrim_jax.methods.rules import Magnitude, Random, Wanda
 from nettrim_jax.methods.sparsegpt import SparseGPT
 from nettrim_jax.methods.sparsest import Sparsest
 from nettrim_jax.methods.taylor import Taylor
+from nettrim_jax.methods.units import Units
 from nettrim_jax.pruning import Pruned, prune
 from nettrim_jax.refitting import refit
 from nettrim_jax.report import (
@@ -46,6 +49,7 @@ from nettrim_jax.training.masking import keep_sparse
 
 __all__ = [
     "ADMM",
+    "APoZ",
     "Blocks",
     "Box",
     "Certificate",
@@ -54,14 +58,18 @@ __all__ = [
     "GroupL1",
     "History",
     "Inputs",
+    "Joint",
     "L1",
+    "L2",
     "Listing",
     "Magnitude",
     "Margin",
+    "MeanActivation",
     "NM",
     "NetTrim",
     "NetTrimError",
     "Neurons",
+    "NonZeros",
     "Nonnegative",
     "Normalized",
     "Path",
@@ -82,6 +90,7 @@ __all__ = [
     "Split",
     "Stats",
     "Taylor",
+    "Units",
     "Wanda",
     "clip_program",
     "history",

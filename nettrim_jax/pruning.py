@@ -26,7 +26,6 @@ from nettrim_jax.methods.budget import Metric
 from nettrim_jax.methods.refit import read
 from nettrim_jax.report import Report
 from nettrim_jax.selection import Asked, Selector
-from nettrim_jax.tracing.entries import kept_leaves
 from nettrim_jax.tracing.sites import Network, require_sites
 from nettrim_jax.typing import ApplyFn, Array, ArrayLike, Batch, LeafPath, Params
 
@@ -200,13 +199,14 @@ def prune(
         *(start.show, revive, inside),
     )
     came = routes.follow(route, start.parts, start.asked, options)
-    sites = tuple(map(came.reports.__getitem__, start.asked))
+    sites = tuple(came.reports[k] for k in sorted(came.reports))
     network, moved = start.first.network, came.deviation
-    report = Report(sites, start.skipped, moved, **came.extra, notes=network.notes)
+    more = {"notes": network.notes, **came.extra}
+    report = Report(sites, start.skipped, moved, **more)
     report = _bounded(report, start, came.leaves, cascade) if bound else report
-    kept = model.fill(kept_leaves(network, start.asked, came.leaves, came.masks))
+    kept = came.kept(network)
     report = _sharding.typed(report, start.meshes)
-    pruned = Pruned(model.give(came.leaves), kept, report)
+    pruned = Pruned(model.give(came.leaves), model.fill(kept), report)
     # epsilon, key or weights may be traced where params and batch are not
     if all(known(site.result) for site in report.sites):
         _checks.converged(pruned, on_failure, solver)

@@ -36,7 +36,7 @@ PACKAGES = {
     "training": set(),  # what is to come may import methods
     "structure": {"tracing"},
     "execution": {"methods.base", "calibration", "tracing", "convex.config"},
-    "allocation": {"execution", "methods", "calibration", "tracing"},
+    "allocation": {"execution", "methods", "calibration", "tracing", "structure"},
 }
 # what stands above all packages, in the order in which it may import itself
 TOP = ["_progress", "_checks", "_drawing", "selection", "pruning", "refitting", "plots"]

@@ -1,4 +1,4 @@
-"""Splits a budget or a number of weights among layers; knows no particular method.
+"""Splits budgets and numbers of weights, removes units; knows no particular method.
 
 - ``routes``: the route of a pruning, by the budget or the share of its methods.
 - ``levels``: the search for the number of weights of each layer in a share.
@@ -7,5 +7,8 @@
 - ``search``: the solves of single layers, for both searches.
 - ``evaluation``: measurements of networks on some rows.
 - ``budget``: pure functions that choose for a budget, given measured numbers.
+- ``units``: a network without the units that a method chooses.
+- ``sides``: which rows and columns of matrices are the units of a group.
+- ``finished``: the result of a pruning.
 - ``curves``: the split of a number of weights by the layers' curves, as numbers.
 """

@@ -1,4 +1,4 @@
-"""The route of a pruning: layer by layer, by a split share, or within a budget.
+"""The route of a pruning: by layer, by a split share, within a budget, by whole units.
 
 Knows the searches, the orders and what methods share; knows no particular method.
 """
@@ -10,24 +10,25 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from nettrim_jax.allocation import budget as budgets
-from nettrim_jax.allocation import deviation, factor, levels
+from nettrim_jax.allocation import deviation, factor, levels, units
 from nettrim_jax.allocation.budget import Reading
 from nettrim_jax.allocation.deviation import Found
 from nettrim_jax.allocation.evaluation import Meter
 from nettrim_jax.allocation.factor import Turned
+from nettrim_jax.allocation.finished import Finished
 from nettrim_jax.calibration.batches import Part, Source
 from nettrim_jax.calibration.batches import parts as parts_of
 from nettrim_jax.calibration.splits import Dealt, Turn, concrete, deal
 from nettrim_jax.execution import orders
 from nettrim_jax.execution.options import Options
 from nettrim_jax.execution.orders import Methods
-from nettrim_jax.methods.base import Method
-from nettrim_jax.methods.budget import Budget, Share
-from nettrim_jax.report import Margin, SiteReport, Split
+from nettrim_jax.methods.base import Choosing, Method
+from nettrim_jax.methods.budget import Budget, Share, Whole
+from nettrim_jax.report import Margin, Split
 from nettrim_jax.results import MethodError
-from nettrim_jax.typing import Array, Batch
+from nettrim_jax.typing import Batch
 
-Wish = tuple[Any, Budget | Share]  # a method as given, with its budget or share
+Wish = tuple[Any, Budget | Share | Whole]  # a method as given, with its request
 
 
 class Route(NamedTuple):
@@ -36,16 +37,6 @@ class Route(NamedTuple):
     source: Source  # data to solve on
     budget: Budget | None
     dealt: Dealt | None  # the rows to steer by and to check on, for a budget
-
-
-class Finished(NamedTuple):
-    """The result of a pruning."""
-
-    leaves: list[Array]
-    masks: dict[int, Array]  # of sites; the others keep what is not zero
-    reports: dict[int, SiteReport]
-    deviation: Array
-    extra: dict[str, Any]  # further fields of the report
 
 
 def plan(wishes: Sequence[Wish], source: Source, *, cascade: bool) -> Route:
@@ -62,6 +53,9 @@ def plan(wishes: Sequence[Wish], source: Source, *, cascade: bool) -> Route:
     """
     budget, measured = _budget(wishes), _measured(wishes)
     given = source.model.params, source.key, source.weights, source.batch
+    if asker := _whole(wishes):
+        concrete(given, asker, "take a pattern such as Neurons(0.5)")
+        source = source.stored()
     if measured:
         concrete(given, "Sparsity(scope='network')", "take scope='layer'")
         source = source.stored()
@@ -85,6 +79,22 @@ def _budget(wishes: Sequence[Wish]) -> Budget | None:
     return found[0] if found else None
 
 
+def _whole(wishes: Sequence[Wish]) -> str | None:
+    """The name of the method that chooses whole units, if one does.
+
+    Raises:
+      MethodError: another method has a request, too.
+    """
+    askers = [shared.asker for _, shared in wishes if isinstance(shared, Whole)]
+    others = [m for m, shared in wishes if not isinstance(shared, Whole)]
+    if askers and others:
+        raise MethodError(
+            f"method: {askers[0]} and {others[0]!r} each choose for the whole network; "
+            "expected one of them. Prune twice, the second time what came of the first"
+        )
+    return askers[0] if askers else None
+
+
 def _measured(wishes: Sequence[Wish]) -> bool:
     """Whether the share of a method is split by measuring the network."""
     mine = [m for m, s in wishes if _is_measured(s)]
@@ -97,7 +107,7 @@ def _measured(wishes: Sequence[Wish]) -> bool:
     return bool(mine)
 
 
-def _is_measured(shared: Budget | Share | None) -> bool:
+def _is_measured(shared: Budget | Share | Whole | None) -> bool:
     return isinstance(shared, Share) and shared.measured
 
 
@@ -109,6 +119,9 @@ def follow(
     first = next(parts)
     every = itertools.chain([first], parts)
     old, extra = first.model.leaves, {}
+    chooser = _chooser(asked)
+    if chooser is not None:
+        return units.follow(chooser, list(every), asked, options)
     asked = levels.by_size(first.network, asked, old)
     if any(_is_measured(method.shared) for method in asked.values()):
         asked, extra["split"] = _split(route.source, asked, options)
@@ -118,6 +131,23 @@ def follow(
     reports = {k: outcome.report for k, outcome in outcomes.items()}
     masks = {k: outcome.mask for k, outcome in outcomes.items()}
     return Finished(leaves, masks, reports, deviation, extra)
+
+
+def _chooser(asked: Methods) -> Choosing | None:
+    """The method that chooses whole units, if there is one.
+
+    Raises:
+      MethodError: another layer has another method.
+    """
+    every: list[Any] = list(asked.values())
+    found = [method for method in every if isinstance(method.shared, Whole)]
+    others = [method for method in every if method not in found[:1]]
+    if found and others:
+        raise MethodError(
+            f"method: {found[0]!r} chooses units of the whole network, whose layers "
+            f"cannot have another method, got {others[0]!r}; give other layers None"
+        )
+    return found[0] if found else None
 
 
 def _split(

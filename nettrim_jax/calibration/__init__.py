@@ -10,5 +10,6 @@
 - ``statistics``: the sums over rows or batches that a method may ask for.
 - ``sensitivity``: how far errors of each layer move the output, by back-propagation.
 - ``gradient``: the derivatives of the user's loss by each weight.
+- ``gates``: the derivatives of the user's loss by a factor of each unit.
 - ``outputs``: how far the network's outputs moved.
 """

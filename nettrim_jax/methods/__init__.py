@@ -18,22 +18,35 @@
 - ``trials``: how much a layer is kept from overfitting, by comparing errors.
 - ``quadratic``: the quadratic loss of ``Reconstruct``.
 - ``refit``: the best values of the weights that a given mask keeps.
+- ``around``: the layers that make the units of a group, and those that read them.
+- ``criteria``: scores of units by the rules of the literature.
+- ``joint``: ``Joint``, the units whose part others can take, chosen together.
+- ``units``: ``Units``, which removes whole units by a criterion.
 """
 
+from nettrim_jax.methods.criteria import L2, APoZ, MeanActivation, NonZeros
+from nettrim_jax.methods.joint import Joint
 from nettrim_jax.methods.nettrim import NetTrim
 from nettrim_jax.methods.reconstruct import Reconstruct
 from nettrim_jax.methods.rules import Magnitude, Random, Wanda
 from nettrim_jax.methods.sparsegpt import SparseGPT
 from nettrim_jax.methods.sparsest import Sparsest
 from nettrim_jax.methods.taylor import Taylor
+from nettrim_jax.methods.units import Units
 
 __all__ = [
+    "APoZ",
+    "Joint",
+    "L2",
     "Magnitude",
+    "MeanActivation",
     "NetTrim",
+    "NonZeros",
     "Random",
     "Reconstruct",
     "SparseGPT",
     "Sparsest",
     "Taylor",
+    "Units",
     "Wanda",
 ]

@@ -7,7 +7,7 @@ Knows activations and statistics; knows no other method and no network.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from nettrim_jax._numerics import matmul, numpy_of
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.calibration.statistics import Statistic, without_rows
 from nettrim_jax.convex.config import ADMM
-from nettrim_jax.methods.budget import Budget, Share
+from nettrim_jax.methods.budget import Budget, Share, Whole
 from nettrim_jax.tracing import entries
 from nettrim_jax.tracing.entries import Entries
 from nettrim_jax.typing import Array
@@ -142,12 +142,12 @@ class Method(Protocol):
         ...
 
     @property
-    def shared(self) -> Budget | Share | None:
+    def shared(self) -> Budget | Share | Whole | None:
         """Its request to the whole network, which ``allocation`` meets.
 
         A method with a :class:`Budget` is a :class:`Budgeted`, and one with a
         :class:`Share` has ``counted(left, shape)``: both return the same method for one
-        layer.
+        layer. One with :class:`Whole` chooses units, see :class:`Choosing`.
         """
         ...
 
@@ -189,6 +189,26 @@ class Method(Protocol):
         ...
 
 
+class Unsolved:
+    """The base of methods of whole networks, which solve layers by other methods."""
+
+    def prepare(self, data: LayerData, kind: LayerKind) -> NoReturn:
+        """Is never called, as the following."""
+        raise NotImplementedError
+
+    def solve(self, problem: Any, lanes: Lanes, start: Any = None) -> NoReturn:
+        """Is never called."""
+        raise NotImplementedError
+
+    def conclude(self, data: LayerData, solved: Any, kind: LayerKind) -> NoReturn:
+        """Is never called."""
+        raise NotImplementedError
+
+    def cost(self, problem: Any) -> NoReturn:
+        """Is never called."""
+        raise NotImplementedError
+
+
 class Budgeted(Method, Protocol):
     """A method that shares a :class:`Budget`.
 
@@ -219,6 +239,20 @@ class Sharing(Method, Protocol):
 
     def counted(self, left: Array, shape: tuple[int, ...]) -> Method:
         """The same method for one layer, of this shape, that keeps so many weights."""
+        ...
+
+
+class Choosing(Method, Protocol):
+    """A method that chooses whole units of a network."""
+
+    refit: bool  # whether the layers around are fitted afterwards
+
+    def choose(self, units: Any) -> dict[str, np.ndarray]:
+        """The units to remove by the names of groups, ``[k]`` or ``[*steps, k]``.
+
+        Args:
+          units: what can be asked of the network's units, see ``allocation.units``.
+        """
         ...
 
 

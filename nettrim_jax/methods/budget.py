@@ -1,4 +1,4 @@
-"""The requests of methods to the whole network: a budget, or a share.
+"""The requests of methods to the whole network: a budget, a share, whole units.
 
 Knows numbers; knows no network.
 """
@@ -45,6 +45,17 @@ class Share:
 
     level: float
     measured: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """Whole units of the network, which a method chooses for all layers.
+
+    Attributes:
+      asker: the name of the method, for messages.
+    """
+
+    asker: str
 
 
 def budget_of(

@@ -55,11 +55,13 @@ class Patterned:
 
     # the output moves at most in proportion to this power of the odds
     power: ClassVar[int] = 2
+    # whether it is of use without a pattern, as a criterion of units
+    chooses_units: ClassVar[bool] = False
 
     def __post_init__(self):
         # also runs when JAX rebuilds the record, with values of any type as leaves
         name = type(self).__name__
-        if not is_pattern(self.pattern):
+        if not is_pattern(self.pattern) and not self._bare:
             raise MethodError(
                 f"{name}({self.pattern!r}): expected a pattern, such as "
                 f"{name}(nettrim_jax.Sparsity(0.9))"
@@ -67,9 +69,20 @@ class Patterned:
         if is_plain(self.deviation, self.drop):
             check_budget(name, self.deviation, self.drop, self.metric)
 
+    @property
+    def _bare(self) -> bool:
+        """Whether it has no pattern and needs none."""
+        return self.chooses_units and self.pattern is None
+
     def check(self) -> None:
         """Raises MethodError if an attribute is not valid."""
         name = type(self).__name__
+        if self._bare:
+            raise MethodError(
+                f"{name}: has no pattern, so it can only rank units, as in "
+                f"Units(0.5, by={name}(...)); to prune weights give a pattern, such as "
+                f"{name}(nettrim_jax.Sparsity(0.9), ...)"
+            )
         check_budget(name, self.deviation, self.drop, self.metric)
         check_level(self.pattern, name, budget=self._budget() is not None)
 

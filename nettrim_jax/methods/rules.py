@@ -9,6 +9,7 @@ Knows arrays, patterns and the protocol of methods; knows no network.
 """
 
 import dataclasses
+import zlib
 from typing import ClassVar, Self
 
 import jax
@@ -21,6 +22,7 @@ from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import numpy_of
 from nettrim_jax._trees import STATIC, on_host
 from nettrim_jax.calibration.statistics import Moments, Statistic
+from nettrim_jax.methods.around import Around
 from nettrim_jax.methods.base import (
     Answer,
     Cost,
@@ -34,6 +36,7 @@ from nettrim_jax.methods.base import (
 from nettrim_jax.methods.budget import Budget, Share
 from nettrim_jax.methods.counts import is_counted
 from nettrim_jax.methods.patterned import Patterned
+from nettrim_jax.methods.patterns import Pattern
 from nettrim_jax.methods.within import within
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array
@@ -175,6 +178,8 @@ class Random(Rule):
     those of groups of one size. Each layer has a choice of its own, because the key is
     made of the seed and the layer's weights.
 
+    Without a pattern it is a criterion of :class:`nettrim_jax.Units`.
+
     Attributes:
       pattern: the pattern of the weights that may be left.
       seed: an integer in [0, 2**32); the same seed makes the same choice.
@@ -190,7 +195,11 @@ class Random(Rule):
       [[0.0], [-4.0]]
     """
 
+    pattern: Pattern | None = None
     seed: int = dataclasses.field(default=0, metadata=STATIC)
+
+    loss: ClassVar[None] = None
+    chooses_units: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -202,6 +211,11 @@ class Random(Rule):
                 "2**32"
             )
 
+    def scores(self, around: Around) -> np.ndarray:
+        """A random order of units, ``[count]``; one of its own for each group."""
+        name = zlib.crc32(around.name.encode())
+        return np.random.default_rng((self.seed, name)).random(around.count)
+
     def answer(self, W: Array, evidence: Array | None = None) -> Array:
         """New weights, ``[b, d_in, d_out]``."""
         narrow = jax.lax.stop_gradient(W).astype(jnp.float32)
@@ -209,6 +223,7 @@ class Random(Rule):
         key = jax.random.key(np.uint32(self.seed))
         key = jax.random.fold_in(key, jnp.sum(bits, dtype=jnp.uint32))
         score = jax.random.uniform(key, W.shape, jnp.float32)
+        assert self.pattern is not None
         return jnp.where(self.pattern.keep(score), W, 0)
 
 

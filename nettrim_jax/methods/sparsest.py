@@ -10,7 +10,7 @@ from jax.tree_util import register_dataclass
 
 from nettrim_jax._trees import STATIC
 from nettrim_jax.calibration.statistics import Statistic
-from nettrim_jax.methods.base import Answer, Budgeted, Cost, Lanes, LayerData, LayerKind
+from nettrim_jax.methods.base import Budgeted, LayerKind, Unsolved
 from nettrim_jax.methods.budget import (
     Budget,
     Metric,
@@ -27,7 +27,7 @@ from nettrim_jax.typing import ArrayLike
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Sparsest:
+class Sparsest(Unsolved):
     """The better of an exact pattern and a convex program, within a network's budget.
 
     A search solves each layer by ``Reconstruct(Sparsity())`` at falling levels and by
@@ -98,20 +98,4 @@ class Sparsest:
 
     def allotted(self, strength: float, kind: LayerKind) -> NoReturn:
         """Is never called: each of the two is given its strength."""
-        raise NotImplementedError
-
-    def prepare(self, data: LayerData, kind: LayerKind) -> NoReturn:
-        """Is never called, as the following: a search solves by the two methods."""
-        raise NotImplementedError
-
-    def solve(self, problem: Any, lanes: Lanes, start: Any = None) -> NoReturn:
-        """Is never called."""
-        raise NotImplementedError
-
-    def conclude(self, data: LayerData, solved: Any, kind: LayerKind) -> Answer:
-        """Is never called."""
-        raise NotImplementedError
-
-    def cost(self, problem: Any) -> Cost:
-        """Is never called."""
         raise NotImplementedError

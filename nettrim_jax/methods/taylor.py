@@ -4,14 +4,18 @@ Knows rules and the gradient of a loss; knows no network.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import register_dataclass
 
 from nettrim_jax._trees import STATIC
 from nettrim_jax.calibration.gradient import Loss, LossGradient
 from nettrim_jax.calibration.statistics import Statistic
+from nettrim_jax.methods.around import Around
 from nettrim_jax.methods.base import LayerData
+from nettrim_jax.methods.patterns import Pattern
 from nettrim_jax.methods.rules import Rule
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array
@@ -33,6 +37,10 @@ class Taylor(Rule):
     ``iter([(x0, y0), (x1, y1), ...])``. (Molchanov, Tyree, Karras, Aila and Kautz,
     2017, rank feature maps by the first-order term; Molchanov, Mallya, Tyree, Frosio
     and Kautz, 2019, by its square.)
+
+    ``Taylor(loss)``, without a pattern, is a criterion of :class:`nettrim_jax.Units`:
+    the mean over samples of the size of the change of the loss when a unit becomes
+    zero, to first order (Molchanov et al., 2017, eq. 8).
 
     Attributes:
       pattern: the pattern of the weights that may be left.
@@ -56,9 +64,15 @@ class Taylor(Rule):
       [[3.0], [0.0]]
     """
 
-    loss: Loss = dataclasses.field(metadata=STATIC)
+    pattern: Pattern | None = None
+    loss: Loss = dataclasses.field(default=None, metadata=STATIC)  # type: ignore[assignment]
+
+    chooses_units: ClassVar[bool] = True
 
     def __post_init__(self):
+        if self.loss is None and callable(self.pattern):
+            object.__setattr__(self, "loss", self.pattern)
+            object.__setattr__(self, "pattern", None)
         super().__post_init__()
         if not callable(self.loss):
             raise MethodError(
@@ -75,7 +89,12 @@ class Taylor(Rule):
         """The squares of the derivatives, summed over batches."""
         return data.seen.stats[LossGradient.name]
 
+    def scores(self, around: Around) -> np.ndarray:
+        """How far the loss moves without each unit, ``[count]``."""
+        assert around.slopes is not None
+        return np.mean(np.abs(around.slopes), axis=0)
+
     def answer(self, W: Array, evidence: Array | None) -> Array:
         """New weights, ``[b, d_in, d_out]``, by the squares of the derivatives."""
-        assert evidence is not None
+        assert evidence is not None and self.pattern is not None
         return jnp.where(self.pattern.keep(W**2 * evidence), W, 0)

@@ -21,6 +21,7 @@
 - ``groups``: ``units``, the groups of units that can be removed, and what cannot.
 - ``cutting``: which indices of which leaves go, and leaves without them.
 - ``dead``: units without a weight out, and constants that the next bias can take.
+- ``marking``: which indices of a program go with some units, and its costs then.
 - ``counting``: multiply-adds and activations of a program.
 - ``sizes``: the report of a smaller network.
 - ``removal``: ``shrink``, a network without some of its units.

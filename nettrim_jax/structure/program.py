@@ -12,7 +12,14 @@ import jax
 from nettrim_jax._trees import Filler, paths_of
 from nettrim_jax.structure import rules, values
 from nettrim_jax.structure.values import Value
-from nettrim_jax.structure.walk import INPUT, OUTPUT, Scope, Walk, has_loops
+from nettrim_jax.structure.walk import (
+    INPUT,
+    OUTPUT,
+    Scope,
+    Seen,
+    Walk,
+    has_loops,
+)
 from nettrim_jax.tracing.call import jaxpr_of
 from nettrim_jax.typing import ApplyFn, Batch, LeafPath, Params
 
@@ -74,6 +81,11 @@ class Followed:
     scope: Scope
     leaves: list[Value]
     used: list[bool]
+
+    def products(self) -> list[Seen]:
+        """The linear operations, without those of a body that was run anew."""
+        runs = {id(scope) for scope in self.scope.every()}
+        return [seen for seen in self.walk.seen if id(seen.scope) in runs]
 
 
 def followed(program: Program, arrays: Sequence[Any] | None = None) -> Followed:

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from nettrim_jax._trees import Filler, is_array, known
-from nettrim_jax.results import MethodError, ParamsError
+from nettrim_jax.results import ParamsError
 from nettrim_jax.structure import cutting, dead
 from nettrim_jax.structure.cutting import Leaf, Remove
 from nettrim_jax.structure.evaluate import Marks, evaluate
 from nettrim_jax.structure.groups import structure_of
-from nettrim_jax.structure.program import Followed, Program, followed, traced
+from nettrim_jax.structure.marking import marks_of
+from nettrim_jax.structure.program import Program, followed, traced
 from nettrim_jax.structure.sizes import SizeReport, report_of, sizes_of
 from nettrim_jax.typing import ApplyFn, Batch, Params
 
@@ -134,7 +135,7 @@ def shrink(
         removed = cutting.chosen(structure, remove)
     shapes = [tuple(array.shape) for array in program.arrays]
     leaves = cutting.leaves(structure, removed, program.paths, shapes)
-    marks = _marks(walked, leaves)
+    marks = marks_of(walked, leaves)
     small = [leaf.cut(a) for leaf, a in zip(leaves, arrays, strict=True)]
     params = Filler(params)(small)
     function = SmallApply(apply_fn, leaves)
@@ -189,41 +190,6 @@ def _require_values(program: Program) -> None:
                 "what is dead; give arrays, outside of jax.jit, or say what to remove: "
                 "remove={name: units}"
             )
-
-
-def _marks(walked: Followed, leaves: Sequence[Leaf]) -> Marks:
-    """What is removed, at the first step of each loop.
-
-    Raises:
-      MethodError: a value would be empty, or of other sizes at each step.
-    """
-    rows = [
-        [cutting.rows_of(k) if k is not None else None for k in leaf.kept]
-        for leaf in leaves
-    ]
-    most = max([1, *(len(k) for one in rows for k in one if k is not None)])
-    first, sizes = None, None
-    for step in range(most):
-        kept = [
-            tuple(None if k is None else k[min(step, len(k) - 1)] for k in one)
-            for one in rows
-        ]
-        marks = Marks(walked.walk, list(zip(walked.leaves, kept, strict=True)))
-        counts = marks.counts(walked.scope)
-        if first is None:
-            first, sizes = marks, counts
-        if 0 in counts:
-            raise MethodError(
-                "remove: of a part of an axis that `apply_fn` cuts out no index would "
-                "be left; remove fewer units"
-            )
-        if counts != sizes:
-            raise MethodError(
-                "remove: the steps of a loop would be left with parts of other sizes; "
-                "remove as many units of each part at every step"
-            )
-    assert first is not None
-    return first
 
 
 class SmallApply:

@@ -16,9 +16,9 @@ from nettrim_jax.structure.cutting import Leaf
 from nettrim_jax.structure.evaluate import Marks
 from nettrim_jax.structure.groups import parts_of, roots_of
 from nettrim_jax.structure.ids import Settled
+from nettrim_jax.structure.marking import shapes_of
 from nettrim_jax.structure.program import Followed, Program, traced
 from nettrim_jax.structure.records import Structure
-from nettrim_jax.structure.registry import sizes
 from nettrim_jax.structure.values import Value
 from nettrim_jax.tracing import jaxprs
 from nettrim_jax.typing import ApplyFn, Batch, LeafPath, Params
@@ -184,22 +184,11 @@ def _works(
                         found |= set(np.unique(number[roots[roots >= 0]]).tolist())
         return found - {-1}
 
-    runs = {id(scope) for scope in walked.scope.every()}
-    for seen in walk.seen:
-        if id(seen.scope) not in runs:  # a body that was run anew
-            continue
+    for seen in walked.products():
         eqn = seen.scope.closed.jaxpr.eqns[seen.at]
         given = [seen.scope.value(atom) for atom in eqn.invars]
         made = [seen.scope.values[var] for var in eqn.outvars]
-        shapes = [
-            [var.aval.shape for var in (*eqn.invars, *eqn.outvars)],
-            [
-                sizes(var.aval.shape, marks.kept(value))
-                for var, value in zip(
-                    (*eqn.invars, *eqn.outvars), (*given, *made), strict=True
-                )
-            ],
-        ]
+        shapes = [shapes_of(seen, None), shapes_of(seen, marks)]
         times = walk.repeats(seen.scope.loop)
         adds = [times * multiply_adds(eqn, one) for one in shapes]
         units = [times * math.prod(one[-1]) for one in shapes]
