@@ -176,6 +176,7 @@ def test_inputs_that_nearly_agree_are_not_called_hopeless(dtype):
     assert int(nt.solve(made).result) in (results.CONVERGED, results.MAX_STEPS)
 
 
+@slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_weights_that_cancel_each_other_are_weights(dtype):
     X = np.array([[1, 1], [1, 1 + 1e-4]], dtype)

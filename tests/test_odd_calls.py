@@ -14,7 +14,7 @@ import pytest
 import nettrim_jax as nt
 
 SEEDS = 200
-OFTEN = 4  # of the fast set
+OFTEN = 2  # of the fast set
 D = 8
 ACTIVATIONS = {
     "relu": jax.nn.relu,

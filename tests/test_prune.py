@@ -405,6 +405,7 @@ def test_rows_and_held_out():
     assert shapes(rows=64) == shapes(rows=65) == {(1, 58, 8, 8)}
 
 
+@slow
 def test_rows_of_a_convolution_are_its_positions():
     sites = pruned("grouped").report.sites
     # 4 images of 5 x 5, a tenth held out; lanes are groups

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -93,6 +94,7 @@ def test_compilation_counts_every_second_once(race):
     assert compilation.since(now + 4.5) == pytest.approx(2.5)
 
 
+@slow
 def test_errors_are_those_of_the_layers(race):
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.standard_normal(shape)  # noqa: E731

@@ -166,6 +166,7 @@ def test_cascade_moves_the_output_less_than_parallel():
     assert len(worse) <= 0.1 * len(names), worse
 
 
+@slow
 def test_what_is_returned_of_the_leaves_alone_is_that_of_the_new_ones():
     params, x = models.mlp_params((8, 8, 8), 0), models.get("square").batch
 

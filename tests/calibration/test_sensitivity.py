@@ -147,6 +147,7 @@ def network(rng, d_in=16, width=16, d_out=3, n=300):
     return params, apply_fn, x[:n], x[n:]
 
 
+@slow
 @pytest.mark.parametrize("mode", only_fast(["cascade"], ["parallel", "cascade"]))
 def test_the_output_moves_less(mode):
     gains = []
@@ -195,6 +196,7 @@ def test_parts_of_a_batch_add_up(rng):
     np.testing.assert_allclose(whole, sum(parts), rtol=1e-10)
 
 
+@slow
 def test_what_has_no_derivative_in_reverse_is_pruned_without(rng):
     params = {name: jnp.asarray(rng.normal(size=(8, 8))) for name in ("a", "b")}
     x = jnp.asarray(rng.normal(size=(100, 8)))
@@ -305,6 +307,7 @@ def chosen(params, x):
     return jnp.argmax(jax.nn.relu(x @ params["a"]) @ params["b"], axis=1)
 
 
+@slow
 @pytest.mark.parametrize("apply_fn", only_fast([chosen], [rounded, chosen]))
 def test_the_report_says_so_where_no_error_moves_the_output(apply_fn, rng):
     params = {name: jnp.asarray(rng.normal(size=(8, 8))) for name in ("a", "b")}

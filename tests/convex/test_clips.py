@@ -90,6 +90,7 @@ def test_the_problem_of_cvxpy_is_the_same(name):
     assert problem.solve(solver="CLARABEL") == pytest.approx(oracle(name), rel=1e-5)
 
 
+@slow
 def test_without_an_upper_limit_it_is_the_program_of_a_relu():
     X, Y, t, epsilon = arrays("above")
     Y = np.maximum(Y - 1, 0)

@@ -99,6 +99,7 @@ def test_vmap_is_a_loop():
         np.testing.assert_allclose(b[i], one[1], atol=1e-4)
 
 
+@slow
 @pytest.mark.parametrize("mode", only_fast(["parallel"], ["parallel", "cascade"]))
 def test_prune_with_refit_has_the_same_zeros_first_and_less_error(mode):
     model = models.get("square")

@@ -74,6 +74,7 @@ def test_a_start_that_is_not_finite_is_passed_over():
     np.testing.assert_array_equal(found.W, first.W)
 
 
+@slow
 @pytest.mark.parametrize(
     "bias",
     only_fast(["free"], BIASES),

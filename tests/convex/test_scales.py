@@ -182,6 +182,7 @@ def test_a_bound_that_rounding_spoils_is_repaired():
     assert again == pytest.approx(float(better), rel=1e-6)
 
 
+@slow
 def test_a_repair_that_goes_too_far_is_not_used():
     # inputs that are nearly one, each of which takes back the excess of all
     rng = np.random.default_rng(0)
@@ -238,6 +239,7 @@ def test_nearest_point_with_weights_of_samples(epsilon, clip):
     np.testing.assert_allclose(plain, match.prox(jnp.asarray(Z)), atol=1e-12)
 
 
+@slow
 def test_samples_weigh_more_where_a_large_input_is_small():
     problem = next(p for name, p in SCALED.items() if name.startswith("28-"))
     made = program(problem, np.float64)

@@ -156,6 +156,7 @@ def test_one_unit(name):
     assert answer.result == nt.results.CONVERGED
 
 
+@slow
 def test_rows_that_do_not_count():
     # off with an infinite limit: as if the row were not there
     whole = problem("tall-white-relu-fixed-0.02")

@@ -48,6 +48,7 @@ relu6 = functools.partial(net, jax.nn.relu6)
 plain = functools.partial(net, seen_whole)
 
 
+@slow
 @pytest.mark.parametrize("name", only_fast(["relu6", "hard-tanh", "above"], CLIPS))
 def test_the_report_says_so_and_the_error_is_behind_the_clip(name):
     activation, limits = CLIPS[name]

@@ -146,6 +146,7 @@ def test_a_mask_of_another_tree():
         prune(PARAMS, nt.Sparsity(0.5), revive="no")
 
 
+@slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -165,6 +166,7 @@ def test_within_jit_it_is_the_same(method):
     np.testing.assert_allclose(*counts, atol=2 * isinstance(method, nt.NetTrim))
 
 
+@slow
 def test_the_mask_of_a_refit_is_the_one_that_was_given():
     given = two_of_four()
     mask = jax.tree.map(lambda a: np.ones(a.shape, bool), given)
@@ -179,7 +181,12 @@ def test_the_mask_of_a_refit_is_the_one_that_was_given():
 
 
 @pytest.mark.parametrize(
-    "method", [nt.Sparsity(0.5), nt.NM(2, 4), nt.Wanda(nt.Sparsity(0.5))]
+    "method",
+    [
+        pytest.param(nt.Sparsity(0.5), marks=slow),
+        pytest.param(nt.NM(2, 4), marks=slow),
+        nt.Wanda(nt.Sparsity(0.5)),
+    ],
 )
 def test_a_layer_of_zeros_has_the_patterns_mask(method):
     untrained = {**PARAMS, "b": jnp.zeros_like(PARAMS["b"])}

@@ -231,6 +231,7 @@ def test_layers_of_every_kind(name, mode):
     assert float(pruned.report.deviation) < float(rule.report.deviation)
 
 
+@slow
 def test_where_all_is_kept_every_bit_stays():
     model = models.get("square")
     method = Reconstruct(nt.Sparsity(0.0), ridge=0.1, plain=0.3)

@@ -80,6 +80,7 @@ def test_a_random_choice_is_any_choice():
         assert statistic < stats.chi2.isf(1e-4, choices - 1)
 
 
+@slow
 def test_a_seed_draws_one_choice_and_layers_draw_apart():
     W, _ = layer(d_in=24, d_out=20)
     rule = nt.Random(nt.Sparsity(0.5), seed=7)

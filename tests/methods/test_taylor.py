@@ -92,6 +92,7 @@ def test_it_keeps_the_weights_of_largest_first_order_effect(given, mode):
     assert all(int(site.result) == DIRECT for site in new.report.sites)
 
 
+@slow
 def test_groups_count_by_their_sum(given):
     new = pruned(given, nt.Neurons(0.5))
     score = scores(given[0], [given[1]])
@@ -165,6 +166,7 @@ def test_dtypes_stay(given, dtype, rng):
     assert int(jnp.sum(new.params["head"] != 0)) == 9
 
 
+@slow
 def test_layers_may_have_other_methods(given):
     params, batch = given
     method = {"head": nt.Taylor(nt.Sparsity(0.5), loss), ".*": nt.Wanda(nt.NM(1, 2))}
