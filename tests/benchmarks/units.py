@@ -5,8 +5,9 @@ channels of all blocks. No labels are used but by ``Taylor``, and nothing is ret
 Every draw takes other training images; the same ones for all criteria. Settings were
 fixed on training images that no draw has. Needs the data folder. From the root:
 
-    python tests/benchmarks/units.py lenet --draws 3 --on test
-    python tests/benchmarks/units.py resnet --draws 3 --on test
+    python tests/benchmarks/units.py lenet --draws 3 --on test --no-refit Joint L1
+    python tests/benchmarks/units.py resnet --draws 3 --on test --no-refit Joint L1 \\
+        --network-scope
 """
 
 import argparse
@@ -112,7 +113,7 @@ def main():
     parser.add_argument("--count", type=int, help="images of a draw")
     parser.add_argument("--shares", type=float, nargs="+")
     parser.add_argument("--criteria", nargs="+")
-    parser.add_argument("--no-refit", action="store_true", help="beside, as trained")
+    parser.add_argument("--no-refit", nargs="+", default=[], help="these, without, too")
     parser.add_argument("--network-scope", action="store_true", help="Joint, beside")
     parser.add_argument("--out", help="a JSON file of all figures")
     args = parser.parse_args()
@@ -125,13 +126,10 @@ def main():
     rules = criteria(call)
     rules = {name: rules[name] for name in args.criteria or rules}
     kinds = [(name, by, {}) for name, by in rules.items()]
-    if args.no_refit:
-        kinds += [(f"{n}, no refit", by, {"refit": False}) for n, by in rules.items()]
-        if args.network == "resnet":
-            kinds += [
-                (f"{n}, only batch norm", by, {"refit": False})
-                for n, by in rules.items()
-            ]
+    bare = {"refit": False}
+    kinds += [(f"{n}, no refit", rules[n], bare) for n in args.no_refit]
+    if args.network == "resnet":
+        kinds += [(f"{n}, only batch norm", rules[n], bare) for n in args.no_refit]
     if args.network_scope:
         scope = {"scope": "network", "of": "multiply-adds"}
         kinds.append(("Joint, network", nt.Joint(), scope))
