@@ -49,6 +49,11 @@ class Leaf:
         """Per axis, the indices that are kept at the first step."""
         return tuple(None if kept is None else rows_of(kept)[0] for kept in self.kept)
 
+    def then(self, later: "Leaf") -> "Leaf":
+        """What is kept of the full leaf if of what is left this is kept."""
+        pairs = zip(self.kept, later.kept, strict=True)
+        return Leaf(self.path, self.shape, tuple(_within(*pair) for pair in pairs))
+
     def cut(self, array: Any) -> Any:
         """An array of the leaf's shape without what is removed."""
         if all(kept is None for kept in self.kept):
@@ -63,6 +68,17 @@ class Leaf:
         if host and not isinstance(array, np.ndarray):
             return from_host(out, array)
         return out
+
+
+def _within(first: np.ndarray | None, later: np.ndarray | None) -> np.ndarray | None:
+    """The indices of the full axis that are kept by both choices, per step."""
+    if first is None or later is None:
+        return later if first is None else first
+    steps = first.shape[:-1] or later.shape[:-1]
+    first, later = (
+        np.broadcast_to(kept, (*steps, kept.shape[-1])) for kept in (first, later)
+    )
+    return np.take_along_axis(first, later, axis=-1)
 
 
 def _along(array: Any, axis: int, kept: np.ndarray) -> Any:
@@ -91,6 +107,23 @@ def indices_of(entry: Entry, units: np.ndarray) -> np.ndarray:
     """Which indices of an entry's axis are some units', ``[*steps, n]`` bool."""
     hit = np.stack([np.isin(entry.units, row) for row in rows_of(units)])
     return hit.reshape(*units.shape[:-1], -1)
+
+
+def units_left(group: Group, leaves: Sequence[Leaf]) -> np.ndarray:
+    """The units of a group that are kept, ``[k]`` or ``[*steps, k]``.
+
+    An index that stands for two units goes with either of them, so a unit is kept if
+    one of its indices is.
+    """
+    entry = next(entry for entry in group.entries if entry.leaf is not None)
+    assert entry.leaf is not None
+    kept = leaves[entry.leaf].kept[entry.axis]
+    if kept is None:
+        return np.arange(group.count)
+    rows = [np.unique(units[units >= 0]) for units in entry.units[rows_of(kept)]]
+    if not group.steps:
+        return rows[0]
+    return np.stack(rows).reshape(*kept.shape[:-1], -1)
 
 
 def chosen(structure: Structure, remove: Remove) -> dict[str, np.ndarray]:
@@ -195,6 +228,12 @@ def _left(path: LeafPath, axis: int, gone: np.ndarray | None) -> np.ndarray | No
             "at the steps of a loop; expected as many at each, and one at least"
         )
     return np.stack(left).reshape(*gone.shape[:-1], -1)
+
+
+def keys_of(params: Any) -> tuple[tuple[str, ...], ...]:
+    """The keys that lead to each array of the params."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return tuple(tuple(map(str, keys)) for keys, leaf in leaves if is_array(leaf))
 
 
 def cut_tree(tree: Any, leaves: Sequence[Leaf], keys: Sequence[Any]) -> Any:

@@ -138,7 +138,10 @@ def shrink(
     marks = marks_of(walked, leaves)
     small = [leaf.cut(a) for leaf, a in zip(leaves, arrays, strict=True)]
     params = Filler(params)(small)
-    function = SmallApply(apply_fn, leaves)
+    if isinstance(apply_fn, SmallApply):  # the full program is to run once
+        function, apply_fn = apply_fn.without(leaves), apply_fn.apply_fn
+    else:
+        function = SmallApply(apply_fn, leaves)
     kept = {
         group.name: left(group.count, removed.get(group.name))
         for group in structure.groups
@@ -159,11 +162,7 @@ def shrink(
         kept=kept,
         report=report,
         leaves=tuple(leaves),
-        keys=tuple(
-            tuple(map(str, keys))
-            for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
-            if is_array(leaf)
-        ),
+        keys=cutting.keys_of(params),
     )
 
 
@@ -201,8 +200,17 @@ class SmallApply:
     """
 
     def __init__(self, apply_fn: ApplyFn, leaves: Sequence[Leaf]):
-        self._apply_fn, self._leaves = apply_fn, tuple(leaves)
+        self.apply_fn, self._leaves = apply_fn, tuple(leaves)
         self._plans: dict[Any, Any] = {}
+
+    def without(self, leaves: Sequence[Leaf]) -> "SmallApply":
+        """The function of this network without more of its units.
+
+        Args:
+          leaves: what is kept of the leaves of its own params.
+        """
+        pairs = zip(self._leaves, leaves, strict=True)
+        return SmallApply(self.apply_fn, [one.then(later) for one, later in pairs])
 
     def __call__(self, params: Params, batch: Batch) -> Any:
         """The network's results; its params are those that ``shrink`` returned."""
@@ -240,7 +248,7 @@ class SmallApply:
         if known_plan is not None:
             return known_plan
         full: Any = arrays
-        program = traced(self._apply_fn, fill(full), rest)
+        program = traced(self.apply_fn, fill(full), rest)
         found = followed(program)
         kept = [leaf.first for leaf in self._leaves]
         marks = Marks(found.walk, list(zip(found.leaves, kept, strict=True)))

@@ -21,6 +21,7 @@ from structures import distance, outputs_and_gradients, some, zeros
 
 import nettrim_jax as nt
 from nettrim_jax.results import ApplyFnError, MethodError, ParamsError
+from nettrim_jax.structure import cutting
 
 CLOSE = 1e-5
 
@@ -237,17 +238,48 @@ def test_outputs_have_the_users_tree():
     assert out["y"].shape == (2, 2)
 
 
-def test_shrinking_twice_is_shrinking_once():
-    net = structures.get("conv-flatten")
+def gone(count, kept):
+    """The units that are not among those that are kept."""
+    rows = kept.reshape(-1, kept.shape[-1])
+    left = np.stack([np.setdiff1d(np.arange(count), row) for row in rows])
+    return left.reshape(*kept.shape[:-1], -1)
+
+
+@pytest.mark.parametrize("name", only_fast(["conv-flatten"], structures.NETS))
+def test_shrinking_twice_is_shrinking_once(name):
+    net, rng = structures.get(name), np.random.default_rng(2)
     found = nt.units(net.params, net.apply_fn, net.batch)
-    once = nt.shrink(net.params, net.apply_fn, net.batch, {"a": [1, 4], "c": [0]})
-    first = nt.shrink(net.params, net.apply_fn, net.batch, {"a": [1]})
-    names = [g.name for g in nt.units(first.params, first.apply_fn, net.batch).groups]
-    assert names == [group.name for group in found.groups]
-    second = nt.shrink(first.params, first.apply_fn, net.batch, {"a": [3], "c": [0]})
+    first = nt.shrink(net.params, net.apply_fn, net.batch, some(found, rng, 0.3))
+    for group in found.groups:
+        kept = cutting.units_left(group, first.leaves)
+        np.testing.assert_array_equal(kept, first.kept[group.name])
+    others = nt.units(first.params, first.apply_fn, net.batch)
+    second = nt.shrink(first.params, first.apply_fn, net.batch, some(others, rng, 0.4))
+    leaves = [a.then(b) for a, b in zip(first.leaves, second.leaves, strict=True)]
+    left = {g.name: cutting.units_left(g, leaves) for g in found.groups}
+    remove = {g.name: gone(g.count, left[g.name]) for g in found.groups}
+    once = nt.shrink(net.params, net.apply_fn, net.batch, remove)
     jax.tree.map(np.testing.assert_array_equal, second.params, once.params)
     out = [jax.jit(s.apply_fn)(s.params, net.batch) for s in (once, second)]
-    np.testing.assert_array_equal(*out)
+    jax.tree.map(np.testing.assert_array_equal, *out)
+    assert second.report.as_it_is == once.report.as_it_is
+    assert second.report.multiply_adds.after == once.report.multiply_adds.after
+
+
+def test_a_network_shrunk_often_runs_its_program_once():
+    net, traces = structures.get("mlp"), []
+
+    def apply_fn(p, x):
+        traces.append(1)
+        return net.apply_fn(p, x)
+
+    params, function = net.params, apply_fn
+    for _ in range(4):
+        small = nt.shrink(params, function, net.batch, {"a": [0], "b": [1]})
+        params, function = small.params, small.apply_fn
+    traces.clear()
+    jax.make_jaxpr(function)(params, net.batch[:2])
+    assert len(traces) == 1
 
 
 def test_shapes_are_enough():
