@@ -4,7 +4,6 @@ Knows values and reports; knows no network.
 """
 
 import math
-import warnings
 from typing import Any
 
 import jax
@@ -86,12 +85,11 @@ def random_key(key: Any, caller: str = "prune") -> Array:
 def known_deviation(report: Report) -> None:
     """Warns if the network's outputs are not numbers."""
     if known(report.deviation) and math.isnan(float(report.deviation)):
-        warnings.warn(
+        codes.warn(
             "apply_fn: the network's outputs on this batch hold NaN, as trained or as "
             "pruned, so report.deviation is NaN and nothing says what the pruning "
             "costs; look at what comes after the last layer, such as the logarithm of "
-            "a negative number or a division by zero",
-            stacklevel=4,  # points to the user's call
+            "a negative number or a division by zero"
         )
 
 
@@ -201,4 +199,4 @@ def _tell(texts: list[str], on_failure: str, pruned: Any) -> None:
     if on_failure == "raise":
         raise SolveError("; and ".join(texts), pruned)
     for text in texts:
-        warnings.warn(text, stacklevel=5)  # points to the user's call
+        codes.warn(text)

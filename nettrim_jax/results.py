@@ -82,7 +82,8 @@ def worst(codes: Array) -> Array:
 def warn(text: str) -> None:
     """Warns at the line outside of this library that has called it."""
     level, frame = 1, sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(HERE):
+    ours = (HERE, "contextlib")  # a call may be decorated by a context
+    while frame and frame.f_globals.get("__name__", "").split(".")[0] in ours:
         level, frame = level + 1, frame.f_back
     warnings.warn(text, stacklevel=level)
 
