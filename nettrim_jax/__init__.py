@@ -46,6 +46,7 @@ from nettrim_jax.selection import sites
 from nettrim_jax.structure.groups import units
 from nettrim_jax.structure.removal import shrink
 from nettrim_jax.training.masking import keep_sparse
+from nettrim_jax.trimming import trim
 
 __all__ = [
     "ADMM",
@@ -112,5 +113,6 @@ __all__ = [
     "structure",
     "to_cvxpy",
     "training",
+    "trim",
     "units",
 ]

@@ -39,7 +39,16 @@ PACKAGES = {
     "allocation": {"execution", "methods", "calibration", "tracing", "structure"},
 }
 # what stands above all packages, in the order in which it may import itself
-TOP = ["_progress", "_checks", "_drawing", "selection", "pruning", "refitting", "plots"]
+TOP = [
+    "_progress",
+    "_checks",
+    "_drawing",
+    "selection",
+    "pruning",
+    "refitting",
+    "trimming",
+    "plots",
+]
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [".".join(f.relative_to(PACKAGE).with_suffix("").parts) for f in FILES]
 

@@ -14,18 +14,20 @@ BIAS = "a bias"  # how the reasons of biases and of the factors of norms begin
 
 
 def grid(
-    columns: Sequence[tuple[str, int]], rows: Sequence[tuple[str, Sequence[Any]]]
+    columns: Sequence[tuple[str, int]],
+    rows: Sequence[tuple[str, Sequence[Any]]],
+    first: str = "layer",
 ) -> list[str]:
     """A heading and one line per row; long paths lose what they all share."""
     width = WIDTH - sum(w + 1 for _, w in columns)
-    width = max(min(width, max(len(path) for path, _ in rows)), len("layer"))
+    width = max(min(width, max(len(path) for path, _ in rows)), len(first))
 
     def line(path: str, cells: Sequence[Any]) -> str:
         row = zip(cells, columns, strict=True)
         text = path.ljust(width) + "".join(f" {cell:>{w}}" for cell, (_, w) in row)
         return text.rstrip()
 
-    lines = [line("layer", [name for name, _ in columns])]
+    lines = [line(first, [name for name, _ in columns])]
     texts = shortened([path for path, _ in rows], width)
     for text, (path, cells) in zip(texts, rows, strict=True):
         if not text:  # in no shorter way told from the others

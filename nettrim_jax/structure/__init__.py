@@ -25,12 +25,14 @@
 - ``counting``: multiply-adds and activations of a program.
 - ``sizes``: the report of a smaller network.
 - ``removal``: ``shrink``, a network without some of its units.
+- ``rounds``: what ``trim`` returns, records of its rounds that print as a table.
 """
 
 from nettrim_jax.structure.cutting import Leaf
 from nettrim_jax.structure.groups import units
 from nettrim_jax.structure.records import Entry, Group, Refusal, Structure
 from nettrim_jax.structure.removal import Small, shrink
+from nettrim_jax.structure.rounds import Round, Trimmed
 from nettrim_jax.structure.sizes import Change, GroupSize, SizeReport
 
 __all__ = [
@@ -40,9 +42,11 @@ __all__ = [
     "GroupSize",
     "Leaf",
     "Refusal",
+    "Round",
     "SizeReport",
     "Small",
     "Structure",
+    "Trimmed",
     "shrink",
     "units",
 ]

@@ -37,6 +37,11 @@ class Change(NamedTuple):
     before: int
     after: int
 
+    @property
+    def share(self) -> float:
+        """What is left, from 0 to 1; 1 where there was nothing."""
+        return self.after / self.before if self.before else 1.0
+
 
 @dataclasses.dataclass(frozen=True)
 class GroupSize:
@@ -113,7 +118,7 @@ class SizeReport:
 
 
 def _share(one: Change) -> str:
-    return f"{one.after / one.before:.1%}" if one.before else "-"
+    return f"{one.share:.1%}" if one.before else "-"
 
 
 def _sentence(changed: tuple[LeafPath, tuple[int, ...], tuple[int, ...]]) -> str:
