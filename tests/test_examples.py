@@ -61,3 +61,26 @@ def test_learned_epsilon():
     (same, learned) = [(int(row[2]), float(row[4])) for row in rows]
     assert same[1] <= limit and learned[1] <= limit
     assert learned[0] < same[0]
+
+
+@pytest.mark.slow
+def test_smaller(tmp_path):
+    # in a process of its own, for it is written for float32
+    script, stored = str(EXAMPLES / "smaller.py"), tmp_path / "small.npz"
+    run = subprocess.run(
+        [sys.executable, script, "--steps", "60", "--rounds", "2", "--file", stored],
+        cwd=EXAMPLES.parent,
+        env={**os.environ, "PYTHONPATH": ".", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "stopped: until=2" in run.stdout and "same answers: True" in run.stdout
+    before, after, anew = (
+        line[27:].replace(",", "").split() for line in run.stdout.splitlines()[-3:]
+    )
+    assert int(after[0]) == int(anew[0]) < 0.2 * int(before[0])
+    with np.load(stored) as arrays:
+        assert sum(array.size for array in arrays.values()) == int(after[0])
+    assert float(after[2]) < 0.7 * float(before[2])
