@@ -1,6 +1,6 @@
 """The pictures of the pages, drawn when the pages are built.
 
-Run ``python docs/figures.py FOLDER`` to draw them alone; about 20 s on two cores. The
+Run ``python docs/figures.py FOLDER`` to draw them alone; about 30 s on two cores. The
 race is not run anew: its picture is that of ``race.json``.
 """
 
@@ -23,8 +23,9 @@ sys.path.insert(0, str(ROOT / "examples"))
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 import digits  # noqa: E402
 import race_picture  # noqa: E402
+import smaller  # noqa: E402
 
-NAMES = ("links", "weights", "sites", "path", "convergence", "bound")
+NAMES = ("links", "weights", "sites", "path", "convergence", "bound", "structure")
 
 
 class Net(nn.Module):
@@ -57,6 +58,11 @@ def draw(folder):
         for epsilon in (0.01, 0.03, 0.1, 0.3)
     ]
 
+    cnn = smaller.CNN()
+    start = smaller.fit(cnn.init(jax.random.key(0), x[:1]), cnn.apply, x, y, steps=60)
+    method = {"Dense_1": None, ".*": nt.Magnitude(nt.Neurons(0.4))}
+    trimmed = nt.trim(start, cnn.apply, x, method, until=3)
+
     pictures = {
         "links": nt.plots.links(before, after),
         "weights": nt.plots.weights(before, after),
@@ -64,6 +70,7 @@ def draw(folder):
         "path": nt.plots.path(found),
         "convergence": nt.plots.convergence(program, nt.ADMM(tol=1e-4)),
         "bound": nt.plots.bound(reports),
+        "structure": nt.plots.structure(trimmed),
     }
     folder.mkdir(exist_ok=True, parents=True)
     for name in NAMES:
@@ -83,7 +90,7 @@ def draw_if_older(folder):
     draw_race(folder)
     made = [folder / f"{name}.png" for name in NAMES]
     sources = [pathlib.Path(__file__), *ROOT.glob("nettrim_jax/**/*.py")]
-    sources.append(ROOT / "examples" / "digits.py")
+    sources += [ROOT / "examples" / f"{name}.py" for name in ("digits", "smaller")]
     newest = max(path.stat().st_mtime for path in sources)
     if not all(path.exists() and path.stat().st_mtime >= newest for path in made):
         draw(folder)

@@ -4,6 +4,7 @@ matplotlib is imported only where a plot is drawn.
 Knows reports, paths and arrays; knows no plot.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from nettrim_jax._trees import known
 from nettrim_jax.convex.path import Path
 from nettrim_jax.report import Report
+from nettrim_jax.report.tables import fit, shortened
 from nettrim_jax.results import PlotError
 from nettrim_jax.typing import ArrayLike
 
@@ -125,6 +127,12 @@ def matrices(function: str, *given: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
             f"{list(old.shape)}; fold a filter with kernel.reshape(-1, d_out)"
         )
     return old, new
+
+
+def names(paths: Sequence[str], width: int = 36) -> list[str]:
+    """Paths of at most so many letters, told from each other by what is left."""
+    texts = zip(shortened(paths, width), paths, strict=True)
+    return [text or fit(path, width, middle=True) for text, path in texts]
 
 
 def above(values: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Plots of layers, reports, paths and solves.
+"""Plots of layers, reports, paths, solves and groups of units.
 
 Each function takes an ``Axes`` of matplotlib, or makes one, and returns it. The colours
 are those of Okabe and Ito (2008), which the colour-blind can tell apart; in grey they
@@ -14,6 +14,7 @@ import numpy as np
 
 from nettrim_jax import _drawing, results
 from nettrim_jax._drawing import BLACK, BLUE, GREY, PALE, VERMILION
+from nettrim_jax._structure_plot import structure as structure
 from nettrim_jax._values import whole
 from nettrim_jax.convex.admm import history
 from nettrim_jax.convex.config import ADMM

@@ -47,6 +47,7 @@ TOP = [
     "pruning",
     "refitting",
     "trimming",
+    "_structure_plot",
     "plots",
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -70,6 +70,17 @@ def bounded(bound, deviation):
     return Report((), (), jnp.asarray(deviation), bound=jnp.asarray(bound))
 
 
+@functools.cache
+def trimmed():
+    params = {"a": BEFORE, "b": np.ones((7, 3))}
+    half = {"a": nt.Magnitude(nt.Neurons(0.3)), "b": None}
+
+    def apply_fn(p, x):
+        return jax.nn.relu(x @ p["a"]) @ p["b"]
+
+    return nt.trim(params, apply_fn, np.ones((4, 12)), half, until=2)
+
+
 DRAW = {
     "links": lambda **k: nt.plots.links(BEFORE, AFTER, **k),
     "weights": lambda **k: nt.plots.weights(BEFORE, AFTER, **k),
@@ -77,6 +88,7 @@ DRAW = {
     "path": lambda **k: nt.plots.path(found(), **k),
     "convergence": lambda **k: nt.plots.convergence(program(), CONFIG, **k),
     "bound": lambda **k: nt.plots.bound([bounded(2.0, 0.5)], **k),
+    "structure": lambda **k: nt.plots.structure(trimmed(), **k),
 }
 pictures = pytest.mark.parametrize("name", DRAW)
 
@@ -401,7 +413,7 @@ def test_what_solve_refuses():
 
 @pictures
 def test_without_matplotlib(name, monkeypatch):
-    report(), found()
+    report(), found(), trimmed()
     for module in [m for m in sys.modules if m.split(".")[0] == "matplotlib"]:
         monkeypatch.setitem(sys.modules, module, None)
     match = rf"plots.{name}: matplotlib is not installed; install nettrim-jax\[plots\]"
