@@ -239,6 +239,10 @@ def test_params_may_be_others_of_the_same_shapes():
     other = jax.tree.map(lambda a: 2 * a, one.params)
     again = trim(other, one.apply_fn, after=one, until=2)
     assert again.rounds[0].params is other and again.last.units == {"a": 9, "b": 7}
+    # and the function may be the user's own, which takes these arrays
+    own, whole = trim(one.params, apply_fn, after=one, until=2), trim(until=2)
+    jax.tree.map(np.testing.assert_array_equal, own.kept, whole.kept)
+    jax.tree.map(np.testing.assert_array_equal, own.params, whole.params)
 
 
 # ---- data, and other arguments of prune
