@@ -49,10 +49,11 @@ def trim(
     Two published loops are instances. Network Trimming (Hu, Peng, Tai and Tang, 2016)
     takes out the neurons and channels that are zero most often, and trains until the
     accuracy is back, from the weights that are left: ``train`` is that training, and a
-    ``method`` that is a function of the round takes the layers in turns. Molchanov et
-    al. (2017) take out a few channels of the whole network, those without which a loss
-    changes least to first order, and train for some steps only, many times: ``until``
-    is ``lambda round: round.multiply_adds.share < 0.3``.
+    ``method`` that is a function of the round's number takes the layers in turns.
+    Molchanov et al. (2017) take out a few channels of the whole network, those without
+    which a loss changes least to first order, and train for some steps only, many
+    times: ``until`` is ``lambda round: round.multiply_adds.share < 0.3``, and
+    ``method`` a function that makes that loss of the round's ``apply_fn``.
 
     Args:
       params: a pytree of arrays.
@@ -60,8 +61,9 @@ def trim(
       batch: its second argument; or a loader of such batches, which every round reads
         anew. Multiply-adds are those of one batch, the first one.
       method: any method of :func:`prune` that zeroes whole units, such as
-        ``Magnitude(Neurons(0.2))``, or a dict of such; or a function of the number of
-        the round, 1, 2, ..., that returns one.
+        ``Magnitude(Neurons(0.2))``, or a dict of such; or a function that returns one,
+        ``method(number, apply_fn)``, of the number of the round, 1, 2, ..., and of the
+        function of its network, which a loss has to call.
       until: the number of the last round; or a function of a :class:`Round
         <nettrim_jax.structure.Round>` that is true if no other should follow. It is
         asked before the first round, too, of the network as given (round 0), and may
@@ -133,6 +135,8 @@ def trim(
     key = random_key(key, "trim")
     one = next(batches(batch))
     within = options.pop("within", None)
+    # a class is a method without its settings, which prune refuses
+    schedule = callable(method) and not isinstance(method, type)
     if after is None:
         value = None if metric is None else _measured(metric, params, apply_fn)
         last = rounds.given(params, apply_fn, one, value)
@@ -144,11 +148,12 @@ def trim(
         number = last.number + 1
         with _noted(number):
             inside = None if within is None else last.cut(within)
+            chosen: Any = method(number, last.apply_fn) if schedule else method
             pruned = prune(
                 last.params,
                 last.apply_fn,
                 batch,
-                method=method(number) if _is_schedule(method) else method,
+                method=chosen,
                 key=jax.random.fold_in(key, number),
                 within=inside,
                 **options,
@@ -214,11 +219,6 @@ def _stop(until: int | Callable[[Round], Any], last: Round) -> str:
 def _described(value: Any) -> str:
     shape = getattr(value, "shape", None)
     return repr(value) if shape is None else f"{value.dtype} {list(shape)}"
-
-
-def _is_schedule(method: Any) -> bool:
-    """Whether it gives the method of a round; a class is a method without settings."""
-    return callable(method) and not isinstance(method, type)
 
 
 def _why_nothing(pruned: Pruned) -> str:

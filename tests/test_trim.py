@@ -188,7 +188,7 @@ def test_no_round_at_all():
 def test_a_schedule_has_the_number_of_the_round():
     asked = []
 
-    def method(number):
+    def method(number, function):
         asked.append(number)
         return {"a": nt.Magnitude(nt.Neurons(0.5 / number)), ".*": None}
 
@@ -197,6 +197,28 @@ def test_a_schedule_has_the_number_of_the_round():
     assert [one.units["a"] for one in trimmed.rounds] == [8, 6]
     again = trim(*going_on(trimmed.rounds[0]), method=method, after=trimmed.rounds[0])
     assert asked == [1, 2, 2, 3] and again.rounds[1].units["a"] == 6
+
+
+def test_a_loss_of_the_network_of_the_round():
+    calls = []
+
+    def method(number, function):
+        def off(params, x):
+            calls.append(number)
+            return jnp.mean((function(params, x) - 2 * TARGET) ** 2)
+
+        return {"a": nt.Taylor(nt.Neurons(0.25), off), ".*": None}
+
+    class Strict:
+        """A network that takes arrays of its own sizes only, as modules do."""
+
+        def __call__(self, p, x):
+            assert p["a"].shape == (6, 16)
+            return apply_fn(p, x)
+
+    trimmed = trim(function=Strict(), method=method, until=2)
+    assert [one.units["a"] for one in trimmed.rounds] == [12, 9]
+    assert set(calls) == {1, 2}
 
 
 def going_on(one):
