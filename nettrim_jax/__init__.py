@@ -29,6 +29,7 @@ from nettrim_jax.methods.rules import Magnitude, Random, Wanda
 from nettrim_jax.methods.sparsegpt import SparseGPT
 from nettrim_jax.methods.sparsest import Sparsest
 from nettrim_jax.methods.taylor import Taylor
+from nettrim_jax.methods.tryandlearn import TryAndLearn
 from nettrim_jax.methods.units import Units
 from nettrim_jax.pruning import Pruned, prune
 from nettrim_jax.refitting import refit
@@ -91,6 +92,7 @@ __all__ = [
     "Split",
     "Stats",
     "Taylor",
+    "TryAndLearn",
     "Units",
     "Wanda",
     "clip_program",

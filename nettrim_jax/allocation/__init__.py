@@ -1,4 +1,4 @@
-"""Splits budgets and numbers of weights, removes units; knows no particular method.
+"""Splits what a network may lose; only ``agent`` knows a particular method.
 
 - ``routes``: the route of a pruning, by the budget or the share of its methods.
 - ``levels``: the search for the number of weights of each layer in a share.
@@ -11,4 +11,5 @@
 - ``sides``: which rows and columns of matrices are the units of a group.
 - ``finished``: the result of a pruning.
 - ``curves``: the split of a number of weights by the layers' curves, as numbers.
+- ``agent``: the units that the agents of a network do without, group by group.
 """

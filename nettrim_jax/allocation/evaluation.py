@@ -92,7 +92,7 @@ class Meter:
         assert metric is not None
         asker = self.budget.asker
         with _sharding.users():
-            return [_number(metric(params, batch), asker) for batch in self.batches]
+            return [number_of(metric(params, batch), asker) for batch in self.batches]
 
 
 def read(meters: Sequence[Meter], networks: Sequence[Leaves], share: float) -> Reading:
@@ -113,7 +113,8 @@ def _floating(a: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(a), jnp.floating)
 
 
-def _number(value: Any, asker: str) -> float:
+def number_of(value: Any, asker: str) -> float:
+    """A value of the user's metric as a finite number, or MethodError."""
     try:
         number = float(value)
     except (TypeError, ValueError):

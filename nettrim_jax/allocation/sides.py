@@ -4,17 +4,13 @@ Knows groups and sites; knows no method.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax import _sharding
-from nettrim_jax.structure import cutting
-from nettrim_jax.structure.records import Entry, Group, Structure
+from nettrim_jax.structure.records import Entry, Group
 from nettrim_jax.tracing.sites import Site
-from nettrim_jax.typing import Array
 
 
 class Side(NamedTuple):
@@ -94,30 +90,3 @@ def _marked(group: Group, entry: Entry, shape: tuple[int, ...]) -> np.ndarray:
     step = np.arange(steps_of(group)).reshape(steps)
     every = np.where(units >= 0, units + group.count * step, -1)
     return np.broadcast_to(every, shape)
-
-
-def keeps_of(
-    structure: Structure,
-    removed: Mapping[str, np.ndarray],
-    shapes: Sequence[tuple[int, ...]],
-) -> list[np.ndarray]:
-    """For every leaf, False at the entries of removed units."""
-    out = [np.ones(shape, bool) for shape in shapes]
-    for name, units in removed.items():
-        for entry in structure[name].entries:
-            if entry.leaf is None or not units.size:
-                continue
-            gone = cutting.indices_of(entry, units)
-            shape = [1] * len(shapes[entry.leaf])
-            shape[: gone.ndim - 1] = gone.shape[:-1]
-            shape[entry.axis] = gone.shape[-1]
-            out[entry.leaf] &= ~gone.reshape(shape)
-    return out
-
-
-def zeroed(leaf: Array, keep: np.ndarray) -> Array:
-    """A leaf with zeros in the place of what is not kept; counters and keys stay."""
-    if keep.all() or not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return leaf
-    new = jnp.where(jnp.asarray(keep), leaf, jnp.zeros((), leaf.dtype))
-    return _sharding.like(new, leaf)

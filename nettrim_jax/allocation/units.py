@@ -3,20 +3,16 @@
 Knows groups of units, activations and the orders; knows no particular criterion.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from nettrim_jax._trees import from_host
+from nettrim_jax.allocation import agent
 from nettrim_jax.allocation.finished import Finished
-from nettrim_jax.allocation.sides import (
-    Side,
-    keeps_of,
-    sides_of,
-    steps_of,
-    zeroed,
-)
+from nettrim_jax.allocation.sides import Side, sides_of, steps_of
 from nettrim_jax.calibration import gates
 from nettrim_jax.calibration.batches import Part
 from nettrim_jax.calibration.capture import Activation
@@ -30,7 +26,7 @@ from nettrim_jax.methods.base import Choosing, Method
 from nettrim_jax.methods.refit import Refit
 from nettrim_jax.methods.units import Hold
 from nettrim_jax.results import MethodError
-from nettrim_jax.structure import cutting
+from nettrim_jax.structure.cutting import chosen, places_of, rows_of, zeroed
 from nettrim_jax.structure.groups import structure_of
 from nettrim_jax.structure.marking import multiply_adds_left, parameters_left
 from nettrim_jax.structure.program import followed, traced
@@ -54,10 +50,11 @@ def follow(
     """
     options.show(0, "units")
     found = Found(parts, asked, options)
-    removed = cutting.chosen(found.structure, method.choose(found))
+    removed = chosen(found.structure, method.choose(found))
     old = parts[0].model.leaves
-    keeps = keeps_of(found.structure, removed, [leaf.shape for leaf in old])
-    new = list(map(zeroed, old, keeps))
+    whole = [np.ones(leaf.shape, bool) for leaf in old]
+    keeps = list(map(np.asarray, found.without(removed, whole)))
+    new = found.without(removed, old)
     reports, masks = {}, {}
     methods = _fits(found, keeps, options, refit=method.refit)
     if methods:
@@ -65,7 +62,7 @@ def follow(
         free = options._replace(revive=True, within=None)
         came = orders.run(parts, methods, free)
         # the fit may give a unit without weights a bias
-        new = list(map(zeroed, came.leaves, keeps))
+        new = found.without(removed, came.leaves)
         reports = {k: outcome.report for k, outcome in came.outcomes.items()}
         masks = {k: outcome.mask for k, outcome in came.outcomes.items()}
     notes = tuple(
@@ -150,6 +147,31 @@ class Found:
             )
         self._seen: dict[tuple[Statistic, ...], dict[int, Activation]] = {}
         self._slopes: dict[int, dict[str, np.ndarray]] = {}
+
+    def without(
+        self, removed: Mapping[str, np.ndarray], leaves: Sequence[Any]
+    ) -> list[Any]:
+        """Leaves with zeros in the place of some units; counters and keys stay."""
+        out = list(leaves)
+        for name, units in removed.items():
+            group = self.structure[name]
+            keep = np.stack(
+                [~np.isin(np.arange(group.count), row) for row in rows_of(units)]
+            )
+            places = places_of(group, self.first.model.leaves)
+            out = zeroed(out, places, keep)
+        return out
+
+    def learned(self, method: Any) -> dict[str, np.ndarray]:
+        """The units that the agents of all groups do without."""
+        if len(self._parts) > 1:
+            raise MethodError(
+                f"{method.shared.asker}: its metric is measured on one batch, got a "
+                f"loader of {len(self._parts)}; give one batch"
+            )
+        model = self.first.model
+        mine = dataclasses.replace(self.structure, groups=tuple(self.chosen))
+        return agent.choose(method, model.leaves, mine, self.first.given, model.filler)
 
     @property
     def groups(self) -> list[tuple[str, int, tuple[int, ...]]]:

@@ -17,6 +17,8 @@
 - ``pattern_admm``: the loop of ``Reconstruct``.
 - ``trials``: how much a layer is kept from overfitting, by comparing errors.
 - ``quadratic``: the quadratic loss of ``Reconstruct``.
+- ``policy``: what an agent tries, and what it learns from it.
+- ``tryandlearn``: ``TryAndLearn``, agents that learn which units can go.
 - ``refit``: the best values of the weights that a given mask keeps.
 - ``around``: the layers that make the units of a group, and those that read them.
 - ``criteria``: scores of units by the rules of the literature.
@@ -32,6 +34,7 @@ from nettrim_jax.methods.rules import Magnitude, Random, Wanda
 from nettrim_jax.methods.sparsegpt import SparseGPT
 from nettrim_jax.methods.sparsest import Sparsest
 from nettrim_jax.methods.taylor import Taylor
+from nettrim_jax.methods.tryandlearn import TryAndLearn
 from nettrim_jax.methods.units import Units
 
 __all__ = [
@@ -47,6 +50,7 @@ __all__ = [
     "SparseGPT",
     "Sparsest",
     "Taylor",
+    "TryAndLearn",
     "Units",
     "Wanda",
 ]

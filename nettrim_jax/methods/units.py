@@ -50,6 +50,10 @@ class Found(Protocol):
         """What surrounds the units of a group, at each step."""
         ...
 
+    def learned(self, method: Any) -> "Removed":
+        """The units that agents do without, see ``allocation.agent``."""
+        ...
+
     def size(self, of: str, removed: Mapping[str, np.ndarray]) -> int:
         """The size of the network without some units, as one of ``SIZES``."""
         ...

@@ -19,7 +19,7 @@
 - ``program``: a network as a program whose axes were followed.
 - ``records``: what can be removed, as records that print as a table.
 - ``groups``: ``units``, the groups of units that can be removed, and what cannot.
-- ``cutting``: which indices of which leaves go, and leaves without them.
+- ``cutting``: which indices of which leaves go, and leaves without them or zero there.
 - ``dead``: units without a weight out, and constants that the next bias can take.
 - ``marking``: which indices of a program go with some units, and its costs then.
 - ``counting``: multiply-adds and activations of a program.

@@ -1,4 +1,4 @@
-"""Which indices of which leaves go, and leaves without them.
+"""Which indices of which leaves go, and leaves without them or with zeros there.
 
 Knows groups and arrays; runs no program.
 """
@@ -6,7 +6,7 @@ Knows groups and arrays; runs no program.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,14 @@ from nettrim_jax.structure.registry import Kept
 from nettrim_jax.typing import LeafPath
 
 Remove = Mapping[str, Any]  # by the name of a group, which of its units
+
+
+class Place(NamedTuple):
+    """Where units of a group stand, and the axes along which they may differ."""
+
+    leaf: int
+    axis: int
+    steps: tuple[int, ...]  # lengths of the leading axes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,6 +132,50 @@ def units_left(group: Group, leaves: Sequence[Leaf]) -> np.ndarray:
     if not group.steps:
         return rows[0]
     return np.stack(rows).reshape(*kept.shape[:-1], -1)
+
+
+def entries_of(group: Group, leaves: Sequence[Any]) -> list[Entry]:
+    """The entries of a group in leaves that can be zero; an integer may be an index."""
+    return [
+        entry
+        for entry in group.entries
+        if entry.leaf is not None
+        and jnp.issubdtype(leaves[entry.leaf].dtype, jnp.inexact)
+    ]
+
+
+def places_of(group: Group, leaves: Sequence[Any]) -> list[tuple[Place, np.ndarray]]:
+    """The places of these entries, each with the unit of every index of its axis."""
+    return [
+        (Place(entry.leaf, entry.axis, group.steps), entry.units)
+        for entry in entries_of(group, leaves)
+        if entry.leaf is not None
+    ]
+
+
+def zeroed(
+    leaves: Sequence[Any], places: Sequence[tuple[Place, Any]], keep: Any
+) -> list[Any]:
+    """The leaves with zeros in the place of units.
+
+    Args:
+      leaves: the arrays of the params.
+      places: where the units of a group stand.
+      keep: which of them stay, ``[s, k]`` bool, with a row for each step or one for
+        all; an array of NumPy, or of a program.
+    """
+    out = list(leaves)
+    for place, units in places:
+        leaf = out[place.leaf]
+        host = isinstance(keep, np.ndarray) and on_host(leaf)
+        xp: Any = np if host else jnp
+        along = xp.where(units >= 0, keep[:, xp.maximum(units, 0)], True)
+        shape = [1] * leaf.ndim
+        shape[: len(place.steps)] = place.steps
+        shape[place.axis] = len(units)
+        new = xp.where(along.reshape(shape), leaf, xp.zeros((), leaf.dtype))
+        out[place.leaf] = from_host(new, leaf) if host else new
+    return out
 
 
 def chosen(structure: Structure, remove: Remove) -> dict[str, np.ndarray]:
