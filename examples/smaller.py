@@ -55,7 +55,7 @@ def fit(params, apply_fn, x, y, steps, rate=2e-3):
     return params
 
 
-def milliseconds(networks, x, runs=30):
+def milliseconds(networks, x, runs=20):
     """Median time of each network under jit, the networks in turns."""
     functions = [jax.jit(apply_fn) for _, apply_fn in networks]
     times = [[] for _ in networks]
@@ -89,8 +89,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = pathlib.Path(tempfile.gettempdir()) / "nettrim_smaller.npz"
     parser.add_argument("--file", type=pathlib.Path, default=default)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     steps = arguments.steps
 
@@ -106,7 +106,7 @@ def main():
         params,
         model.apply,
         x,
-        {"Dense_1": None, ".*": nt.Magnitude(nt.Neurons(0.4))},
+        nt.Units(0.6),
         train=lambda params, apply_fn: fit(params, apply_fn, x, y, steps // 2),
         until=arguments.rounds,
         metric=accuracy,

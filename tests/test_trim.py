@@ -21,6 +21,7 @@ X = data(40, 6)
 QUARTER = {"a|b": nt.Magnitude(nt.Neurons(0.25)), "c": None}
 # whose choice depends on the rows that are drawn
 DRAWN = {"a|b": nt.Wanda(nt.Neurons(0.25)), "c": None}
+UNITS = nt.Units(0.25, by=nt.L2(), refit=False)
 SIZES = [(16, 12), (12, 9), (9, 7), (7, 5)]  # of a and b, by round
 
 
@@ -111,8 +112,9 @@ def test_deviation_and_metric_are_those_before_training():
         assert one.metric > one.metric_before
 
 
-def test_kept_is_of_the_given_network():
-    trimmed = trim(method=DRAWN)
+@pytest.mark.parametrize("method", [DRAWN, UNITS])
+def test_kept_is_of_the_given_network(method):
+    trimmed = trim(method=method)
     structure = trimmed.start.structure
     for one in (trimmed.start, *trimmed.rounds):
         gone = {
@@ -225,7 +227,7 @@ def going_on(one):
     return one.params, one.apply_fn
 
 
-@pytest.mark.parametrize("method", [QUARTER, DRAWN])
+@pytest.mark.parametrize("method", [QUARTER, DRAWN, UNITS])
 def test_it_goes_on_from_any_round(method):
     options = {"method": method, "train": train, "metric": lambda p, f: -loss(p, f)}
     options["rows"] = 9
