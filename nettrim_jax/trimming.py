@@ -47,13 +47,14 @@ def trim(
     method, the training, and when to stop are the user's own.
 
     Two published loops are instances. Network Trimming (Hu, Peng, Tai and Tang, 2016)
-    takes out the neurons and channels that are zero most often, and trains until the
-    accuracy is back, from the weights that are left: ``train`` is that training, and a
-    ``method`` that is a function of the round's number takes the layers in turns.
+    takes out the units that are zero most often, and trains until the accuracy is back,
+    from the weights that are left: ``method`` is ``Units(deviations=1, by=APoZ(),
+    refit=False)``, or a function of the round's number that takes the layers in turns.
     Molchanov et al. (2017) take out a few channels of the whole network, those without
     which a loss changes least to first order, and train for some steps only, many
-    times: ``until`` is ``lambda round: round.multiply_adds.share < 0.3``, and
-    ``method`` a function that makes that loss of the round's ``apply_fn``.
+    times: ``method`` is a function that makes ``Units(share, by=Taylor(loss),
+    scope="network", refit=False)`` with a loss that calls the round's ``apply_fn``, and
+    ``until`` is ``lambda round: round.multiply_adds.share < 0.3``.
 
     Args:
       params: a pytree of arrays.
@@ -61,9 +62,9 @@ def trim(
       batch: its second argument; or a loader of such batches, which every round reads
         anew. Multiply-adds are those of one batch, the first one.
       method: any method of :func:`prune` that zeroes whole units, such as
-        ``Magnitude(Neurons(0.2))``, or a dict of such; or a function that returns one,
-        ``method(number, apply_fn)``, of the number of the round, 1, 2, ..., and of the
-        function of its network, which a loss has to call.
+        ``Units(0.2)`` or ``Magnitude(Neurons(0.2))``, or a dict of such; or a function
+        that returns one, ``method(number, apply_fn)``, of the number of the round, 1,
+        2, ..., and of the function of its network, which a loss has to call.
       until: the number of the last round; or a function of a :class:`Round
         <nettrim_jax.structure.Round>` that is true if no other should follow. It is
         asked before the first round, too, of the network as given (round 0), and may
@@ -226,7 +227,7 @@ def _why_nothing(pruned: Pruned) -> str:
         return "the method removed no weight"
     return (
         "weights were removed, but not all of a unit that can go; take a method that "
-        "zeroes whole units, such as Magnitude(Neurons(0.2)), and see nettrim_jax.units"
+        "zeroes whole units, such as Units(0.2), and see nettrim_jax.units"
     )
 
 
