@@ -268,6 +268,9 @@ def _bounded(report: Report, start: Start, new: list[Array], cascade: bool) -> R
         site.bias[0] for site in sites if site.bias
     }
     old = part.model.leaves
+    # where units go, so do entries that no site has
+    both = enumerate(zip(old, new, strict=True))
+    changed |= {k for k, (was, now) in both if was is not now}
     found = output.find(part.network, old, new, part.batch, frozenset(changed), cascade)
     bounds = {"bound": found.theorem, "tight_bound": found.tight}
     known = {name: bound for name, bound in bounds.items() if bound is not None}

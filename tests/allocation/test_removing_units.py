@@ -220,6 +220,13 @@ def test_zeros_do_not_come_back_unless_they_may():
     assert not (np.asarray(within.params["l1"]["w"])[~first.mask["l1"]["w"]]).any()
 
 
+def test_the_bound_holds_where_biases_go_too():
+    params, apply_fn, x = mlp()
+    pruned = nt.prune(params, apply_fn, x, method=nt.Units(0.5), bound=True)
+    assert not pruned.report.bound_stop
+    assert pruned.report.deviation <= pruned.report.bound
+
+
 def test_a_loader_is_one_batch_of_all():
     params, apply_fn, x = mlp()
     whole = nt.prune(params, apply_fn, x, method=nt.Units(0.5))
