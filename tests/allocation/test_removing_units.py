@@ -224,7 +224,7 @@ def test_the_bound_holds_where_biases_go_too():
     params, apply_fn, x = mlp()
     pruned = nt.prune(params, apply_fn, x, method=nt.Units(0.5), bound=True)
     assert not pruned.report.bound_stop
-    assert pruned.report.deviation <= pruned.report.bound
+    assert float(pruned.report.deviation) <= float(pruned.report.bound)
 
 
 def test_a_loader_is_one_batch_of_all():
