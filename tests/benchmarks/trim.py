@@ -174,7 +174,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--test", action="store_true", help="look at test images")
     args = parser.parse_args()
-    share, steps = {"lenet": (0.3, 800), "resnet": (0.15, 100)}[args.network]
+    share, steps = {"lenet": (0.3, 2000), "resnet": (0.15, 100)}[args.network]
     args.share = share if args.share is None else args.share
     args.steps = steps if args.steps is None else args.steps
     (run_lenet if args.network == "lenet" else run_resnet)(args)
