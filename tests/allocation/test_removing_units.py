@@ -60,7 +60,7 @@ def first(params, x):
     return jax.nn.relu(x @ params["l0"]["w"] + params["l0"]["b"])
 
 
-FAST = "conv-flatten scan-remat".split()
+FAST = ["scan-remat"]
 
 
 @pytest.mark.parametrize("name", only_fast(FAST, structures.NETS))
@@ -89,12 +89,12 @@ def test_so_many_units_of_every_group_are_zero_everywhere(name):
     "by",
     [
         nt.L1(),
-        nt.L2(),
-        nt.MeanActivation(),
-        nt.NonZeros(),
+        pytest.param(nt.L2(), marks=slow),
+        pytest.param(nt.MeanActivation(), marks=slow),
+        pytest.param(nt.NonZeros(), marks=slow),
         nt.APoZ(),
-        nt.Random(seed=3),
-        nt.Joint(),
+        pytest.param(nt.Random(seed=3), marks=slow),
+        pytest.param(nt.Joint(), marks=slow),
     ],
     ids=lambda by: type(by).__name__,
 )
@@ -147,7 +147,7 @@ def test_taylor_is_the_derivative_by_a_gate_of_each_sample():
     assert (np.asarray(pruned.params["l1"]["w"]) == 0).all(1).sum() == 3
 
 
-@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+@pytest.mark.parametrize("mode", only_fast(["cascade"], ["parallel", "cascade"]))
 def test_the_fit_loses_less_than_none(mode):
     params, apply_fn, x = mlp()
     moved = {
@@ -173,6 +173,7 @@ def test_units_that_others_can_take_the_part_of_go_for_nothing():
     assert pruned.report.deviation < 1e-3
 
 
+@slow
 def test_a_share_of_the_network_goes_where_it_costs_least():
     params, apply_fn, x = mlp((6, 12, 12, 3))
     # of the first layer two units say all
@@ -205,6 +206,7 @@ def test_deviations_below_the_mean_of_the_scores():
     assert f"l0/w: {len(want)} of 10 neurons removed" in pruned.report.notes
 
 
+@slow
 def test_zeros_do_not_come_back_unless_they_may():
     params, apply_fn, x = mlp()
     first = nt.prune(params, apply_fn, x, method=nt.Magnitude(nt.Sparsity(0.5)))
@@ -220,6 +222,7 @@ def test_zeros_do_not_come_back_unless_they_may():
     assert not (np.asarray(within.params["l1"]["w"])[~first.mask["l1"]["w"]]).any()
 
 
+@slow
 def test_the_bound_holds_where_biases_go_too():
     params, apply_fn, x = mlp()
     pruned = nt.prune(params, apply_fn, x, method=nt.Units(0.5), bound=True)
@@ -227,6 +230,7 @@ def test_the_bound_holds_where_biases_go_too():
     assert float(pruned.report.deviation) <= float(pruned.report.bound)
 
 
+@slow
 def test_a_loader_is_one_batch_of_all():
     params, apply_fn, x = mlp()
     whole = nt.prune(params, apply_fn, x, method=nt.Units(0.5))
