@@ -112,7 +112,7 @@ def test_deviation_and_metric_are_those_before_training():
         assert one.metric > one.metric_before
 
 
-@pytest.mark.parametrize("method", [DRAWN, UNITS])
+@pytest.mark.parametrize("method", [DRAWN, pytest.param(UNITS, marks=slow)])
 def test_kept_is_of_the_given_network(method):
     trimmed = trim(method=method)
     structure = trimmed.start.structure
@@ -227,7 +227,10 @@ def going_on(one):
     return one.params, one.apply_fn
 
 
-@pytest.mark.parametrize("method", [QUARTER, DRAWN, UNITS])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(QUARTER, marks=slow), DRAWN, pytest.param(UNITS, marks=slow)],
+)
 def test_it_goes_on_from_any_round(method):
     options = {"method": method, "train": train, "metric": lambda p, f: -loss(p, f)}
     options["rows"] = 9
@@ -293,6 +296,7 @@ def test_a_loader_is_read_in_every_round():
         trim(batch=iter(Loader()))
 
 
+@slow
 def test_arguments_of_prune_are_passed_on():
     trimmed = trim(method=nt.Magnitude(nt.Neurons(0.25)), exclude="b|c", until=1)
     assert trimmed.last.units == {"a": 12, "b": 12}

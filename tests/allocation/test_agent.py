@@ -233,6 +233,7 @@ def test_one_program_per_group():
     assert len(traces) <= 3
 
 
+@slow
 def test_a_metric_that_cannot_be_traced_gives_the_same():
     params, batch = half_useless()
 

@@ -60,7 +60,7 @@ def first(params, x):
     return jax.nn.relu(x @ params["l0"]["w"] + params["l0"]["b"])
 
 
-FAST = ["scan-remat"]
+FAST = ["mlp"]
 
 
 @pytest.mark.parametrize("name", only_fast(FAST, structures.NETS))
@@ -159,6 +159,7 @@ def test_the_fit_loses_less_than_none(mode):
     assert moved[True] < 0.7 * moved[False]
 
 
+@slow
 def test_units_that_others_can_take_the_part_of_go_for_nothing():
     params, apply_fn, x = mlp()
     twice = {"w": jnp.concatenate([params["l0"]["w"]] * 2, 1)}
