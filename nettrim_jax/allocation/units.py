@@ -71,6 +71,10 @@ def follow(
         for group in found.chosen
         if group.name in removed
     )
+    notes += tuple(
+        f"{name}: stays, no layer that can be pruned makes its units or reads them"
+        for name in found.alone
+    )
     kept = [from_host(keep, leaf) for keep, leaf in zip(keeps, old, strict=True)]
     extra = {"notes": (*notes, *parts[0].network.notes)}
     return Finished(new, masks, reports, orders.moved(parts[0], new), extra, kept)
@@ -112,6 +116,7 @@ class Found:
     Attributes:
       first: the first batch with its network.
       structure: the groups.
+      alone: the names of those that no layer is beside, as of a product of two leaves.
       chosen: those that may lose units.
 
     Raises:
@@ -135,6 +140,7 @@ class Found:
             group.name: sides_of(group, sites, shapes.__getitem__)
             for group in self.structure.groups
         }
+        self.alone = [name for name, sides in self._sides.items() if not sides]
         self.chosen = [g for g in self.structure.groups if self._may(g, asked)]
         if not self.chosen:
             reasons = [

@@ -71,6 +71,9 @@ def test_so_many_units_of_every_group_are_zero_everywhere(name):
     dead = gone(pruned.params, found)
     for group in found.groups:
         want = min(round(0.5 * group.count), group.count - 1)
+        if any(f"{group.name}: stays" in note for note in pruned.report.notes):
+            assert name == "low-rank"  # the product of two leaves is no layer
+            want = 0
         assert (dead[group.name].sum(-1) == want).all(), group.name
     remove = {name: where for name, where in dead.items() if where.any()}
     small = nt.shrink(pruned, net.apply_fn, net.batch, remove)
