@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nettrim_jax._compile import compiled
 from nettrim_jax._trees import is_array
 from nettrim_jax.calibration.batches import Part
-from nettrim_jax.calibration.gradient import Loss
+from nettrim_jax.calibration.gradient import Called, Loss
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array
 
@@ -39,31 +40,18 @@ def slopes(
     Raises:
       MethodError: the loss is no number that JAX can differentiate.
     """
-    model, leaves = part.model, part.model.leaves
+    leaves = part.model.leaves
+    called = Called(loss, part.model.filler, jax.tree.structure(part.given))
     size = sum(leaves[k].size for k in gates)
     samples, rows = _samples(part.given)
     at_once = max(1, min(SAMPLES, ENTRIES // max(size, 1), samples))
-
-    @jax.jit
-    def some(gates: dict[int, Array], leaves: list[Array], batches: Any) -> Array:
-        def one(batch: Any) -> Array:
-            def value(factors: Array) -> Any:
-                every = jnp.append(factors, jnp.ones((), factors.dtype))
-                new = list(leaves)
-                for k, gate in gates.items():
-                    new[k] = new[k] * every[gate].astype(new[k].dtype)
-                return loss(model.filler(new), batch)
-
-            return jax.grad(value)(jnp.ones(count, jnp.float32))
-
-        return jax.vmap(one)(batches)
 
     held = {k: jax.device_put(gate) for k, gate in gates.items()}
     out = []
     try:
         for start in range(0, samples, at_once):
             pick = np.minimum(np.arange(start, start + at_once), samples - 1)
-            now = some(held, leaves, rows(pick))
+            now = _some(called, held, leaves, rows(pick), count=count)
             out.append(np.asarray(now)[: samples - start])
     except Exception as error:
         first = str(error).strip().split("\n")[0].rstrip(".")
@@ -75,23 +63,45 @@ def slopes(
     return np.concatenate(out)
 
 
+@compiled(static_argnames=("loss", "count"))
+def _some(
+    loss: Called,
+    gates: dict[int, Array],
+    leaves: list[Array],
+    batches: list[Any],
+    count: int,
+) -> Array:
+    """The derivatives for some samples, ``[samples, count]``."""
+
+    def one(batch: list[Any]) -> Array:
+        def value(factors: Array) -> Any:
+            every = jnp.append(factors, jnp.ones((), factors.dtype))
+            new = list(leaves)
+            for k, gate in gates.items():
+                new[k] = new[k] * every[gate].astype(new[k].dtype)
+            return loss(new, batch)
+
+        return jax.grad(value)(jnp.ones(count, jnp.float32))
+
+    return jax.vmap(one)(batches)
+
+
 def _samples(batch: Any) -> tuple[int, Any]:
-    """The number of samples, and a function that gives batches of one of each."""
-    flat, tree = jax.tree.flatten(batch)
+    """The number of samples, and a function that gives leaves of batches of one."""
+    flat = jax.tree.leaves(batch)
     arrays = [is_array(a) and getattr(a, "ndim", 0) > 0 for a in flat]
     sizes: Sequence[int] = [
         a.shape[0] for a, own in zip(flat, arrays, strict=True) if own
     ]
     if len(set(sizes)) != 1:
-        return 1, lambda pick: jax.tree.map(lambda a: jnp.asarray(a)[None], batch)
+        return 1, lambda pick: [jnp.asarray(a)[None] for a in flat]
 
     def rows(pick: np.ndarray) -> Any:
-        own = [
+        return [
             jnp.asarray(a)[pick][:, None]
             if split
             else jnp.broadcast_to(a, (len(pick), *jnp.shape(a)))
             for a, split in zip(flat, arrays, strict=True)
         ]
-        return jax.tree.unflatten(tree, own)
 
     return sizes[0], rows

@@ -45,7 +45,7 @@ class LossGradient:
         moved = {site.leaf: leaves[site.leaf] for site in sites.values()}
         tree = jax.tree.structure(part.given)
         try:
-            loss, consts = _Called(self.loss, part.model.filler, tree), []
+            loss, consts = Called(self.loss, part.model.filler, tree), []
             if _sharding.meshes_of((part.model.given, part.given)):
                 given = part.model.given, jax.tree.leaves(part.given)
                 flat, consts = jaxprs.flatten(untyped.make_jaxpr(loss, *given))
@@ -64,7 +64,7 @@ class LossGradient:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Called:
+class Called:
     """A loss as a function of arrays; equal ones are compiled once."""
 
     loss: Loss
@@ -72,6 +72,7 @@ class _Called:
     tree: Any
 
     def __call__(self, leaves: list[Array], batch: list[Any], *_: Any) -> ArrayLike:
+        """The loss, of the leaves of params and of a batch."""
         return self.loss(self.filler(leaves), jax.tree.unflatten(self.tree, batch))
 
 
@@ -89,7 +90,7 @@ class _Traced:
 
 @compiled(static_argnames="loss")
 def _slopes(
-    loss: _Called | _Traced,
+    loss: Called | _Traced,
     moved: dict[int, Array],
     leaves: list[Array],
     batch: list[Array],
