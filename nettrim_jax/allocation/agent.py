@@ -7,7 +7,6 @@ Knows groups, the agent and the user's metric; knows no solver.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,9 +16,11 @@ import numpy as np
 
 from nettrim_jax import _sharding
 from nettrim_jax.allocation.evaluation import number_of
+from nettrim_jax.allocation.sides import steps_of
 from nettrim_jax.calibration.splits import concrete
 from nettrim_jax.execution.batching import at_once
 from nettrim_jax.methods import tryandlearn
+from nettrim_jax.methods.around import places
 from nettrim_jax.methods.budget import Metric
 from nettrim_jax.methods.tryandlearn import Sizes, TryAndLearn
 from nettrim_jax.structure.cutting import Place, entries_of, places_of, zeroed
@@ -240,13 +241,9 @@ def _columns(entry: Entry, group: Group, leaves: Sequence[Array]) -> np.ndarray:
     """The weights of each unit at one place, ``[s, k, ...]``, with zeros at the end."""
     assert entry.leaf is not None
     leaf, steps = np.asarray(leaves[entry.leaf]), len(group.steps)
-    s, mine = math.prod(group.steps), entry.indices
+    s, at = steps_of(group), places(entry.units, group.count)
     weights = np.moveaxis(leaf, entry.axis, steps).astype(np.float64)
     weights = np.nan_to_num(weights, posinf=0, neginf=0)
-    weights = weights.reshape(s, len(entry.units), -1)[:, mine]
-    order = np.argsort(entry.units[mine], kind="stable")
-    counts = np.bincount(entry.units[mine], minlength=group.count)
-    at = np.arange(len(mine)) - np.repeat(np.cumsum(counts) - counts, counts)
-    out = np.zeros((s, group.count, counts.max(), weights.shape[-1]))
-    out[:, entry.units[mine][order], at] = weights[:, order]
-    return out.reshape(s, group.count, -1)
+    weights = weights.reshape(s, len(entry.units), -1)
+    out = np.where((at >= 0)[..., None], weights[:, at], 0)  # [s, most, k, ...]
+    return out.swapaxes(1, 2).reshape(s, group.count, -1)
