@@ -7,7 +7,7 @@ Knows activations and statistics; knows no other method and no network.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, Self
 
 import jax
 import numpy as np
@@ -207,6 +207,24 @@ class Unsolved:
     def cost(self, problem: Any) -> NoReturn:
         """Is never called."""
         raise NotImplementedError
+
+
+class Chooser(Unsolved):
+    """The base of methods that choose whole units, see :class:`Choosing`."""
+
+    statistics: ClassVar[tuple[Statistic, ...]] = ()
+
+    @property
+    def shared(self) -> Whole:
+        """Chooses units of the whole network."""
+        return Whole(type(self).__name__)
+
+    def check(self) -> None:
+        """Does nothing: attributes are checked when it is made."""
+
+    def bind(self, kind: LayerKind, cascade: bool) -> Self:
+        """The same method, since it fits every layer."""
+        return self
 
 
 class Budgeted(Method, Protocol):

@@ -18,9 +18,8 @@ from jax.tree_util import register_dataclass
 from nettrim_jax._compile import compiled
 from nettrim_jax._trees import STATIC
 from nettrim_jax._values import number, whole
-from nettrim_jax.calibration.statistics import Statistic
-from nettrim_jax.methods.base import LayerKind, Unsolved
-from nettrim_jax.methods.budget import Metric, Whole
+from nettrim_jax.methods.base import Chooser
+from nettrim_jax.methods.budget import Metric
 from nettrim_jax.methods.policy import (
     Learner,
     Measured,
@@ -42,7 +41,7 @@ def _setting(default: float) -> Any:
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TryAndLearn(Unsolved):
+class TryAndLearn(Chooser):
     r"""Removes the units that an agent learns to do without, within a bound.
 
     For each group of units, such as the neurons of a layer, an agent tries choices
@@ -105,7 +104,6 @@ class TryAndLearn(Unsolved):
     seed: int = _setting(0)
 
     bias: ClassVar[str] = "fixed"
-    statistics: ClassVar[tuple[Statistic, ...]] = ()
     refit: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -136,18 +134,6 @@ class TryAndLearn(Unsolved):
             raise MethodError(
                 f"TryAndLearn(seed={self.seed!r}): expected an integer in [0, 2**32)"
             )
-
-    @property
-    def shared(self) -> Whole:
-        """Chooses units of the whole network."""
-        return Whole("TryAndLearn")
-
-    def check(self) -> None:
-        """Does nothing: attributes are checked when it is made."""
-
-    def bind(self, kind: LayerKind, cascade: bool) -> "TryAndLearn":
-        """The same method, since it fits every layer."""
-        return self
 
     def choose(self, units: Any) -> dict[str, np.ndarray]:
         """The units to remove by the names of groups."""

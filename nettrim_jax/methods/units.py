@@ -19,19 +19,19 @@ from nettrim_jax.calibration.statistics import Statistic
 from nettrim_jax.methods.around import Around
 from nettrim_jax.methods.base import (
     Answer,
+    Chooser,
     Cost,
     Lanes,
     LayerData,
     LayerKind,
-    Unsolved,
 )
-from nettrim_jax.methods.budget import Whole
 from nettrim_jax.methods.criteria import criterion_of, lowest, path
 from nettrim_jax.methods.joint import Joint
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array
 
 SCOPES = ("group", "network")
+ROUNDS = 3  # of measuring what a unit saves
 SIZES = ("units", "parameters", "multiply-adds")
 Removed = dict[str, np.ndarray]  # by the names of groups, [k] or [*steps, k]
 
@@ -61,7 +61,7 @@ class Found(Protocol):
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Units(Unsolved):
+class Units(Chooser):
     r"""Removes whole units (neurons, channels, heads), and refits the layers around.
 
     Units are those of :func:`nettrim_jax.units`: what ``prune`` returns has zeros in
@@ -120,7 +120,6 @@ class Units(Unsolved):
     refit: bool = dataclasses.field(default=True, metadata=STATIC, kw_only=True)
 
     bias: ClassVar[str] = "free"
-    statistics: ClassVar[tuple[Statistic, ...]] = ()
 
     def __post_init__(self):
         given: dict[str, Any] = {
@@ -169,18 +168,6 @@ class Units(Unsolved):
                 f"Units(by={self.by!r}): expected a criterion such as Joint(), L1(), "
                 "APoZ() or Taylor(loss)"
             )
-
-    @property
-    def shared(self) -> Whole:
-        """Chooses units of the whole network."""
-        return Whole("Units")
-
-    def check(self) -> None:
-        """Does nothing: attributes are checked when it is made."""
-
-    def bind(self, kind: LayerKind, cascade: bool) -> "Units":
-        """The same method, since it fits every layer."""
-        return self
 
     def choose(self, units: Found) -> Removed:
         """The units to remove by the names of groups."""
@@ -266,9 +253,6 @@ def _split(
             break
         removed = now
     return removed
-
-
-ROUNDS = 3  # of measuring what a unit saves
 
 
 def _slopes(added: np.ndarray) -> np.ndarray:
