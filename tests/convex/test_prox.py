@@ -76,7 +76,7 @@ def test_no_perturbation_is_better(prox, scale, rng):
 
 
 @proxes
-@pytest.mark.parametrize("jacobian", [jax.jacrev, jax.jacfwd])
+@pytest.mark.parametrize("jacobian", [jax.jacrev, pytest.param(jax.jacfwd, marks=slow)])
 def test_finite_derivatives_where_a_norm_is_zero(prox, jacobian):
     points = jnp.stack([jnp.zeros((6, 4)), jnp.asarray(prox.centre)])
     assert jnp.isfinite(jacobian(prox.call)(points[1])).all()

@@ -44,7 +44,7 @@ LEVELS = {
     "neurons": lambda more: nt.Neurons(0.75 if more else 0.5),
     "inputs": lambda more: nt.Inputs(0.75 if more else 0.5),
 }
-QUICK = ["sparsity", "nm", "blocks"]
+QUICK = ["sparsity", "nm"]
 HOLDERS = {
     "reconstruct": nt.Reconstruct,
     "magnitude": nt.Magnitude,
@@ -54,7 +54,8 @@ HOLDERS = {
 
 
 CASES = [(level, holder) for level in LEVELS for holder in HOLDERS]
-OFTEN = [case for case in CASES if case[1] != "reconstruct" or case[0] in QUICK]
+COMPILED = ("reconstruct", "sparsegpt")
+OFTEN = [case for case in CASES if case[1] not in COMPILED or case[0] in QUICK]
 
 
 @pytest.mark.parametrize("case", only_fast(OFTEN, CASES), ids="-".join)

@@ -53,8 +53,11 @@ def test_the_scale_of_the_inputs_does_not_matter(case):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+FAR = [1e-37, 1e-25, 1e-21, 1e-18, 1e18, 1e30]
+
+
 @METHOD
-@pytest.mark.parametrize("scale", [1e-37, 1e-25, 1e-21, 1e-18, 1e18, 1e30])
+@pytest.mark.parametrize("scale", only_fast([1e-37, 1e30], FAR))
 def test_beyond_that_the_layers_are_named(name, scale):
     names = "2 of 2 layers have .*: w, v. Scale"
     with pytest.raises(results.SolveError, match=names) as e:

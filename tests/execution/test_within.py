@@ -60,7 +60,7 @@ METHODS = {  # with the share of the weights that is left, where it is exact
     "groups": (nt.NetTrim(0.3, penalty=nt.GroupL1("inputs")), None),
     "budget": (nt.NetTrim(deviation=0.3), None),
 }
-FAST = ["nm", "sparsegpt", "random", "nettrim"]
+FAST = ["sparsegpt", "random", "nettrim"]
 
 
 CASES = [(name, mode) for name in METHODS for mode in ("parallel", "cascade")]
