@@ -40,6 +40,7 @@ MESSAGES = {
     NAN: "nan: not a number met, in the data or by overflow",
 }
 NAMES = {code: text.split(":")[0] for code, text in MESSAGES.items()}
+BIAS = "a bias"  # how the reasons of biases and of the factors of norms begin
 
 
 # from the best code to the worst one

@@ -8,16 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nettrim_jax.calibration.batches import batches
-from nettrim_jax.execution.engine import kind_of
-from nettrim_jax.methods.base import Method, is_method
+from nettrim_jax.methods.base import Method, is_method, kind_of
 from nettrim_jax.methods.budget import Budget, Share
 from nettrim_jax.methods.nettrim import NetTrim
 from nettrim_jax.methods.patterns import Pattern, is_pattern, share_of
 from nettrim_jax.methods.reconstruct import Reconstruct
 from nettrim_jax.methods.sparsest import Sparsest
 from nettrim_jax.report import Listing, SiteInfo
-from nettrim_jax.report.tables import BIAS
-from nettrim_jax.results import BatchError, MethodError
+from nettrim_jax.results import BIAS, BatchError, MethodError
 from nettrim_jax.tracing.sites import Network, Site, trace
 from nettrim_jax.typing import ApplyFn, Batch, LeafPath, Params
 

@@ -21,10 +21,9 @@ from nettrim_jax.allocation.curves import Point
 from nettrim_jax.allocation.evaluation import Meter
 from nettrim_jax.allocation.search import Leaves, Workshop
 from nettrim_jax.execution import layer
-from nettrim_jax.execution.engine import kind_of
 from nettrim_jax.execution.options import Options
 from nettrim_jax.execution.orders import Methods, Seen
-from nettrim_jax.methods.base import Budgeted
+from nettrim_jax.methods.base import Budgeted, kind_of
 from nettrim_jax.methods.budget import Budget
 from nettrim_jax.report import SearchStep, SiteReport
 from nettrim_jax.report.figures import UNKNOWN

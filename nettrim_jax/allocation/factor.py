@@ -19,9 +19,8 @@ from nettrim_jax.allocation.deviation import (
     step_of,
 )
 from nettrim_jax.allocation.evaluation import Meter
-from nettrim_jax.execution.engine import kind_of
 from nettrim_jax.execution.orders import Methods, Pruning, Seen
-from nettrim_jax.methods.base import Method
+from nettrim_jax.methods.base import Method, kind_of
 from nettrim_jax.report import SearchStep, SiteReport
 
 LOOKS, STEP = 4, 1.25  # factors to try in turns, and the largest ratio of two

@@ -17,7 +17,7 @@ from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.execution import batching, layer
 from nettrim_jax.execution.layer import Place
 from nettrim_jax.execution.options import Options
-from nettrim_jax.methods.base import Lanes, LayerData, LayerKind, Method
+from nettrim_jax.methods.base import Lanes, LayerData, LayerKind, Method, kind_of
 from nettrim_jax.report import SiteReport
 from nettrim_jax.results import ProgramError
 from nettrim_jax.tracing import entries
@@ -64,21 +64,6 @@ class Outcome(NamedTuple):
     report: SiteReport
     mask: Array  # [b, d_in, d_out] bool, False where a weight was removed
     solved: Any  # a start for another solve; None unless this one was given starts
-
-
-def kind_of(site: Site, method: Method, held: int = 0, fed: bool = False) -> LayerKind:
-    """The static facts about a site with a method."""
-    b, d_in, d_out = site.index.shape
-    return LayerKind(
-        shape=(b, d_in, d_out),
-        clip=site.clip,
-        biased=site.bias is not None and method.bias != "fixed",
-        layers=site.layers,
-        channels=site.channels,
-        held=held,
-        fed=fed,
-        routed=site.kind == "dense" and b > site.layers,
-    )
 
 
 def jobs_of(

@@ -3,7 +3,7 @@
 Adding a method touches only its own file, that of its statistic and the package's
 ``__init__``; no other package knows which methods there are.
 
-Knows activations and statistics; knows no other method and no network.
+Knows activations, statistics and sites; knows no other method.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from nettrim_jax.convex.config import ADMM
 from nettrim_jax.methods.budget import Budget, Share, Whole
 from nettrim_jax.tracing import entries
 from nettrim_jax.tracing.entries import Entries
+from nettrim_jax.tracing.sites import Site
 from nettrim_jax.typing import Array
 
 
@@ -280,6 +281,21 @@ def is_method(value: Any) -> bool:
     # names are listed and not read: a property may raise
     given = {"bias", "statistics", "shared"} <= set(dir(value))
     return given and all(callable(getattr(type(value), name, None)) for name in names)
+
+
+def kind_of(site: Site, method: Method, held: int = 0, fed: bool = False) -> LayerKind:
+    """The static facts about a site with a method."""
+    b, d_in, d_out = site.index.shape
+    return LayerKind(
+        shape=(b, d_in, d_out),
+        clip=site.clip,
+        biased=site.bias is not None and method.bias != "fixed",
+        layers=site.layers,
+        channels=site.channels,
+        held=held,
+        fed=fed,
+        routed=site.kind == "dense" and b > site.layers,
+    )
 
 
 def held_out(n: int, held: int) -> tuple[np.ndarray, np.ndarray]:

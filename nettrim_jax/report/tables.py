@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from nettrim_jax.results import BIAS
+
 WIDTH = 100
 GAP = "…"
-BIAS = "a bias"  # how the reasons of biases and of the factors of norms begin
 
 
 def grid(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nettrim_jax.report.tables import BIAS
+from nettrim_jax.results import BIAS
 from nettrim_jax.tracing import dataflow as facts_
 from nettrim_jax.tracing import epilogue
 from nettrim_jax.tracing.constants import Constant

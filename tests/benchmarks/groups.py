@@ -24,7 +24,7 @@ from problems import data_file
 import nettrim_jax as nt
 from nettrim_jax.calibration.capture import Draw, capture
 from nettrim_jax.convex import least_squares, programs
-from nettrim_jax.execution.engine import kind_of
+from nettrim_jax.methods.base import kind_of
 from nettrim_jax.methods.layer_program import programs_of
 from nettrim_jax.tracing.sites import trace
 

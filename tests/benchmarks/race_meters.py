@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import nettrim_jax as nt
 from nettrim_jax.calibration.capture import Draw, capture
 from nettrim_jax.execution import layer
-from nettrim_jax.execution.engine import kind_of
+from nettrim_jax.methods.base import kind_of
 from nettrim_jax.tracing import entries
 from nettrim_jax.tracing.sites import trace
 
