@@ -32,6 +32,7 @@ from nettrim_jax.methods.taylor import Taylor
 from nettrim_jax.methods.tryandlearn import TryAndLearn
 from nettrim_jax.methods.units import Units
 from nettrim_jax.pruning import Pruned, prune
+from nettrim_jax.recovering import recover
 from nettrim_jax.refitting import refit
 from nettrim_jax.report import (
     Listing,
@@ -47,6 +48,7 @@ from nettrim_jax.selection import sites
 from nettrim_jax.structure.groups import units
 from nettrim_jax.structure.removal import shrink
 from nettrim_jax.training.masking import keep_sparse
+from nettrim_jax.training.recovery import Recovered, RecoverReport, RecoverState
 from nettrim_jax.trimming import trim
 
 __all__ = [
@@ -79,6 +81,9 @@ __all__ = [
     "Pruned",
     "Random",
     "Reconstruct",
+    "RecoverReport",
+    "RecoverState",
+    "Recovered",
     "Report",
     "SearchStep",
     "Sign",
@@ -106,6 +111,7 @@ __all__ = [
     "penalties",
     "plots",
     "prune",
+    "recover",
     "refit",
     "relu_program",
     "results",

@@ -67,6 +67,15 @@ def arguments(
     return solver
 
 
+def at_least(least: int, caller: str, **values: Any) -> None:
+    """Raises MethodError, with its name, for a value that is no such integer."""
+    for name, value in values.items():
+        if not (whole(value) and value >= least):
+            raise MethodError(
+                f"{caller}({name}={value!r}): expected an integer of at least {least}"
+            )
+
+
 def random_key(key: Any, caller: str = "prune") -> Array:
     """The PRNG key that ``key`` is or seeds; raises MethodError if it is neither."""
     if whole(key):

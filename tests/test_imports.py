@@ -33,7 +33,7 @@ PACKAGES = {
     "calibration": {"tracing"},
     "bounds": {"tracing"},
     "methods": {"convex", "tracing", "calibration"},
-    "training": set(),  # what is to come may import methods
+    "training": {"calibration", "methods"},
     "structure": {"tracing"},
     "execution": {"methods.base", "calibration", "tracing", "convex.config"},
     "allocation": {"execution", "methods", "calibration", "tracing", "structure"},
@@ -46,6 +46,7 @@ TOP = [
     "selection",
     "pruning",
     "refitting",
+    "recovering",
     "trimming",
     "_structure_plot",
     "plots",

@@ -11,5 +11,7 @@
 - ``sensitivity``: how far errors of each layer move the output, by back-propagation.
 - ``gradient``: the derivatives of the user's loss by each weight.
 - ``gates``: the derivatives of the user's loss by a factor of each unit.
+- ``responses``: what follows each layer, in one run.
+- ``minibatches``: batches of one size for many steps, and some that no step sees.
 - ``outputs``: how far the network's outputs moved.
 """

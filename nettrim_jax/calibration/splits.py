@@ -73,7 +73,7 @@ def deal(
     """
     if batches.is_loader(batch):
         return _deal_batches(list(batches.batches(batch)), weights, folds)
-    n = _rows(batch)
+    n = rows_of(batch)
     if n is None:
         raise BatchError(
             "batch: a budget splits its rows along the leading axis, which all of "
@@ -103,7 +103,7 @@ def deal(
             )
         weights = np.asarray(weights)
     parts = order[cut:].reshape(2 * folds, each)
-    first, check = parts[:folds], [_take(batch, rows) for rows in parts[folds:]]
+    first, check = parts[:folds], [take(batch, rows) for rows in parts[folds:]]
     mine = _turn(batch, weights, order[:cut], first)
     dealt = Dealt(*mine, check, 1.0, n, first.size)
     if not (turns and folds == FOLDS and n <= FEW):
@@ -124,7 +124,7 @@ def _turn(
     """Rows to solve on, and those to steer by in batches ``[batches, rows]``."""
     if weights is not None and not callable(weights):
         weights = np.asarray(weights)[solve]
-    return Turn(_take(batch, solve), weights, [_take(batch, rows) for rows in steer])
+    return Turn(take(batch, solve), weights, [take(batch, rows) for rows in steer])
 
 
 def concrete(tree: Any, asked: str, otherwise: str) -> None:
@@ -174,7 +174,7 @@ def _deal_batches(given: list[Batch], weights: Weights | None, folds: int) -> De
 def _cut(given: list[Batch]) -> list[Batch]:
     """Cuts each batch into equal ones, ``FOLDS`` or more in all, if possible."""
     pieces = -(-FOLDS // len(given))
-    counts = [_rows(one) for one in given]
+    counts = [rows_of(one) for one in given]
     most = min((n for n in counts if n is not None), default=1)
     pieces = min(pieces, most)
     if pieces < 2 or None in counts:
@@ -183,7 +183,7 @@ def _cut(given: list[Batch]) -> list[Batch]:
     for one, n in zip(given, counts, strict=True):
         each = (n or 0) // pieces
         out += [
-            _take(one, rows) for rows in np.arange(pieces * each).reshape(pieces, each)
+            take(one, rows) for rows in np.arange(pieces * each).reshape(pieces, each)
         ]
     return out
 
@@ -192,7 +192,7 @@ def _arrays(batch: Batch) -> list[Any]:
     return [a for a in jax.tree.leaves(batch) if is_array(a) and a.ndim]
 
 
-def _rows(batch: Batch) -> int | None:
+def rows_of(batch: Batch) -> int | None:
     """The length of the leading axis, if all arrays share it."""
     lengths = {a.shape[0] for a in _arrays(batch)}
     return lengths.pop() if len(lengths) == 1 else None
@@ -200,11 +200,12 @@ def _rows(batch: Batch) -> int | None:
 
 def _count(given: list[Batch]) -> int | None:
     """The number of rows of some batches, if each has a leading axis of its own."""
-    counts = [_rows(one) for one in given]
+    counts = [rows_of(one) for one in given]
     return None if None in counts else sum(n or 0 for n in counts)
 
 
-def _take(batch: Batch, rows: np.ndarray) -> Batch:
+def take(batch: Batch, rows: np.ndarray) -> Batch:
+    """Some rows of all arrays of a batch."""
     return jax.tree.map(
         lambda a: _sharding.take(a, rows) if is_array(a) and a.ndim else a, batch
     )
