@@ -47,8 +47,18 @@ from nettrim_jax.results import NetTrimError
 from nettrim_jax.selection import sites
 from nettrim_jax.structure.groups import units
 from nettrim_jax.structure.removal import shrink
+from nettrim_jax.training.cost import connection_cost
 from nettrim_jax.training.masking import keep_sparse
 from nettrim_jax.training.recovery import Recovered, RecoverReport, RecoverState
+from nettrim_jax.training.schedules import (
+    DenseSparseDense,
+    Gradual,
+    Regrow,
+    Rounds,
+    Threshold,
+)
+from nettrim_jax.training.sparse import train_sparse
+from nettrim_jax.training.state import SparseState, check_sparse, mask_of
 from nettrim_jax.trimming import trim
 
 __all__ = [
@@ -57,8 +67,10 @@ __all__ = [
     "Blocks",
     "Box",
     "Certificate",
+    "DenseSparseDense",
     "ElasticNet",
     "FixedPattern",
+    "Gradual",
     "GroupL1",
     "History",
     "Inputs",
@@ -84,7 +96,9 @@ __all__ = [
     "RecoverReport",
     "RecoverState",
     "Recovered",
+    "Regrow",
     "Report",
+    "Rounds",
     "SearchStep",
     "Sign",
     "SiteInfo",
@@ -92,19 +106,24 @@ __all__ = [
     "Solution",
     "SparseGPT",
     "SparseGroup",
+    "SparseState",
     "Sparsest",
     "Sparsity",
     "Split",
     "Stats",
     "Taylor",
+    "Threshold",
     "TryAndLearn",
     "Units",
     "Wanda",
+    "check_sparse",
     "clip_program",
+    "connection_cost",
     "history",
     "keep_sparse",
     "linear_program",
     "link_normalize",
+    "mask_of",
     "methods",
     "path",
     "patterns",
@@ -120,6 +139,7 @@ __all__ = [
     "solve",
     "structure",
     "to_cvxpy",
+    "train_sparse",
     "training",
     "trim",
     "units",

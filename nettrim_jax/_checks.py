@@ -91,6 +91,11 @@ def random_key(key: Any, caller: str = "prune") -> Array:
     )
 
 
+def readable(report: Report) -> bool:
+    """Whether the codes of all layers are known, that is, are not being traced."""
+    return all(known(site.result) for site in report.sites)
+
+
 def known_deviation(report: Report) -> None:
     """Warns if the network's outputs are not numbers."""
     if known(report.deviation) and math.isnan(float(report.deviation)):

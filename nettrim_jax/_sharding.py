@@ -30,8 +30,10 @@ Function = TypeVar("Function", bound=Callable)
 _enter: Any = getattr(jax, "set_mesh", None) or getattr(jax.sharding, "use_mesh", None)
 if hasattr(jax, "reshard"):
     _reshard: Any = jax.reshard
+    _auto_axes: Any = jax.sharding.auto_axes
 else:
     _reshard = importlib.import_module("jax.experimental.shard").reshard
+    _auto_axes = importlib.import_module("jax.experimental.shard").auto_axes
 _NOWHERE = Mesh(np.empty((), object), ())
 
 
@@ -206,6 +208,21 @@ def beside(a: Any, other: Any) -> Any:
         return a if _mesh(other) is None else _moved(a, other.sharding)
     sharding = jax.typeof(other).sharding
     return _reshard(a, sharding) if explicit(sharding.mesh) else a
+
+
+def automatic(function: Callable, given: Any, like: Any) -> Any:
+    """A function's values, with automatic axes also within a user's program.
+
+    Args:
+      function: of one tree of arrays; it has no name for any axis.
+      given: that tree.
+      like: arrays in the tree of the values, with their shapes; the values are sharded
+        as these are.
+    """
+    if not _stays():
+        return function(given)
+    specs = jax.tree.map(lambda a: jax.typeof(a).sharding.spec, like)
+    return _auto_axes(function, out_sharding=specs)(given)
 
 
 def pieces(a: Any) -> int:

@@ -187,7 +187,7 @@ def prune(
     inside = None if within is None else _read(params, within)
     cascade = mode == "cascade"
     model = Model(params, apply_fn)
-    counter = _progress.Counter(progress, not all(map(known, model.leaves)))
+    counter = _progress.Counter(progress, model.traced)
     given = stream(batch, batches, counter)
     source = Source(model, given, _checks.random_key(key), weights)
     route = routes.plan(selection.wishes(method), source, cascade=cascade)
@@ -208,7 +208,7 @@ def prune(
     report = _sharding.typed(report, start.meshes)
     pruned = Pruned(model.give(came.leaves), model.fill(kept), report)
     # epsilon, key or weights may be traced where params and batch are not
-    if all(known(site.result) for site in report.sites):
+    if _checks.readable(report):
         _checks.converged(pruned, on_failure, solver)
         _checks.known_deviation(report)
     return pruned

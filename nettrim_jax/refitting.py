@@ -5,7 +5,6 @@ Knows masks and the steps of a pruning; no package knows it.
 
 from nettrim_jax import _checks, _sharding, selection
 from nettrim_jax._progress import Counter, Progress
-from nettrim_jax._trees import known
 from nettrim_jax.calibration.batches import Source, Weights, stream
 from nettrim_jax.calibration.model import Model
 from nettrim_jax.execution import orders
@@ -116,7 +115,7 @@ def refit(
     method = NetTrim(epsilon=0.0, bias=check_bias(bias))
     model = Model(params, apply_fn)
     keeps = read(params, mask)
-    counter = Counter(progress, not all(map(known, model.leaves)))
+    counter = Counter(progress, model.traced)
     given = stream(batch, batches, counter)
     source = Source(model, given, _checks.random_key(key, "refit"), weights)
 
@@ -146,7 +145,7 @@ def refit(
     kept = [one & keep for one, keep in zip(kept, keeps, strict=True)]
     report = _sharding.typed(report, start.meshes)
     pruned = Pruned(model.give(new), model.fill(kept), report)
-    if all(known(site.result) for site in report.sites):
+    if _checks.readable(report):
         _checks.fitted(pruned, on_failure)
         _checks.known_deviation(report)
     return pruned

@@ -19,6 +19,7 @@ from nettrim_jax._trees import known
 from nettrim_jax.typing import Array
 
 HERE = __name__.split(".")[0]
+BIAS = "a bias"  # how the reasons of biases and of the factors of norms begin
 CONVERGED = 0
 MAX_STEPS = 1
 NAN = 2
@@ -40,7 +41,6 @@ MESSAGES = {
     NAN: "nan: not a number met, in the data or by overflow",
 }
 NAMES = {code: text.split(":")[0] for code, text in MESSAGES.items()}
-BIAS = "a bias"  # how the reasons of biases and of the factors of norms begin
 
 
 # from the best code to the worst one

@@ -16,6 +16,7 @@ from nettrim_jax.methods.reconstruct import Reconstruct
 from nettrim_jax.methods.sparsest import Sparsest
 from nettrim_jax.report import Listing, SiteInfo
 from nettrim_jax.results import BIAS, BatchError, MethodError
+from nettrim_jax.tracing.entries import Matrices
 from nettrim_jax.tracing.sites import Network, Site, trace
 from nettrim_jax.typing import ApplyFn, Batch, LeafPath, Params
 
@@ -66,8 +67,9 @@ def sites(
     """
     network = trace(apply_fn, params, next(batches(batch)))
     asked, skipped = choose(network, method, include, exclude, listed=True)
-    taken = tuple(_info(network.sites[k]) for k in asked)
-    return Listing(taken, skipped, network.notes)
+    found = [network.sites[k] for k in asked]
+    matrices = tuple(Matrices.of(network, site) for site in found)
+    return Listing(tuple(map(_info, found)), skipped, network.notes, matrices)
 
 
 def _info(site: Site) -> SiteInfo:

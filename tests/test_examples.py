@@ -64,6 +64,29 @@ def test_learned_epsilon():
 
 
 @pytest.mark.slow
+def test_training(tmp_path):
+    # in a process of its own, for it is written for float32
+    script, picture = str(EXAMPLES / "training.py"), tmp_path / "picture.png"
+    run = subprocess.run(
+        [sys.executable, script, "--steps", "60", "--out", picture],
+        cwd=EXAMPLES.parent,
+        env={**os.environ, "PYTHONPATH": ".", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    rows = [(line[:20].strip(), line[20:].split()) for line in run.stdout.splitlines()]
+    zeros = {name: float(cells[0]) for name, cells in rows[1:-1]}
+    sizes = {64 * 300: 0.95, 300 * 100: 0.95, 100 * 10: 0.7}
+    want = 100 * sum(n * level for n, level in sizes.items()) / sum(sizes)
+    assert zeros.pop("dense") == 0 and len(zeros) == 7
+    for name in ("gradual", "rounds", "RigL", "SET"):
+        assert zeros[name] == pytest.approx(want, abs=0.06)
+    assert picture.stat().st_size > 10000
+
+
+@pytest.mark.slow
 def test_smaller(tmp_path):
     # in a process of its own, for it is written for float32
     script, stored = str(EXAMPLES / "smaller.py"), tmp_path / "small.npz"

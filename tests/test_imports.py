@@ -33,7 +33,7 @@ PACKAGES = {
     "calibration": {"tracing"},
     "bounds": {"tracing"},
     "methods": {"convex", "tracing", "calibration"},
-    "training": {"calibration", "methods"},
+    "training": {"calibration", "convex", "methods"},
     "structure": {"tracing"},
     "execution": {"methods.base", "calibration", "tracing", "convex.config"},
     "allocation": {"execution", "methods", "calibration", "tracing", "structure"},

@@ -5,7 +5,13 @@ import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+
+import nettrim_jax as nt
 
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
 
@@ -37,6 +43,31 @@ def test_code_prints_what_is_shown():
             assert float(b.rstrip("%")) == pytest.approx(float(a.rstrip("%")), rel=0.05)
         assert float(got[9]) <= 1e-3
     assert shown[3][:2] == printed[3][:2]
+
+
+def test_a_loop_differs_by_one_line():
+    [line] = re.findall(r"while training: `(tx = [^`]*)`", README.read_text())
+    rng = np.random.default_rng(0)
+    start = {"w": jnp.asarray(rng.normal(size=(16, 8)), "float32")}
+
+    def train(tx):
+        def step(carry, x):
+            params, state = carry
+            grads = jax.grad(lambda p: jnp.mean((x @ p["w"] - 1) ** 2))(params)
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), jnp.sum(params["w"] == 0)
+
+        x = jnp.asarray(rng.normal(size=(1010, 4, 16)), "float32")
+        return jax.jit(lambda c: jax.lax.scan(step, c, x))((start, tx.init(start)))
+
+    names = {"nt": nt, "tx": optax.sgd(0.01, momentum=0.9)}
+    dense, zeros = train(names["tx"])
+    exec(line, names)
+    (sparse, state), fewer = train(names["tx"])
+    assert int(zeros.max()) == 0 and int(fewer[-1]) == round(0.9 * 128)
+    assert (jnp.diff(fewer) >= 0).all() and jax.tree.structure(sparse)
+    nt.check_sparse(sparse, state)
 
 
 def test_is_short():

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from nettrim_jax._trees import from_host
 from nettrim_jax.allocation import agent
 from nettrim_jax.allocation.finished import Finished
 from nettrim_jax.allocation.sides import Side, sides_of, steps_of
@@ -75,7 +74,7 @@ def follow(
         f"{name}: stays, no layer that can be pruned makes its units or reads them"
         for name in found.alone
     )
-    kept = [from_host(keep, leaf) for keep, leaf in zip(keeps, old, strict=True)]
+    kept = entries.beside(keeps, old)
     extra = {"notes": (*notes, *parts[0].network.notes)}
     return Finished(new, masks, reports, orders.moved(parts[0], new), extra, kept)
 

@@ -47,6 +47,11 @@ class Model:
         """These arrays, without types of shardings."""
         return _sharding.plain(self.given)
 
+    @property
+    def traced(self) -> bool:
+        """Whether JAX traces any of the arrays."""
+        return not all(map(known, self.leaves))
+
     def fill(self, leaves: Sequence[Array]) -> Params:
         """The params with other arrays, each where the given one lies."""
         return self.filler(list(map(_sharding.like, leaves, self.given)))

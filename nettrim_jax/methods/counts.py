@@ -151,10 +151,13 @@ def _groups(pattern: NM, shape: Shape, layers: int) -> Pattern:
 
 
 def _blocks(pattern: Blocks, shape: Shape, layers: int) -> Pattern:
-    b, *sizes = shape
-    grid = [-(-size // own) for size, own in zip(sizes, pattern.shape, strict=True)]
-    left = _each(pattern.number(b * math.prod(grid)), layers)
+    left = _each(pattern.number(shape[0] * math.prod(_grid(pattern, shape))), layers)
     return _Blocks(0.0, pattern.shape, pattern.pad, left)
+
+
+def _grid(pattern: Blocks, shape: Shape) -> list[int]:
+    sizes = zip(shape[1:], pattern.shape, strict=True)
+    return [-(-size // own) for size, own in sizes]
 
 
 def _neurons(pattern: Neurons, shape: Shape, layers: int) -> Pattern:
@@ -172,6 +175,38 @@ NUMBERS: dict[type, Callable[[Any, Shape, int], Pattern]] = {
     Neurons: _neurons,
     Inputs: _inputs,
 }
+
+
+# of how many weights, blocks or lines a level is a share, and the field of their number
+WHOLES: dict[type, Callable[[Any, Shape], int]] = {
+    Count: lambda p, shape: math.prod(shape),
+    _Columns: lambda p, shape: shape[1],
+    _Groups: lambda p, shape: p.m,
+    _Blocks: lambda p, shape: shape[0] * math.prod(_grid(p, shape)),
+    _Neurons: lambda p, shape: shape[0] * shape[2],
+    _Inputs: lambda p, shape: shape[0] * shape[1],
+}
+
+
+def of_how_many(pattern: Pattern, shape: Shape) -> int:
+    """The number of weights, blocks or lines of which a counted pattern leaves some.
+
+    Args:
+      pattern: what :func:`counted` makes.
+      shape: of one layer.
+    """
+    return WHOLES[type(pattern)](pattern, shape)
+
+
+def number_left(pattern: Any) -> Any:
+    """The number that a counted pattern leaves, one entry per layer."""
+    return pattern.n if isinstance(pattern, _Groups) else pattern.left
+
+
+def leaving(pattern: Any, left: Any) -> Any:
+    """The same counted pattern with another number left."""
+    name = "n" if isinstance(pattern, _Groups) else "left"
+    return dataclasses.replace(pattern, **{name: left})
 
 
 def is_counted(pattern: Pattern) -> bool:

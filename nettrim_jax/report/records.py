@@ -53,11 +53,14 @@ class Listing:
       sites: one entry per site, in order of execution.
       skipped: ``(path, reason)`` of every leaf of two or more dimensions left alone.
       notes: what else was found, such as signs that the network trains.
+      matrices: of each site, where its matrices lie in the leaves, for
+        :func:`nettrim_jax.train_sparse`; not in plain data, so empty when read back.
     """
 
     sites: tuple[SiteInfo, ...]
     skipped: tuple[tuple[LeafPath, str], ...]
     notes: tuple[str, ...] = ()
+    matrices: tuple[Any, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
     @property
     def size(self) -> int:

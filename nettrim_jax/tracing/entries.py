@@ -4,6 +4,7 @@ Knows arrays and sites; knows no solver.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import divide, numpy_of
 from nettrim_jax._trees import from_host, on_host
 from nettrim_jax.tracing.sites import Network, Site
-from nettrim_jax.typing import Array, wide
+from nettrim_jax.typing import Array, LeafPath, wide
 
 
 @jax.tree_util.register_static
@@ -58,7 +59,7 @@ def of(leaf: Array, index: np.ndarray) -> Entries:
     A map of positions is as large as a leaf and has to be sent to the device. So the
     usual one, which transposes a whole leaf, is kept as what it does.
     """
-    whole = _whole(index) if index.size == leaf.size else None
+    whole = whole_of(leaf.size, index)
     return Entries(leaf, jax.device_put(index) if whole is None else whole)
 
 
@@ -70,9 +71,9 @@ def weights_of(site: Site, leaves: Leaves) -> Entries:
     return found._replace(factor=jax.device_put(site.factor.astype(np.float32)))
 
 
-def _whole(index: np.ndarray) -> Whole | None:
-    """A map of all positions as the order of its axes; None if it has none."""
-    if not index.size:
+def whole_of(size: int, index: np.ndarray) -> Whole | None:
+    """A map of all positions of a leaf as the order of its axes; None if it is none."""
+    if not index.size or index.size != size:
         return None
     steps = [
         int(index[tuple(int(i == axis) for i in range(index.ndim))]) if size > 1 else -1
@@ -113,6 +114,67 @@ def write(entries: Entries, values: Array) -> Array:
     return leaf.ravel().at[index.ravel()].set(values.ravel()).reshape(leaf.shape)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Matrices:
+    """A site's weights of a leaf, for those who have the leaf but not the network.
+
+    Attributes:
+      path: path of the leaf.
+      box: path of its box, or its own path if it has none.
+      index: positions in the leaf, ``[b, d_in, d_out]`` int, or the order of its axes.
+      factor: by which the program multiplies the weights; None if by nothing.
+      shape: ``(layers, lanes of one, d_in, d_out)``.
+      channels: number of input channels.
+      leaf: shape of the leaf.
+    """
+
+    path: LeafPath
+    box: LeafPath
+    index: Any
+    factor: Any
+    shape: tuple[int, int, int, int]
+    channels: int
+    leaf: tuple[int, ...]
+
+    @classmethod
+    def of(cls, network: Network, site: Site) -> "Matrices":
+        """Those of a site."""
+        leaf = network.flat.avals[network.flat.block.inputs[site.leaf]].shape
+        index, layers = site.index, site.layers
+        return cls(
+            site.path,
+            network.boxes[site.leaf],
+            whole_of(math.prod(leaf), index) or index,
+            None if site.factor is None else site.factor.astype(np.float32),
+            (layers, len(index) // layers, *index.shape[1:]),
+            site.channels,
+            leaf,
+        )
+
+    def fits(self, leaf: Array) -> bool:
+        """Whether a leaf is like the one in which they were found."""
+        return tuple(leaf.shape) == self.leaf
+
+    def read(self, leaf: Array, *, plain: bool = False) -> Array:
+        """The weights in the leaf, in ``shape``; without the factor if ``plain``."""
+        factor = None if plain else self.factor
+        return read(Entries(leaf, self.index, factor)).reshape(self.shape)
+
+    def write(self, leaf: Array, values: Array, *, plain: bool = False) -> Array:
+        """The leaf with these weights; without the factor if ``plain``."""
+        factor = None if plain else self.factor
+        values = values.reshape(-1, *self.shape[2:])
+        return write(Entries(leaf, self.index, factor), values)
+
+
+def beside(masks: Iterable[Any], leaves: Iterable[Array]) -> list[Array]:
+    """Masks, of which those of NumPy become arrays beside their leaves."""
+    return [
+        from_host(mask, leaf) if isinstance(mask, np.ndarray) else mask
+        for mask, leaf in zip(masks, leaves, strict=True)
+    ]
+
+
 def kept_leaves(
     network: Network,
     chosen: Iterable[int],
@@ -141,10 +203,7 @@ def kept_leaves(
         else:
             out[leaf] = jnp.asarray(out[leaf])
         out[leaf] = write(of(out[leaf], index), mask)
-    return [
-        from_host(mask, leaf) if isinstance(mask, np.ndarray) else mask
-        for mask, leaf in zip(out, leaves, strict=True)
-    ]
+    return beside(out, leaves)
 
 
 class Values(NamedTuple):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from nettrim_jax import _sharding
 from nettrim_jax._trees import path_of, require_alive
 from nettrim_jax.results import MethodError, ParamsError
+from nettrim_jax.training.leaves import hidden
 from nettrim_jax.typing import Array, Params
 
 if TYPE_CHECKING:
@@ -54,33 +55,11 @@ def keep_sparse(
     """
     import optax
 
-    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        raise MethodError(
-            f"keep_sparse({optimizer!r}): expected an optimiser of optax, such as "
-            "keep_sparse(optax.adam(1e-3), mask)"
-        )
+    require_optimizer("keep_sparse", optimizer)
     inner = optax.with_extra_args_support(optimizer)
 
-    def hidden(leaf: Any) -> bool:
-        return leaf is None or isinstance(leaf, optax.MaskedNode)
-
-    def kept(keep: Any, like: Any) -> Array:
-        return _sharding.beside(jnp.asarray(keep).astype(bool), like)
-
-    def gradient(g: Any, keep: Any) -> Any:
-        if hidden(g) or not hasattr(keep, "dtype"):
-            return g
-        return jnp.where(kept(keep, g), g, jnp.zeros_like(g))
-
-    def answer(u: Any, keep: Any, p: Any) -> Any:
-        if hidden(u) or not hasattr(keep, "dtype"):
-            return u
-        # in the wider dtype, since a rounded step would not end at zero
-        dtype = jnp.promote_types(u.dtype, p.dtype)
-        return jnp.where(kept(keep, u), u.astype(dtype), -p.astype(dtype))
-
     def init(params: Params) -> Any:
-        _check(params, mask, hidden)
+        _check(params, mask)
         return inner.init(params)
 
     def update(
@@ -98,7 +77,36 @@ def keep_sparse(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check(params: Params, mask: Params, hidden: Any) -> None:
+def require_optimizer(caller: str, optimizer: Any) -> None:
+    """Raises MethodError unless it is a transformation of optax."""
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise MethodError(
+            f"{caller}({optimizer!r}): expected an optimiser of optax, such as "
+            f"{caller}(optax.adam(1e-3), ...)"
+        )
+
+
+def gradient(g: Any, keep: Any) -> Any:
+    """A gradient with zeros for weights that are removed."""
+    if hidden(g) or not hasattr(keep, "dtype"):
+        return g
+    return jnp.where(_kept(keep, g), g, jnp.zeros_like(g))
+
+
+def answer(u: Any, keep: Any, p: Any) -> Any:
+    """An update after which weights that are removed are zero."""
+    if hidden(u) or not hasattr(keep, "dtype"):
+        return u
+    # in the wider dtype, since a rounded step would not end at zero
+    dtype = jnp.promote_types(u.dtype, p.dtype)
+    return jnp.where(_kept(keep, u), u.astype(dtype), -p.astype(dtype))
+
+
+def _kept(keep: Any, like: Any) -> Array:
+    return _sharding.beside(jnp.asarray(keep).astype(bool), like)
+
+
+def _check(params: Params, mask: Params) -> None:
     require_alive("keep_sparse", mask, ParamsError)
 
     def check(path: Any, p: Array, keep: Any) -> None:
