@@ -11,6 +11,7 @@
 - ``layer_program``: the convex programs of one site, from its activations.
 - ``rules``: ``Magnitude``, ``Random`` and ``Wanda``, which are closed forms.
 - ``sparsegpt``: ``SparseGPT``, a rule that removes weights input by input.
+- ``damping``: damped second moments, of which there is an inverse.
 - ``taylor``: ``Taylor``, a rule that uses the gradient of a loss.
 - ``reconstruct``: ``Reconstruct``, which chooses and fits the weights of a pattern.
 - ``sparsest``: ``Sparsest``, the better of the two kinds for each layer.

@@ -13,8 +13,9 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from nettrim_jax._numerics import lower_inverse, matmul
-from nettrim_jax._trees import STATIC, known
-from nettrim_jax._values import real, whole
+from nettrim_jax._trees import STATIC
+from nettrim_jax._values import whole
+from nettrim_jax.methods.damping import damped, is_damping
 from nettrim_jax.methods.patterns import NM, Sparsity
 from nettrim_jax.methods.rules import MomentRule
 from nettrim_jax.methods.within import Within, apart
@@ -71,7 +72,7 @@ class SparseGPT(MomentRule):
             )
         damping, block = self.damping, self.block
         plain = isinstance(damping, int | float | str | np.generic)
-        if (plain and not _is_damping(damping)) or not whole(block) or block < 1:
+        if (plain and not is_damping(damping)) or not whole(block) or block < 1:
             raise MethodError(
                 f"SparseGPT(damping={damping!r}, block={block!r}): expected a finite "
                 "number of at least 0 and an integer of at least 1"
@@ -80,7 +81,7 @@ class SparseGPT(MomentRule):
     def check(self) -> None:
         """Raises MethodError if an attribute is not valid."""
         super().check()
-        if not _is_damping(self.damping):
+        if not is_damping(self.damping):
             raise MethodError(
                 f"SparseGPT(damping={self.damping!r}): expected a finite number of at "
                 "least 0"
@@ -92,12 +93,7 @@ class SparseGPT(MomentRule):
         gram = evidence
         b, d_in, d_out = W.shape
         pattern, allowed = apart(self.pattern)
-        diagonal = jnp.diagonal(gram, axis1=1, axis2=2)
-        dead = diagonal == 0
-        W = jnp.where(dead[:, :, None], 0, W)
-        damp = jnp.asarray(self.damping, W.dtype) * jnp.mean(diagonal, axis=1)
-        lift = damp[:, None] + dead.astype(W.dtype)
-        H = gram + lift[:, :, None] * jnp.eye(d_in, dtype=W.dtype)[None]
+        H, W = damped(gram, W, self.damping)
         # a block must not split a group of m
         m = pattern.m if isinstance(pattern, NM) else 1
         size = min(max(self.block // m, 1), -(-d_in // m)) * m
@@ -120,13 +116,6 @@ class SparseGPT(MomentRule):
 
 # of the first input, the weights and the factor of a block: new weights and errors
 Remove = Callable[[Array, Array, Array], tuple[Array, Array]]
-
-
-def _is_damping(value: ArrayLike) -> bool:
-    """Whether a value is one number of at least 0, as far as it is known."""
-    if not real(value) or np.shape(value) != ():
-        return False
-    return not known(value) or bool(np.isfinite(value) and np.asarray(value) >= 0)
 
 
 @jax.custom_jvp
