@@ -22,6 +22,7 @@ from nettrim_jax.convex.solution import Certificate, History, Solution, Stats
 from nettrim_jax.methods import patterns
 from nettrim_jax.methods.criteria import L2, APoZ, MeanActivation, NonZeros
 from nettrim_jax.methods.joint import Joint
+from nettrim_jax.methods.layerobs import LayerOBS
 from nettrim_jax.methods.nettrim import NetTrim
 from nettrim_jax.methods.patterns import NM, Blocks, Inputs, Neurons, Sparsity
 from nettrim_jax.methods.reconstruct import Reconstruct
@@ -29,6 +30,7 @@ from nettrim_jax.methods.rules import Magnitude, Random, Wanda
 from nettrim_jax.methods.sparsegpt import SparseGPT
 from nettrim_jax.methods.sparsest import Sparsest
 from nettrim_jax.methods.taylor import Taylor
+from nettrim_jax.methods.trace import Trace, trace
 from nettrim_jax.methods.tryandlearn import TryAndLearn
 from nettrim_jax.methods.units import Units
 from nettrim_jax.pruning import Pruned, prune
@@ -77,6 +79,7 @@ __all__ = [
     "Joint",
     "L1",
     "L2",
+    "LayerOBS",
     "Listing",
     "Magnitude",
     "Margin",
@@ -113,6 +116,7 @@ __all__ = [
     "Stats",
     "Taylor",
     "Threshold",
+    "Trace",
     "TryAndLearn",
     "Units",
     "Wanda",
@@ -140,6 +144,7 @@ __all__ = [
     "structure",
     "to_cvxpy",
     "train_sparse",
+    "trace",
     "training",
     "trim",
     "units",

@@ -144,8 +144,9 @@ def converged(pruned: Any, on_failure: str, solver: ADMM) -> None:
         texts.append(
             f"{len(by_rule)} of {len(report.sites)} layers met what is not a number: "
             f"{paths}. Either the network's values on this batch overflow, or (of "
-            "SparseGPT) the inputs' second moments are singular and want damping=...; "
-            "or take on_failure='keep' to leave such layers as trained"
+            "LayerOBS and of SparseGPT) the inputs' second moments are singular and "
+            "want damping=...; or take on_failure='keep' to leave such layers as "
+            "trained"
         )
     if hopeless:
         paths = ", ".join(site.path for site in hopeless)

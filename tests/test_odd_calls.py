@@ -34,6 +34,7 @@ METHODS = {
     "blocks": nt.Blocks(0.5, (2, 2)),
     "neurons": nt.Wanda(nt.Neurons(0.5)),
     "sparsegpt": nt.SparseGPT(nt.Sparsity(0.5)),
+    "layerobs": nt.LayerOBS(nt.Sparsity(0.5)),
     "wanda": nt.Wanda(nt.Sparsity(0.5)),
     "magnitude": nt.Magnitude(nt.Sparsity(0.5)),
     "random": nt.Random(nt.Sparsity(0.5), seed=1),

@@ -83,6 +83,11 @@ SETTINGS = {  # what is served, and what is refused
         [*NUMBERS, 0.5],
     ),
     "damping": (method(lambda v: nt.SparseGPT(nt.NM(2, 4), damping=v)), SCALAR, NONE),
+    "damping of OBS": (
+        method(lambda v: nt.LayerOBS(nt.NM(2, 4), damping=v)),
+        SCALAR,
+        NONE,
+    ),
     "block": (
         method(lambda v: nt.SparseGPT(nt.NM(2, 4), block=v)),
         WHOLE,

@@ -11,6 +11,10 @@
 - ``layer_program``: the convex programs of one site, from its activations.
 - ``rules``: ``Magnitude``, ``Random`` and ``Wanda``, which are closed forms.
 - ``sparsegpt``: ``SparseGPT``, a rule that removes weights input by input.
+- ``layerobs``: ``LayerOBS``, a rule that removes weights one by one.
+- ``elimination``: the order in which weights go, each at least loss.
+- ``support``: the best weights on a support, for all units of a layer.
+- ``trace``: ``trace``, every level of one layer by one run of ``LayerOBS``.
 - ``damping``: damped second moments, of which there is an inverse.
 - ``taylor``: ``Taylor``, a rule that uses the gradient of a loss.
 - ``reconstruct``: ``Reconstruct``, which chooses and fits the weights of a pattern.
@@ -29,6 +33,7 @@
 
 from nettrim_jax.methods.criteria import L2, APoZ, MeanActivation, NonZeros
 from nettrim_jax.methods.joint import Joint
+from nettrim_jax.methods.layerobs import LayerOBS
 from nettrim_jax.methods.nettrim import NetTrim
 from nettrim_jax.methods.reconstruct import Reconstruct
 from nettrim_jax.methods.rules import Magnitude, Random, Wanda
@@ -42,6 +47,7 @@ __all__ = [
     "APoZ",
     "Joint",
     "L2",
+    "LayerOBS",
     "Magnitude",
     "MeanActivation",
     "NetTrim",

@@ -27,6 +27,7 @@ METHODS = {
     "random": nt.Random,
     "wanda": nt.Wanda,
     "sparsegpt": nt.SparseGPT,
+    "layerobs": nt.LayerOBS,
     "taylor": lambda pattern, **more: nt.Taylor(pattern, loss, **more),
     "reconstruct": nt.Reconstruct,
 }

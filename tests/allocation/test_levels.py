@@ -293,7 +293,7 @@ def counts_of(report):
     return {site.path: (int(site.nonzeros), site.size) for site in report.sites}
 
 
-MAKES = only_fast([nt.Wanda], [nt.Wanda, nt.SparseGPT, nt.Reconstruct])
+MAKES = only_fast([nt.Wanda], [nt.Wanda, nt.SparseGPT, nt.LayerOBS, nt.Reconstruct])
 
 
 @pytest.mark.parametrize("make", MAKES)

@@ -24,6 +24,7 @@ METHODS = {
     "nettrim": nt.NetTrim(epsilon=0.2),
     "reconstruct": nt.Reconstruct(nt.Sparsity(0.5)),
     "sparsegpt": nt.SparseGPT(nt.Sparsity(0.5)),
+    "layerobs": nt.LayerOBS(nt.Sparsity(0.5)),
 }
 
 

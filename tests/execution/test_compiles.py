@@ -50,6 +50,7 @@ HOLDERS = {
     "magnitude": nt.Magnitude,
     "wanda": nt.Wanda,
     "sparsegpt": nt.SparseGPT,
+    "layerobs": nt.LayerOBS,
 }
 
 

@@ -57,6 +57,7 @@ SLOW = [
     "prune(half)",
     "prune(nt.Wanda(half), mode='cascade')",
     "prune(nt.SparseGPT(half))",
+    "prune(nt.LayerOBS(half))",
     "prune(half, mode='cascade')",
     "prune(nt.NetTrim(0.2, rounds=2, refit=True))",
     "prune(nt.NetTrim(0.2), mode='cascade')",

@@ -197,6 +197,7 @@ MODES = ("parallel", "cascade")
 CALLS = [f"({method}, mode={mode!r})" for method in METHODS for mode in MODES]
 MORE = [
     "(nt.SparseGPT(half))",
+    "(nt.LayerOBS(half))",
     "(nt.Random(half))",
     "(nt.Taylor(half, loss=call.loss))",
     "(nt.Wanda(nt.Sparsity(0.5, scope='network')))",

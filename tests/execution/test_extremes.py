@@ -26,6 +26,7 @@ METHODS = {
     "nettrim": nt.NetTrim(epsilon=0.1),
     "sparsity": nt.Sparsity(0.5),
     "sparsegpt": nt.SparseGPT(nt.Sparsity(0.5)),
+    "layerobs": nt.LayerOBS(nt.Sparsity(0.5)),
     "wanda": nt.Wanda(nt.Sparsity(0.5)),
     "magnitude": nt.Magnitude(nt.Sparsity(0.5)),
 }

@@ -20,6 +20,7 @@ import nettrim_jax as nt
 METHODS = {{
     "sparsity": nt.Sparsity(0.5), "nm": nt.NM(1, 2, pad=True),
     "sparsegpt": nt.SparseGPT(nt.Sparsity(0.5)), "nettrim": nt.NetTrim(0.2, refit=True),
+    "layerobs": nt.LayerOBS(nt.Sparsity(0.5)),
 }}
 rng = np.random.default_rng(0)
 kind, size, name, mode = {kind!r}, {size}, {method!r}, {mode!r}
@@ -64,6 +65,20 @@ CASES = [
     for kind, sizes in SIZES.items()
     for i, size in enumerate(sizes)
 ]
+CASES += [("experts", 16, "layerobs", "parallel"), ("scan", 64, "layerobs", "cascade")]
+# more units than run together, of which the last turn has fewer
+TURNS = """
+import jax.numpy as jnp, numpy as np
+import nettrim_jax as nt
+from nettrim_jax.methods import support
+
+support.MEMORY = 2**22
+rng = np.random.default_rng(0)
+W, x = (jnp.asarray(rng.normal(size=shape), "f") for shape in ((300, 31), (900, 300)))
+call = lambda w, x: x @ w
+pruned = nt.prune(W, call, x, method=nt.LayerOBS(nt.Sparsity(0.9)), held_out=0.0)
+assert int((pruned.params != 0).sum()) == 930
+"""
 
 
 def returns(code, cores, limit=LIMIT):
@@ -87,6 +102,12 @@ def returns(code, cores, limit=LIMIT):
 @pytest.mark.parametrize("kind, size, method, mode", CASES)
 def test_a_pruning_returns(kind, size, method, mode, cores):
     returns(CODE.format(kind=kind, size=size, method=method, mode=mode), cores)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cores", [1, 2])
+def test_units_in_turns_return(cores):
+    returns(TURNS, cores)
 
 
 @pytest.mark.slow

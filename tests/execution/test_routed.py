@@ -43,6 +43,7 @@ METHODS = {
     "nm": (nt.NM(2, 4), 96),
     "blocks": (nt.Blocks(0.5, (2, 2)), 96),
     "sparsegpt": (nt.SparseGPT(nt.Sparsity(0.5)), 96),
+    "layerobs": (nt.LayerOBS(nt.Sparsity(0.5)), 96),
     "wanda": (nt.Wanda(nt.Sparsity(0.5)), 96),
     "neurons": (nt.Wanda(nt.Neurons(0.5)), 96),
     "inputs": (nt.Wanda(nt.Inputs(0.5)), 96),

@@ -42,6 +42,7 @@ import models
 METHODS = {
     "nettrim": nt.NetTrim(epsilon=0.3),
     "sparsegpt": nt.SparseGPT(nt.Sparsity(0.5)),
+    "layerobs": nt.LayerOBS(nt.Sparsity(0.5)),
     "magnitude": nt.Magnitude(nt.Sparsity(0.5)),
 }
 SETTINGS = {

@@ -26,6 +26,9 @@ RULES = [
     nt.SparseGPT(nt.NM(2, 4, pad=True)),
     nt.Random(nt.Sparsity(0.6)),
     nt.Random(nt.NM(2, 4, pad=True), seed=3),
+    nt.LayerOBS(nt.Sparsity(0.6)),
+    nt.LayerOBS(nt.NM(2, 4, pad=True)),
+    nt.LayerOBS(nt.Blocks(0.5, (2, 2), pad=True)),
 ]
 MARKED = only_fast([RULES[5]], RULES)
 
