@@ -27,6 +27,7 @@ from nettrim_jax.methods.nettrim import NetTrim
 from nettrim_jax.methods.patterns import NM, Blocks, Inputs, Neurons, Sparsity
 from nettrim_jax.methods.reconstruct import Reconstruct
 from nettrim_jax.methods.rules import Magnitude, Random, Wanda
+from nettrim_jax.methods.second_order import OBD, Fisher, Saliency
 from nettrim_jax.methods.sparsegpt import SparseGPT
 from nettrim_jax.methods.sparsest import Sparsest
 from nettrim_jax.methods.taylor import Taylor
@@ -71,6 +72,7 @@ __all__ = [
     "Certificate",
     "DenseSparseDense",
     "ElasticNet",
+    "Fisher",
     "FixedPattern",
     "Gradual",
     "GroupL1",
@@ -91,6 +93,7 @@ __all__ = [
     "NonZeros",
     "Nonnegative",
     "Normalized",
+    "OBD",
     "Path",
     "Program",
     "Pruned",
@@ -102,6 +105,7 @@ __all__ = [
     "Regrow",
     "Report",
     "Rounds",
+    "Saliency",
     "SearchStep",
     "Sign",
     "SiteInfo",

@@ -107,9 +107,9 @@ def prune(
         match wins) to these or ``None``.
         ``NetTrim(deviation=...)`` or ``drop``, or that of a method with a pattern,
         splits the batch and solves on half of its rows, or on three quarters if they
-        are few; all batches of a loader are kept. ``Sparsity(scope="network")``,
-        except with ``Magnitude``, does the same to choose how many weights each layer
-        keeps, and then solves for these on all rows.
+        are few; all batches of a loader are kept. ``Sparsity(scope="network")`` does
+        the same to choose how many weights each layer keeps, and then solves for these
+        on all rows, except with methods that compare all weights, as ``Magnitude``.
       mode: ``"parallel"``: every layer has inputs from the trained network.
         ``"cascade"``: in order of execution, every layer has inputs from the network as
         pruned so far, and targets from the trained one. (Experts behind

@@ -183,6 +183,7 @@ SIMPLE = {
     "sparsegpt": lambda nt: nt.SparseGPT(nt.Sparsity(0.6)),
     "sparsegpt-nm": lambda nt: nt.SparseGPT(nt.NM(2, 4), block=8),
     "wanda": lambda nt: nt.Wanda(nt.Sparsity(0.6, scope="column")),
+    "obd": lambda nt: nt.OBD(nt.Sparsity(0.6)),
     "magnitude": lambda nt: nt.Magnitude(nt.Sparsity(0.6)),
     "random": lambda nt: nt.Random(nt.Sparsity(0.6), seed=2),
     "mixed": lambda nt: {

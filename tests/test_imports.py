@@ -145,7 +145,7 @@ def test_jaxopt_is_behind_one_door(name):
 KINDS = (
     "NetTrim Allotted Reconstruct Refit Rule MomentRule Magnitude Random Wanda".split()
 )
-KINDS += ["SparseGPT", "LayerOBS", "Taylor"]
+KINDS += ["SparseGPT", "LayerOBS", "Taylor", "Scored", "OBD", "Fisher", "Saliency"]
 FLAGS = {"moments", "downstream", "pattern", "penalty", "entitled"}
 
 

@@ -1,14 +1,16 @@
 """Splits one number of weights among the layers that share it.
 
-By magnitude, the weights of all layers are compared at once. For other methods, every
-layer is solved for several numbers and measured on the rows that steer. ``curves``
-chooses among these, and the choice is compared with the same share in every layer.
+Where a method scores weights alike in all layers, as by magnitude or by the loss
+without them, all are compared at once. For other methods, every layer is solved for
+several numbers and measured on the rows that steer. ``curves`` chooses among these, and
+the choice is compared with the same share in every layer.
 Knows sites, the engine and curves; knows no particular method.
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
@@ -18,9 +20,11 @@ from nettrim_jax.allocation import curves as splitting
 from nettrim_jax.allocation.curves import Point
 from nettrim_jax.allocation.evaluation import Meter
 from nettrim_jax.allocation.search import Leaves, Workshop
+from nettrim_jax.calibration import statistics
+from nettrim_jax.calibration.batches import Part
 from nettrim_jax.execution.options import Options
 from nettrim_jax.execution.orders import Methods, Seen
-from nettrim_jax.methods.base import Method, Sharing
+from nettrim_jax.methods.base import Comparing, Method, Sharing
 from nettrim_jax.methods.budget import Share
 from nettrim_jax.methods.patterns import Sparsity
 from nettrim_jax.report import Split
@@ -36,13 +40,31 @@ Unit = tuple[int, int]  # a site and one of its layers; each step of a loop is o
 Counts = dict[Unit, int]
 
 
-def by_size(network: Network, asked: Methods, old: Leaves) -> dict[int, Method]:
-    """The methods, with a number for each layer that is compared by magnitude."""
+def looks(asked: Methods) -> bool:
+    """Whether weights are compared by what the data say of them."""
+    return any(_compared(method) and method.statistics for method in asked.values())
+
+
+def by_score(parts: Iterable[Part], asked: Methods) -> dict[int, Method]:
+    """The methods, with a number for each layer whose weights are compared.
+
+    Args:
+      parts: all batches; only the first one if none of the methods asks for statistics.
+      asked: the methods by site.
+    """
+    parts = iter(parts)
+    first = next(parts)
+    network, old = first.network, first.model.leaves
+    mine = {k: m.statistics for k, m in asked.items() if _compared(m)}
+    sums = statistics.apart(mine, itertools.chain([first], parts), old)
     counts: dict[Unit, Any] = {}
     for share, sites in _groups(asked):
         if share.measured:
             continue
-        sizes = [_weights(network.sites[k], old) for k in sites]
+        sizes = [
+            cast(Comparing, asked[k]).score(_weights(network.sites[k], old), sums[k])
+            for k in sites
+        ]
         dtype = functools.reduce(jnp.promote_types, (a.dtype for a in sizes))
         flat = jnp.concatenate([jnp.ravel(a).astype(dtype) for a in sizes])
         kept = Sparsity(share.level).keep(flat[None, :, None])[0, :, 0]
@@ -109,6 +131,10 @@ def search(
     ours, equal = (jnp.asarray(math.sqrt(m), jnp.float32) for m in moved)
     methods = counted(seen.first.network, asked, best)
     return methods, Split(ours, equal, job.tried)
+
+
+def _compared(method: Method) -> bool:
+    return isinstance(method.shared, Share) and not method.shared.measured
 
 
 class _Group(NamedTuple):
@@ -270,4 +296,4 @@ def _sizes(network: Network, k: int) -> Counts:
 
 def _weights(site: Site, old: Leaves) -> Array:
     values = read(weights_of(site, old))
-    return jnp.abs(values.astype(wide(values.dtype)))
+    return values.astype(wide(values.dtype))

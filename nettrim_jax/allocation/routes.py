@@ -118,11 +118,15 @@ def follow(
     parts = iter(parts)
     first = next(parts)
     every = itertools.chain([first], parts)
-    old, extra = first.model.leaves, {}
+    extra = {}
     chooser = _chooser(asked)
     if chooser is not None:
         return units.follow(chooser, list(every), asked, options)
-    asked = levels.by_size(first.network, asked, old)
+    if levels.looks(asked):  # before layers are solved, all batches are read
+        every = list(every)
+        asked = levels.by_score(every, asked)
+    else:
+        asked = levels.by_score([first], asked)
     if any(_is_measured(method.shared) for method in asked.values()):
         asked, extra["split"] = _split(route.source, asked, options)
     if route.dealt is not None:

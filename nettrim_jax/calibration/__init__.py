@@ -10,6 +10,9 @@
 - ``statistics``: the sums over rows or batches that a method may ask for.
 - ``sensitivity``: how far errors of each layer move the output, by back-propagation.
 - ``gradient``: the derivatives of the user's loss by each weight.
+- ``samples``: a batch as samples, and the programs of what is differentiated.
+- ``jacobians``: sums over samples of products of derivatives by the weights.
+- ``curvature``: second derivatives by single weights, as sums over samples.
 - ``gates``: the derivatives of the user's loss by a factor of each unit.
 - ``responses``: what follows each layer, in one run.
 - ``minibatches``: batches of one size for many steps, and some that no step sees.

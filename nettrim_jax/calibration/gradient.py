@@ -41,26 +41,59 @@ class LossGradient:
         self, part: Part, chosen: tuple[int, ...], leaves: Sequence[Array]
     ) -> Mapping[int, Array]:
         """The squares on one batch, by one backward pass through network and loss."""
-        sites = {k: part.network.sites[k] for k in chosen}
-        moved = {site.leaf: leaves[site.leaf] for site in sites.values()}
-        tree = jax.tree.structure(part.given)
-        try:
-            loss, consts = Called(self.loss, part.model.filler, tree), []
-            if _sharding.meshes_of((part.model.given, part.given)):
-                given = part.model.given, jax.tree.leaves(part.given)
-                flat, consts = jaxprs.flatten(untyped.make_jaxpr(loss, *given))
-                loss = _Traced(flat)
-            slopes = _slopes(loss, moved, list(leaves), part.batch, consts)
-        except Exception as error:
-            first = str(error).strip().split("\n")[0].rstrip(".")
-            raise MethodError(
-                "loss: expected loss(params, batch) to give one floating number that "
-                "jax.grad can differentiate by params, with params and batch as "
-                f"apply_fn takes them; it failed: {type(error).__name__}: {first}"
-            ) from error
-        return {
-            k: _square(entries.weights_of(site, slopes)) for k, site in sites.items()
-        }
+        found = _by_site(self.loss, part, chosen, leaves)
+        return {k: _square(slope) for k, slope in found.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSlope:
+    r"""Derivatives of the loss by a layer's weights, ``[b, d_in, d_out]``.
+
+    .. math::
+        \sum_{\text{batches}} \frac{\partial L}{\partial W_{ij}}
+
+    Attributes:
+      loss: ``loss(params, batch)``, one number.
+    """
+
+    loss: Loss
+
+    name: ClassVar[str] = "loss slope"
+
+    def of(
+        self, part: Part, chosen: tuple[int, ...], leaves: Sequence[Array]
+    ) -> Mapping[int, Array]:
+        """The derivatives on one batch, by one backward pass."""
+        found = _by_site(self.loss, part, chosen, leaves)
+        return {k: _slope(slope) for k, slope in found.items()}
+
+
+def _by_site(
+    given: Loss, part: Part, chosen: tuple[int, ...], leaves: Sequence[Array]
+) -> dict[int, Entries]:
+    """The gradient of the loss on one batch by each site's weights.
+
+    Raises:
+      MethodError: the loss is no number that JAX can differentiate.
+    """
+    sites = {k: part.network.sites[k] for k in chosen}
+    moved = {site.leaf: leaves[site.leaf] for site in sites.values()}
+    tree = jax.tree.structure(part.given)
+    try:
+        loss, consts = Called(given, part.model.filler, tree), []
+        if _sharding.meshes_of((part.model.given, part.given)):
+            arrays = part.model.given, jax.tree.leaves(part.given)
+            flat, consts = jaxprs.flatten(untyped.make_jaxpr(loss, *arrays))
+            loss = _Traced(flat)
+        slopes = _slopes(loss, moved, list(leaves), part.batch, consts)
+    except Exception as error:
+        first = str(error).strip().split("\n")[0].rstrip(".")
+        raise MethodError(
+            "loss: expected loss(params, batch) to give one floating number that "
+            "jax.grad can differentiate by params, with params and batch as "
+            f"apply_fn takes them; it failed: {type(error).__name__}: {first}"
+        ) from error
+    return {k: entries.weights_of(site, slopes) for k, site in sites.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +141,16 @@ def _slopes(
 @compiled()
 def _square(slope: Entries) -> Array:
     """The squares of the gradient by weights as their rows meet them."""
+    return _met(slope) ** 2
+
+
+@compiled()
+def _slope(slope: Entries) -> Array:
+    """The gradient by weights as their rows meet them."""
+    return _met(slope)
+
+
+def _met(slope: Entries) -> Array:
     each = entries.read(slope._replace(factor=None))
     each = each.astype(wide(each.dtype))
-    return (each if slope.factor is None else divide(each, slope.factor)) ** 2
+    return each if slope.factor is None else divide(each, slope.factor)

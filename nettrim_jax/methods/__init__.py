@@ -17,6 +17,8 @@
 - ``trace``: ``trace``, every level of one layer by one run of ``LayerOBS``.
 - ``damping``: damped second moments, of which there is an inverse.
 - ``taylor``: ``Taylor``, a rule that uses the gradient of a loss.
+- ``second_order``: ``OBD``, ``Fisher`` and ``Saliency``, rules that score weights by
+  what a loss, or the outputs, lose without them.
 - ``reconstruct``: ``Reconstruct``, which chooses and fits the weights of a pattern.
 - ``sparsest``: ``Sparsest``, the better of the two kinds for each layer.
 - ``pattern_admm``: the loop of ``Reconstruct``.
@@ -37,6 +39,7 @@ from nettrim_jax.methods.layerobs import LayerOBS
 from nettrim_jax.methods.nettrim import NetTrim
 from nettrim_jax.methods.reconstruct import Reconstruct
 from nettrim_jax.methods.rules import Magnitude, Random, Wanda
+from nettrim_jax.methods.second_order import OBD, Fisher, Saliency
 from nettrim_jax.methods.sparsegpt import SparseGPT
 from nettrim_jax.methods.sparsest import Sparsest
 from nettrim_jax.methods.taylor import Taylor
@@ -45,6 +48,7 @@ from nettrim_jax.methods.units import Units
 
 __all__ = [
     "APoZ",
+    "Fisher",
     "Joint",
     "L2",
     "LayerOBS",
@@ -52,8 +56,10 @@ __all__ = [
     "MeanActivation",
     "NetTrim",
     "NonZeros",
+    "OBD",
     "Random",
     "Reconstruct",
+    "Saliency",
     "SparseGPT",
     "Sparsest",
     "Taylor",

@@ -6,7 +6,7 @@ Adding a method touches only its own file, that of its statistic and the package
 Knows activations, statistics and sites; knows no other method.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, Self
 
 import jax
@@ -258,6 +258,19 @@ class Sharing(Method, Protocol):
 
     def counted(self, left: Array, shape: tuple[int, ...]) -> Method:
         """The same method for one layer, of this shape, that keeps so many weights."""
+        ...
+
+
+class Comparing(Sharing, Protocol):
+    """A method whose :class:`Share` is not measured: all weights are compared."""
+
+    def score(self, W: Array, stats: Mapping[str, Array]) -> Array:
+        """What is lost without each weight, ``[b, d_in, d_out]``, in one unit for all.
+
+        Args:
+          W: the trained weights of one site.
+          stats: its statistics by name.
+        """
         ...
 
 

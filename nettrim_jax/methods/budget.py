@@ -40,7 +40,7 @@ class Share:
     Attributes:
       level: the share of zeros among all their weights.
       measured: whether the network is measured to split the number; otherwise the
-        weights of all layers are compared by their magnitude.
+        weights of all layers are compared by the method's score.
     """
 
     level: float

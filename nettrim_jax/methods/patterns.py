@@ -36,7 +36,8 @@ class Sparsity:
 
     With ``scope="network"`` the share is that of all layers that have the same method,
     or an equal one, and ``prune`` finds how many weights each layer keeps.
-    :class:`Magnitude` compares all their weights at once. For any other method, each
+    :class:`Magnitude`, :class:`OBD`, :class:`Fisher` and :class:`Saliency` score all
+    their weights alike, and compare them at once. For any other method, each
     layer is solved at several levels and the network is measured, on a batch split in
     three: half to solve on, a quarter to choose the numbers, and a quarter to compare
     the choice with equal shares, which are taken if the output then moves less (over

@@ -10,6 +10,7 @@ Knows arrays, patterns and the protocol of methods; knows no network.
 
 import dataclasses
 import zlib
+from collections.abc import Mapping
 from typing import ClassVar, Self
 
 import jax
@@ -163,6 +164,10 @@ class Magnitude(Rule):
         if isinstance(shared, Share):
             return dataclasses.replace(shared, measured=False)
         return shared
+
+    def score(self, W: Array, stats: Mapping[str, Array]) -> Array:
+        """The magnitude of each weight, ``[b, d_in, d_out]``."""
+        return abs(W)
 
     def answer(self, W: Array, evidence: Array | None = None) -> Array:
         """New weights, ``[b, d_in, d_out]``."""

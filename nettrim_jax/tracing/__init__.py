@@ -20,5 +20,7 @@
 - ``sites``: ``trace``, which makes a network with its sites.
 - ``canonical``: a segment of a network in numbers of its own, so that like ones are
   compiled once.
+- ``matching``: finds the outputs of one program among the values of another.
+- ``outer``: matrices that meet one row, whose derivatives are outer products.
 - ``entries``: reads and writes a site's entries of leaves, and makes the mask.
 """

@@ -185,7 +185,7 @@ def branches(eqn: Any) -> tuple[Any, ...]:
 
 def _sign(block: Block, avals: Mapping[int, Any], parts: list[str]) -> None:
     def ref(item: Ref) -> str:
-        return _text(item.value) if isinstance(item, Literal) else f"%{item}"
+        return text_of(item.value) if isinstance(item, Literal) else f"%{item}"
 
     parts.append("in " + " ".join(f"{ref(i)}:{avals[i]}" for i in block.inputs))
     for op in block.ops:
@@ -193,21 +193,22 @@ def _sign(block: Block, avals: Mapping[int, Any], parts: list[str]) -> None:
         inputs = " ".join(map(ref, op.inputs))
         skip = BODIES if op.blocks else ()
         kept = sorted(k for k in op.params if k not in skip)
-        params = ",".join(f"{k}={_text(op.params[k])}" for k in kept)
+        params = ",".join(f"{k}={text_of(op.params[k])}" for k in kept)
         parts.append(f"{outputs} = {op.name}[{params}] {inputs}")
         for inner in op.blocks:
             _sign(inner, avals, parts)
     parts.append("out " + " ".join(map(ref, block.outputs)))
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A value as text, equal only for equal values."""
     # repr elides the middle of large arrays, which would make unequal programs equal
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         array = np.asarray(value)
         digest = hashlib.sha256(array.tobytes()).hexdigest()
         return f"{array.dtype}{array.shape}{digest}"
     if isinstance(value, tuple | list):
-        return "(" + ",".join(map(_text, value)) + ")"
+        return "(" + ",".join(map(text_of, value)) + ")"
     return repr(value)
 
 

@@ -54,6 +54,7 @@ METHODS = {
     "magnitude": nt.Magnitude(nt.Sparsity(0.5)),
     "wanda": nt.Wanda(nt.Sparsity(0.5)),
     "taylor": nt.Taylor(nt.Sparsity(0.5), loss=lambda p, x: jnp.sum(x @ p["w"]) ** 2),
+    "obd": nt.OBD(nt.Sparsity(0.5)),
     "nettrim": nt.NetTrim(epsilon=0.3),
     "sparsity": nt.Sparsity(0.5),
     "network": nt.Sparsity(0.5, scope="network"),
