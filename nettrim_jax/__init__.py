@@ -24,6 +24,7 @@ from nettrim_jax.methods.criteria import L2, APoZ, MeanActivation, NonZeros
 from nettrim_jax.methods.joint import Joint
 from nettrim_jax.methods.layerobs import LayerOBS
 from nettrim_jax.methods.nettrim import NetTrim
+from nettrim_jax.methods.obs import OBS
 from nettrim_jax.methods.patterns import NM, Blocks, Inputs, Neurons, Sparsity
 from nettrim_jax.methods.reconstruct import Reconstruct
 from nettrim_jax.methods.rules import Magnitude, Random, Wanda
@@ -94,6 +95,7 @@ __all__ = [
     "Nonnegative",
     "Normalized",
     "OBD",
+    "OBS",
     "Path",
     "Program",
     "Pruned",

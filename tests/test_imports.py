@@ -145,7 +145,7 @@ def test_jaxopt_is_behind_one_door(name):
 KINDS = (
     "NetTrim Allotted Reconstruct Refit Rule MomentRule Magnitude Random Wanda".split()
 )
-KINDS += ["SparseGPT", "LayerOBS", "Taylor", "Scored", "OBD", "Fisher", "Saliency"]
+KINDS += "SparseGPT LayerOBS Taylor Scored OBD OBS Fisher Saliency".split()
 FLAGS = {"moments", "downstream", "pattern", "penalty", "entitled"}
 
 

@@ -8,6 +8,7 @@
 - ``evaluation``: measurements of networks on some rows.
 - ``budget``: pure functions that choose for a budget, given measured numbers.
 - ``units``: a network without the units that a method chooses.
+- ``together``: the weights of all layers as one vector, which one method prunes.
 - ``sides``: which rows and columns of matrices are the units of a group.
 - ``finished``: the result of a pruning.
 - ``curves``: the split of a number of weights by the layers' curves, as numbers.

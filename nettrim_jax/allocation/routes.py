@@ -1,4 +1,4 @@
-"""The route of a pruning: by layer, by a split share, within a budget, by whole units.
+"""The route of a pruning: by layer, by a share, within a budget, or all at once.
 
 Knows the searches, the orders and what methods share; knows no particular method.
 """
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from nettrim_jax.allocation import budget as budgets
-from nettrim_jax.allocation import deviation, factor, levels, units
+from nettrim_jax.allocation import deviation, factor, levels, together, units
 from nettrim_jax.allocation.budget import Reading
 from nettrim_jax.allocation.deviation import Found
 from nettrim_jax.allocation.evaluation import Meter
@@ -22,13 +22,15 @@ from nettrim_jax.calibration.splits import Dealt, Turn, concrete, deal
 from nettrim_jax.execution import orders
 from nettrim_jax.execution.options import Options
 from nettrim_jax.execution.orders import Methods
-from nettrim_jax.methods.base import Choosing, Method
-from nettrim_jax.methods.budget import Budget, Share, Whole
+from nettrim_jax.methods.base import Choosing, Joining, Method
+from nettrim_jax.methods.budget import Budget, Share, Together, Whole
 from nettrim_jax.report import Margin, Split
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Batch
 
-Wish = tuple[Any, Budget | Share | Whole]  # a method as given, with its request
+Wish = tuple[
+    Any, Budget | Share | Together | Whole
+]  # a method as given, with its request
 
 
 class Route(NamedTuple):
@@ -54,7 +56,7 @@ def plan(wishes: Sequence[Wish], source: Source, *, cascade: bool) -> Route:
     budget, measured = _budget(wishes), _measured(wishes)
     given = source.model.params, source.key, source.weights, source.batch
     if asker := _whole(wishes):
-        concrete(given, asker, "take a pattern such as Neurons(0.5)")
+        concrete(given, asker, "take another method, with a pattern of its own")
         source = source.stored()
     if measured:
         concrete(given, "Sparsity(scope='network')", "take scope='layer'")
@@ -80,13 +82,19 @@ def _budget(wishes: Sequence[Wish]) -> Budget | None:
 
 
 def _whole(wishes: Sequence[Wish]) -> str | None:
-    """The name of the method that chooses whole units, if one does.
+    """The name of the method that prunes the network as a whole, if one does.
 
     Raises:
       MethodError: another method has a request, too.
     """
-    askers = [shared.asker for _, shared in wishes if isinstance(shared, Whole)]
-    others = [m for m, shared in wishes if not isinstance(shared, Whole)]
+    every = [shared for _, shared in wishes if isinstance(shared, Whole | Together)]
+    askers = list(dict.fromkeys(shared.asker for shared in every))
+    others = [m for m, shared in wishes if shared not in every[:1]]
+    if others and all(isinstance(shared, Together) for _, shared in wishes):
+        raise MethodError(
+            f"method: {wishes[0][0]!r} and {others[0]!r} prune all layers at once; "
+            "expected them to differ in their patterns alone"
+        )
     if askers and others:
         raise MethodError(
             f"method: {askers[0]} and {others[0]!r} each choose for the whole network; "
@@ -107,7 +115,7 @@ def _measured(wishes: Sequence[Wish]) -> bool:
     return bool(mine)
 
 
-def _is_measured(shared: Budget | Share | Whole | None) -> bool:
+def _is_measured(shared: Budget | Share | Together | Whole | None) -> bool:
     return isinstance(shared, Share) and shared.measured
 
 
@@ -122,6 +130,9 @@ def follow(
     chooser = _chooser(asked)
     if chooser is not None:
         return units.follow(chooser, list(every), asked, options)
+    joined = _joined(asked)
+    if joined:
+        return together.follow(joined, list(every), options)
     if levels.looks(asked):  # before layers are solved, all batches are read
         every = list(every)
         asked = levels.by_score(every, asked)
@@ -152,6 +163,23 @@ def _chooser(asked: Methods) -> Choosing | None:
             f"cannot have another method, got {others[0]!r}; give other layers None"
         )
     return found[0] if found else None
+
+
+def _joined(asked: Methods) -> dict[int, Joining]:
+    """The methods that prune all layers at once; empty if there are none.
+
+    Raises:
+      MethodError: another layer has another method.
+    """
+    every: dict[int, Any] = dict(asked)
+    found = {k: m for k, m in every.items() if isinstance(m.shared, Together)}
+    others = [method for k, method in every.items() if k not in found]
+    if found and others:
+        raise MethodError(
+            f"method: {next(iter(found.values()))!r} prunes all layers at once, which "
+            f"cannot have another method, got {others[0]!r}; give other layers None"
+        )
+    return found
 
 
 def _split(

@@ -7,6 +7,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import jax
+import numpy as np
+
 from nettrim_jax._compile import compiled
 from nettrim_jax._numerics import divide
 from nettrim_jax.calibration import jacobians, samples
@@ -55,7 +58,7 @@ class GaussNewton:
     ) -> Mapping[int, Array]:
         """The sums over one batch, by backward passes for each of its samples."""
         try:
-            taken = samples.outputs_of(part, self.loss, chosen)
+            taken = samples.outputs_of(part, self.loss, _moved(part, chosen))
             return _diagonals(part, chosen, leaves, taken)
         except Exception as error:
             raise _failed(error, OUTPUTS if self.loss is None else LOSS) from error
@@ -81,10 +84,33 @@ class SampleGradient:
     ) -> Mapping[int, Array]:
         """The sums over one batch, by a backward pass for each of its samples."""
         try:
-            taken = samples.loss_of(part, self.loss, chosen)
+            taken = samples.loss_of(part, self.loss, _moved(part, chosen))
             return _diagonals(part, chosen, leaves, taken)
         except Exception as error:
             raise _failed(error, LOSS) from error
+
+
+def matrix(
+    part: Part, loss: Loss | None, picks: Sequence[tuple[int, np.ndarray]]
+) -> np.ndarray:
+    """The whole Gauss-Newton matrix of one batch by some entries of leaves, ``[n, n]``.
+
+    Args:
+      part: the batch.
+      loss: as for :class:`GaussNewton`.
+      picks: leaves with positions of their entries, which are in this order.
+
+    Raises:
+      MethodError: as :class:`GaussNewton`.
+    """
+    moved = tuple(leaf for leaf, _ in picks)
+    index = [jax.device_put(np.asarray(own, np.int32)) for _, own in picks]
+    try:
+        taken = samples.outputs_of(part, loss, set(moved), every=True)
+        found = jacobians.matrix(taken.curve, taken.samples, moved, taken.arrays, index)
+        return np.asarray(found, np.float64)
+    except Exception as error:
+        raise _failed(error, OUTPUTS if loss is None else LOSS) from error
 
 
 def _failed(error: Exception, asked: str) -> MethodError:
@@ -98,10 +124,15 @@ def _diagonals(
     part: Part, chosen: Sequence[int], leaves: Sequence[Array], taken: Taken
 ) -> dict[int, Array]:
     sites = {k: part.network.sites[k] for k in chosen}
-    moved = tuple(sorted({site.leaf for site in sites.values()}))
+    moved = _moved(part, chosen)
     arrays = taken.arrays._replace(leaves=list(leaves))
     sums = jacobians.products(taken.curve, taken.samples, moved, arrays)
     return {k: _read(entries.weights_of(site, sums)) for k, site in sites.items()}
+
+
+def _moved(part: Part, chosen: Sequence[int]) -> tuple[int, ...]:
+    """The leaves of some sites."""
+    return tuple(sorted({part.network.sites[k].leaf for k in chosen}))
 
 
 @compiled()

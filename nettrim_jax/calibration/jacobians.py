@@ -5,7 +5,7 @@ They are found by backward passes for some samples at a time, and only sums are 
 Knows programs of samples; knows no solver and no method.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -63,23 +63,27 @@ def products(
     return _over_samples(some, curve, samples, (moved, outer), arrays)
 
 
-@compiled(static_argnames=("curve", "samples", "moved", "rows"), often=True)
+@compiled(static_argnames=("curve", "samples", "moved"), often=True)
 def matrix(
     curve: Curve,
     samples: Samples,
     moved: tuple[int, ...],
-    rows: Callable[[dict[int, Array]], Array],
     arrays: Arrays,
+    picks: list[Array],
 ) -> Array:
     r"""The whole matrix :math:`\sum_n J_n^\top H_n J_n` of some weights, ``[n, n]``.
 
     Args:
-      curve: as for :func:`products`, as are the others but for ``rows``.
+      curve: as for :func:`products`.
       samples: which has all directions.
-      moved: the leaves to differentiate by.
-      rows: puts the weights of these leaves into a vector, ``[n]``.
+      moved: leaves, one after the other; the same one may stand more than once.
       arrays: all leaves and the batch.
+      picks: of each of these, positions of entries, which make the vector ``[n]``.
     """
+
+    def rows(slopes: dict[int, Array]) -> Array:
+        each = zip(moved, picks, strict=True)
+        return jnp.concatenate([slopes[k].ravel()[index] for k, index in each])
 
     def some(counts: list[Array], keys: Array, _: Any, pulls: Any, bends: Any) -> Any:
         def one(counts: list[Array], key: Array, pull: Any, bend: Any) -> Any:
@@ -96,7 +100,7 @@ def matrix(
         J, HJ = (a.astype(wide(a.dtype)) for a in (J, HJ))
         return jnp.einsum("soi,soj->ij", J, HJ, precision=HIGHEST)
 
-    return _over_samples(some, curve, samples, (moved, {}), arrays)
+    return _over_samples(some, curve, samples, (tuple(set(moved)), {}), arrays)
 
 
 def _over_samples(

@@ -8,7 +8,7 @@ Knows the network's parts; knows no solver and no method.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -127,8 +127,16 @@ class Taken(NamedTuple):
     arrays: Arrays
 
 
-def outputs_of(part: Part, loss: Loss | None, chosen: Sequence[int]) -> Taken:
+def outputs_of(
+    part: Part, loss: Loss | None, moved: Collection[int], every: bool = False
+) -> Taken:
     """The network's outputs for each sample of a batch, and the loss of them.
+
+    Args:
+      part: the batch.
+      loss: the loss; None for the outputs themselves.
+      moved: the leaves to differentiate by.
+      every: whether each output has a direction of its own, however many there are.
 
     Raises:
       MethodError: the loss is not one of the outputs of ``apply_fn``, or there are no
@@ -146,16 +154,16 @@ def outputs_of(part: Part, loss: Loss | None, chosen: Sequence[int]) -> Taken:
             split = (False,) * len(split)
     curve = _floating(flat)
     if loss is not None:
-        curve, consts = _within(part, loss, split, (flat, consts), chosen)
-    return _taken(part, curve, consts, split, chosen)
+        curve, consts = _within(part, loss, split, (flat, consts), moved)
+    return _taken(part, (curve, consts), split, moved, every)
 
 
-def loss_of(part: Part, loss: Loss, chosen: Sequence[int]) -> Taken:
+def loss_of(part: Part, loss: Loss, moved: Collection[int]) -> Taken:
     """The loss for each sample of a batch, as outputs of one entry."""
     split = _split(part.batch)
     flat, consts = _traced(part, loss, split)
     _require_one(flat)
-    return _taken(part, _floating(flat), consts, split, chosen)
+    return _taken(part, (_floating(flat), consts), split, moved, False)
 
 
 def _split(batch: Sequence[Array]) -> tuple[bool, ...]:
@@ -197,7 +205,7 @@ def _within(
     loss: Loss,
     split: Sequence[bool],
     network: tuple[Flat, list[Any]],
-    chosen: Sequence[int],
+    moved: Collection[int],
 ) -> tuple[Curve, list[Any]]:
     """The loss as a function of the network's outputs, which its program contains."""
     flat, consts = _traced(part, loss, split)
@@ -207,8 +215,7 @@ def _within(
     wanted = {inner[ref] for ref in outputs if not isinstance(ref, Literal)}
     cut = matching.cut_of(flat, matching.names_of(flat, consts), wanted)
     ids = tuple(op.id for op in cut)
-    leaves = {part.network.sites[k].leaf for k in chosen}
-    past = matching.around(flat, ids, leaves)
+    past = matching.around(flat, ids, moved)
     if past:
         paths = ", ".join(part.network.paths[i] for i in sorted(past)[:3])
         raise MethodError(
@@ -229,16 +236,22 @@ def _require_one(flat: Flat) -> None:
 
 
 def _taken(
-    part: Part, curve: Curve, consts: list[Any], split: tuple[bool, ...], chosen: Any
+    part: Part,
+    program: tuple[Curve, list[Any]],
+    split: tuple[bool, ...],
+    moved: Collection[int],
+    every: bool,
 ) -> Taken:
+    curve, consts = program
     weights = None if part.weights is None else part.weights.values
     count = next((len(a) for a, own in zip(part.batch, split, strict=True) if own), 1)
     if weights is not None and any(split) and len(weights) != count:
         raise TypeError(f"it has {count} samples, and weights have {len(weights)}")
-    size = sum(part.model.leaves[part.network.sites[k].leaf].size for k in chosen)
+    size = sum(part.model.leaves[k].size for k in moved)
+    size *= curve.count if every else 1
     at_once = max(1, min(SAMPLES, ENTRIES // max(size, 1), count))
     random = max(1, PROBES // count)
-    exact = curve.count <= max(FEW, random)
+    exact = every or curve.count <= max(FEW, random)
     directions = curve.count if exact else random
     key, leaves = part.key, part.model.leaves
     return Taken(

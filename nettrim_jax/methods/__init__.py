@@ -19,6 +19,7 @@
 - ``taylor``: ``Taylor``, a rule that uses the gradient of a loss.
 - ``second_order``: ``OBD``, ``Fisher`` and ``Saliency``, rules that score weights by
   what a loss, or the outputs, lose without them.
+- ``obs``: ``OBS``, which removes weights of all layers one by one.
 - ``reconstruct``: ``Reconstruct``, which chooses and fits the weights of a pattern.
 - ``sparsest``: ``Sparsest``, the better of the two kinds for each layer.
 - ``pattern_admm``: the loop of ``Reconstruct``.
@@ -37,6 +38,7 @@ from nettrim_jax.methods.criteria import L2, APoZ, MeanActivation, NonZeros
 from nettrim_jax.methods.joint import Joint
 from nettrim_jax.methods.layerobs import LayerOBS
 from nettrim_jax.methods.nettrim import NetTrim
+from nettrim_jax.methods.obs import OBS
 from nettrim_jax.methods.reconstruct import Reconstruct
 from nettrim_jax.methods.rules import Magnitude, Random, Wanda
 from nettrim_jax.methods.second_order import OBD, Fisher, Saliency
@@ -57,6 +59,7 @@ __all__ = [
     "NetTrim",
     "NonZeros",
     "OBD",
+    "OBS",
     "Random",
     "Reconstruct",
     "Saliency",

@@ -6,7 +6,7 @@ Adding a method touches only its own file, that of its statistic and the package
 Knows activations, statistics and sites; knows no other method.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, Self
 
 import jax
@@ -17,7 +17,7 @@ from nettrim_jax._numerics import matmul, numpy_of
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.calibration.statistics import Statistic, without_rows
 from nettrim_jax.convex.config import ADMM
-from nettrim_jax.methods.budget import Budget, Share, Whole
+from nettrim_jax.methods.budget import Budget, Share, Together, Whole
 from nettrim_jax.tracing import entries
 from nettrim_jax.tracing.entries import Entries
 from nettrim_jax.tracing.sites import Site
@@ -143,12 +143,13 @@ class Method(Protocol):
         ...
 
     @property
-    def shared(self) -> Budget | Share | Whole | None:
+    def shared(self) -> Budget | Share | Together | Whole | None:
         """Its request to the whole network, which ``allocation`` meets.
 
         A method with a :class:`Budget` is a :class:`Budgeted`, and one with a
         :class:`Share` has ``counted(left, shape)``: both return the same method for one
-        layer. One with :class:`Whole` chooses units, see :class:`Choosing`.
+        layer. One with :class:`Whole` chooses units, see :class:`Choosing`, and one
+        with :class:`Together` prunes all layers at once, see :class:`Joining`.
         """
         ...
 
@@ -285,6 +286,22 @@ class Choosing(Method, Protocol):
         Args:
           units: what can be asked of the network's units, see ``allocation.units``.
         """
+        ...
+
+
+class Joining(Method, Protocol):
+    """A method that prunes the weights of all layers at once."""
+
+    loss: Callable[[Any, Any], Any] | None  # of which there are second derivatives
+
+    def layer(self, W: np.ndarray, steps: int, allowed: np.ndarray) -> Any:
+        """One site for :meth:`together`: weights, its layers, what may be left."""
+        ...
+
+    def together(
+        self, layers: Sequence[Any], others: np.ndarray, H: np.ndarray
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """New weights of all layers, and of what else may move, see ``methods.obs``."""
         ...
 
 

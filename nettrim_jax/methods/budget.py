@@ -1,10 +1,10 @@
-"""The requests of methods to the whole network: a budget, a share, whole units.
+"""The requests of methods to the whole network: a budget, a share, all at once.
 
 Knows numbers; knows no network.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax.core
@@ -56,6 +56,21 @@ class Whole:
     """
 
     asker: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """The weights of all layers at once, which one method prunes.
+
+    Attributes:
+      asker: the name of the method, for messages.
+      same: what all layers' methods have to agree in.
+      most: the largest number of weights.
+    """
+
+    asker: str
+    same: Hashable
+    most: int
 
 
 def budget_of(
