@@ -67,7 +67,7 @@ def one_by_one(params, batch, objective, right, least=1):
 
 @slow
 def test_on_xor_a_weight_goes():
-    """Of the nine weights of 2-2-1 with biases; without a second one some case fails."""
+    """Of the nine of 2-2-1 with biases; without a second one some case fails."""
     x = jnp.asarray([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     y = jnp.asarray([0.0, 1.0, 1.0, 0.0])
 
