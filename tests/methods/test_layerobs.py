@@ -167,7 +167,7 @@ PATTERNS = [
 ]
 
 
-@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
+@pytest.mark.parametrize("pattern", only_fast(PATTERNS[::3], PATTERNS), ids=repr)
 def test_every_pattern_is_its_definition(pattern):
     W, gram = problem()
     H = with_damping(gram)
@@ -186,6 +186,7 @@ def test_whole_units_go_by_the_size_of_their_response():
     np.testing.assert_array_equal(new, np.where(kept[:, None], W, 0))
 
 
+@slow
 def test_losses_that_fall_follow_at_once():
     found = elimination.Removals(
         jnp.array([[1, 0, 2], [2, 1, 3]]), jnp.array([[1.0, 5, 2], [3.0, 4, 0]])
@@ -197,6 +198,7 @@ def test_losses_that_fall_follow_at_once():
     assert order.losses.tolist()[:5] == [1, 3, 4, 5, 2]
 
 
+@slow
 def test_more_inputs_than_a_block_and_more_units_than_a_turn(monkeypatch):
     W, gram = problem(d_in=70, d_out=5, lanes=1)
     H, want = with_damping(gram), answer(nt.Sparsity(0.7), W, gram)
@@ -234,6 +236,7 @@ def test_a_mask_is_where_the_removals_start():
     np.testing.assert_allclose(new, fitted(H, W, want), atol=1e-9)
 
 
+@slow
 def test_in_float32_weights_are_the_least_squares_of_their_support():
     W, gram = problem(d_in=60, d_out=4, lanes=1)
     new = answer(nt.Sparsity(0.8), W.astype("f4"), gram.astype("f4"), 1e-4)
@@ -257,6 +260,7 @@ def test_without_damping_it_may_be_well_posed_and_says_if_it_is_not():
 # ---- maps, derivatives, traces
 
 
+@slow
 @pytest.mark.parametrize("pattern", only_fast(PATTERNS[:1], PATTERNS[:3]), ids=repr)
 def test_maps_are_loops(pattern):
     W, gram = (jnp.asarray(a) for a in problem(lanes=4))
@@ -279,6 +283,7 @@ def test_derivatives_are_those_of_the_fit():
     check_grads(jax.jit(weights), given, 1, atol=1e-5, rtol=1e-5)
 
 
+@slow
 @pytest.mark.parametrize(
     "pattern",
     only_fast(
@@ -316,6 +321,7 @@ def test_levels_of_a_trace_are_separate_runs(pattern):
     assert float(found.sparsity[-1]) == 1 and not found.at(0).any()
 
 
+@slow
 def test_a_trace_is_stacked_and_finds_the_weights_itself():
     rng = np.random.default_rng(4)
     X, W = rng.normal(size=(2, 60, 6)), rng.normal(size=(2, 6, 2))

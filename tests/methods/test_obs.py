@@ -7,6 +7,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import only_fast
 
 import nettrim_jax as nt
 from nettrim_jax.methods.obs import Layer, Surgeon, pruned
@@ -160,7 +161,7 @@ def dense(params, batch, use_loss):
     return np.asarray(flat), np.einsum("noi,nop,npj->ij", J, H, J), fill
 
 
-@pytest.mark.parametrize("use_loss", [False, True])
+@pytest.mark.parametrize("use_loss", only_fast([True], [False, True]))
 def test_all_layers_go_together_by_the_dense_matrix(given, use_loss):
     params, batch = given
     method = nt.OBS(

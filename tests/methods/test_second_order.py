@@ -46,6 +46,9 @@ def loss(params, batch):
     return -jnp.mean(jnp.take_along_axis(logs, batch[1][:, None], axis=1))
 
 
+STATISTICS = [GaussNewton(), GaussNewton(loss), SampleGradient(loss)]
+
+
 @pytest.fixture
 def given(rng):
     x = jnp.asarray(rng.normal(size=(N, 5, 2)))
@@ -85,7 +88,7 @@ def dense_gauss_newton(params, batch, name, softmax):
     return np.einsum("noi,nop,npj->ij", J, H, J)
 
 
-@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("softmax", only_fast([True], [False, True]))
 def test_the_diagonal_is_that_of_the_dense_gauss_newton_matrix(given, softmax):
     params, batch = given
     found = measured(GaussNewton(loss if softmax else None), params, batch)
@@ -114,6 +117,7 @@ def test_where_outputs_are_linear_it_is_the_hessian_of_the_loss(rng):
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
+@slow
 def test_many_outputs_are_an_unbiased_estimate(rng):
     """Forty outputs a sample: more than have a backward pass of their own."""
     params = {"a": rng.normal(size=(4, 3)), "b": rng.normal(size=(3, 40))}
@@ -142,6 +146,7 @@ def test_information_is_the_sum_of_squared_gradients_of_samples(given):
         np.testing.assert_allclose(value, expected, rtol=1e-8, atol=1e-16)
 
 
+@slow
 def test_saliency_sums_before_it_takes_the_size(given):
     params, (x, y) = given
     batches = [(x[:4], y[:4]), (x[4:], y[4:])]
@@ -167,7 +172,7 @@ def test_gradients_are_differences(given):
 
 
 @pytest.mark.parametrize(
-    "statistic", [GaussNewton(), GaussNewton(loss), SampleGradient(loss)]
+    "statistic", only_fast(STATISTICS[:1], STATISTICS), ids=["outputs", "loss", "sum"]
 )
 def test_a_stream_counts_as_its_batches_together(given, statistic):
     params, (x, y) = given
@@ -178,7 +183,7 @@ def test_a_stream_counts_as_its_batches_together(given, statistic):
 
 
 @pytest.mark.parametrize(
-    "statistic", [GaussNewton(), GaussNewton(loss), SampleGradient(loss)]
+    "statistic", only_fast(STATISTICS[:1], STATISTICS), ids=["outputs", "loss", "sum"]
 )
 def test_samples_of_weight_zero_do_not_count(given, statistic):
     params, (x, y) = given
@@ -211,6 +216,7 @@ def fixed_number(params, batch):
     return jnp.tanh(batch.reshape(10, 2, 4).sum(1) @ params["a"]) @ params["b"]
 
 
+@slow
 def test_a_network_of_one_number_of_samples_is_one_sample(rng):
     params = {"a": rng.normal(size=(4, 3)), "b": rng.normal(size=(3, 2))}
     params = jax.tree.map(jnp.asarray, params)
@@ -272,6 +278,7 @@ def test_a_rule_keeps_what_has_the_largest_score(given, name):
     assert int(alone.report.sites[0].result) == DIRECT
 
 
+@slow
 @pytest.mark.parametrize("name", RULES)
 def test_under_the_networks_scope_all_scores_are_compared(given, name):
     params, batch = given

@@ -32,6 +32,7 @@ PENALTIES = {
 }
 
 
+@slow
 @pytest.mark.parametrize("dtype", only_fast(["float32"], ["float32", "bfloat16"]))
 @pytest.mark.parametrize("name", only_fast(["neurons"], PENALTIES))
 def test_a_step_is_that_of_proximal_gradient_descent(name, dtype):

@@ -86,7 +86,7 @@ def by_hand(loss, start, mask, batches):
     return every
 
 
-@pytest.mark.parametrize("match", LOSSES)
+@pytest.mark.parametrize("match", only_fast(["both"], LOSSES))
 def test_steps_are_those_of_a_loop(match):
     start = pruned()
     done = nt.recover(start, PARAMS, models.mlp, BATCHES, match=match, **SETTINGS)
@@ -191,6 +191,7 @@ def test_layers_and_their_biases_move_and_nothing_else():
         nt.recover(*(start, params, network.apply, BATCHES), also="nothing", **SETTINGS)
 
 
+@slow
 def test_a_smaller_network_is_taught_by_the_whole_one():
     start = pruned(method={"0": nt.Units(0.5), ".*": None})
     small = nt.shrink(start, models.mlp, ROWS[0])
@@ -229,7 +230,7 @@ def test_an_iterator_that_ends_is_said():
 # ---- what follows the layers
 
 
-NETS = ["scan-of-layers", "relu-forms", "convolutions", "shared", "cond"]
+NETS = ["scan-of-layers"]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ ROUNDS = nt.Rounds(nt.Sparsity(0.75), starts=(0, 2))
 ZEROS = [96, 48]
 
 
+@slow
 def test_two_parts_of_one_network_are_one_mask():
     params, loss = loops.problem()
     labels = {"hidden": "a", "bias": "rest", "output": "b"}
@@ -162,6 +163,7 @@ def batch():
     return jax.device_put([rng.normal(size=s).astype("float32") for s in shapes])
 
 
+@slow
 def test_a_train_state_of_flax():
     pytest.importorskip("flax")
     from flax.training.train_state import TrainState
