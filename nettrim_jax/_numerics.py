@@ -3,6 +3,7 @@
 Knows arrays; knows no network.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -91,6 +92,21 @@ def after(A: Array, done: Array) -> Array:
     one = jax.lax.stop_gradient(done).ravel()[0]
     nothing = 0 * jnp.where(jnp.isfinite(one), one, 0)
     return A + nothing.astype(A.dtype)
+
+
+def by_turns(function: Callable, count: int, size: int) -> Any:
+    """A function of places up to ``count``, of at most ``size`` places in each turn.
+
+    The last turn is as long as the others, for which it does the last place again:
+    loops of turns of two lengths would run at once, see :func:`after`.
+    """
+    turns = -(-count // min(size, count))
+    chunk = -(-count // turns)
+    places = jnp.minimum(jnp.arange(turns * chunk, dtype=jnp.int32), count - 1)
+    if turns == 1:
+        return function(places)
+    out = jax.lax.map(function, places.reshape(turns, chunk))
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], out)
 
 
 def in_turn(tree: Any, done: Any) -> Any:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import _sharding
+from nettrim_jax._numerics import by_turns
 from nettrim_jax.allocation.evaluation import number_of
 from nettrim_jax.allocation.sides import steps_of
 from nettrim_jax.calibration.splits import concrete
@@ -117,11 +118,9 @@ class _Falls:
             value = self.called(zeroed(given.leaves, places, keep), given.batch)
             return given.value - jnp.asarray(value, jnp.float32)
 
-        if self.chunk >= len(keep):
-            return jax.vmap(fall)(keep)
         if self.chunk == 1:
             return jax.lax.map(fall, keep)
-        return jax.lax.map(fall, keep, batch_size=self.chunk)
+        return by_turns(lambda at: jax.vmap(fall)(keep[at]), len(keep), self.chunk)
 
 
 class _Trial:

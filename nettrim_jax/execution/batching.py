@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax._compile import compiled
+from nettrim_jax._numerics import by_turns
+from nettrim_jax.typing import Array
 
 # number of terms from which a CPU core spends longer on a product than on its start
 SMALL = 2**14
@@ -55,7 +57,11 @@ def _each(
         return jax.vmap(function)(stack)
     if chunk == 1:
         return jax.lax.map(function, stack)
-    return jax.lax.map(function, stack, batch_size=chunk)
+
+    def some(places: Array) -> Any:
+        return jax.vmap(function)(jax.tree.map(lambda a: a[places], stack))
+
+    return by_turns(some, length(stack), chunk)
 
 
 # the kinds of stacks so far

@@ -21,14 +21,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax._numerics import divide, inverse, matmul
+from nettrim_jax._numerics import by_turns, divide, inverse, matmul
 from nettrim_jax.methods.support import (
     BLOCK,
     alone,
     at_once,
     blocks_of,
     by_rows,
-    in_turns,
     refined,
     without,
 )
@@ -116,7 +115,7 @@ def _removals(
     stay = jnp.maximum(floor.unit, (steps // grid.span - 1) * floor.span)
     blocks = (jnp.clip(steps - stay, 0, steps).astype(jnp.int32) + per - 1) // per
     turn = jax.vmap(one, (0, None))
-    return in_turns(lambda at: turn(at, blocks), count, at_once(size, W.dtype))
+    return by_turns(lambda at: turn(at, blocks), count, at_once(size, W.dtype))
 
 
 class _State(NamedTuple):

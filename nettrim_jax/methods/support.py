@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax._numerics import inverse, matmul
+from nettrim_jax._numerics import by_turns, inverse, matmul
 from nettrim_jax.typing import Array
 
 BLOCK = 32  # number of inputs that are taken from an inverse by one product
@@ -65,7 +65,7 @@ def _solved(H: Array, support: Array, right: Array) -> Array:
         return refined(left, mine, kept[at], sides[at][None])[0]
 
     size = at_once(d_in, right.dtype)
-    new = in_turns(jax.vmap(unit), b * d_out, size)
+    new = by_turns(jax.vmap(unit), b * d_out, size)
     return new.reshape(b, d_out, d_in).transpose(0, 2, 1)
 
 
@@ -151,21 +151,6 @@ def alone(function: Callable) -> Callable:
         return out, jax.tree.map(lambda _: True, out)
 
     return call
-
-
-def in_turns(function: Callable, count: int, size: int) -> Any:
-    """A function of places up to ``count``, of at most ``size`` places in each turn.
-
-    The last turn is as long as the others, for which it does the last place again:
-    loops of turns of two lengths would run at once, see :func:`_numerics.after`.
-    """
-    turns = -(-count // min(size, count))
-    chunk = -(-count // turns)
-    places = jnp.minimum(jnp.arange(turns * chunk, dtype=jnp.int32), count - 1)
-    if turns == 1:
-        return function(places)
-    out = jax.lax.map(function, places.reshape(turns, chunk))
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], out)
 
 
 def by_rows(A: Array, units: int) -> Array:

@@ -249,3 +249,16 @@ def test_networks_that_differ_in_a_constant_share_what_is_compiled(compilations)
         answers.append(nt.prune(params, apply_fn, X, method=METHOD))
     assert compilations() == 0
     assert not np.array_equal(answers[0].params["a"], answers[1].params["a"])
+
+
+def square(a):
+    return a @ a
+
+
+@pytest.mark.parametrize("count, chunk", [(7, 3), (6, 3), (5, 4), (3, 8), (4, 1)])
+def test_turns_of_a_stack_are_one_loop(count, chunk):
+    """Two loops that may run at once can wait for each other for ever."""
+    stack = jnp.asarray(np.random.default_rng(0).normal(size=(count, 4, 4)))
+    run = functools.partial(batching.each, square, chunk=chunk)
+    np.testing.assert_allclose(run(stack), stack @ stack, rtol=1e-12)
+    assert str(jax.make_jaxpr(run)(stack)).count("scan[") == (count > chunk)
