@@ -75,17 +75,16 @@ class Rules:
         ]
 
     def spread(self, args: Sequence[Operand]) -> list[Operand]:
-        """Repeats a ball of one number to the shape of the other operand."""
+        """Repeats balls to the shape of the result, as the operation does."""
         shapes = [jnp.shape(a.k if isinstance(a, Ball) else a) for a in args]
-        full = max(shapes, key=len)
+        full = jnp.broadcast_shapes(*shapes)
 
         def spread(a: Operand) -> Operand:
             if not isinstance(a, Ball) or a.k.shape == full:
                 return a
             E = None if a.E is None else jnp.broadcast_to(a.E, full)
-            return Ball(
-                jnp.broadcast_to(a.k, full), math.sqrt(math.prod(full)) * a.e, E
-            )
+            times = math.sqrt(math.prod(full) / max(a.k.size, 1))
+            return Ball(jnp.broadcast_to(a.k, full), times * a.e, E)
 
         return [spread(a) for a in args]
 
@@ -124,7 +123,7 @@ class Rules:
 
 Rule = Callable[[Rules, Op, Sequence[Operand]], Sequence[Radius | None] | None]
 RULES: dict[str, Rule] = {}
-# one of the two operands may be a single number
+# one of the two operands may be a single number, or have axes of length one
 PAIRS = frozenset("add sub add_any mul div max min".split())
 
 

@@ -147,6 +147,7 @@ ONE = {
     "cumsum": lambda x: jnp.cumsum(x, 1),
     "gather": lambda x: x[jnp.asarray(_AT[:, 0]), jnp.asarray(_AT[:, 1])] + x[0, 0],
     "take": lambda x: jnp.take(x, jnp.asarray([0, 0, 1]), axis=1),
+    "repeated": lambda x: jnp.asarray(_W.reshape(4, 6)[:, :4]) * x[:1],
     "max": lambda x: x.max(1),
     "least": lambda x: x.min(),
     "cummax": lambda x: jax.lax.cummax(x, 1),
@@ -167,6 +168,7 @@ ONE = {
 TWO = {
     "sum": lambda x, y: x + y,
     "difference": lambda x, y: x - y,
+    "repeated": lambda x, y: x + y[:, :1],
     "sum-of-any": lambda x, y: (
         jax.interpreters.ad.add_jaxvals_p.bind(x, y)
         if hasattr(jax.interpreters.ad, "add_jaxvals_p")
@@ -326,6 +328,19 @@ def test_bound_stops_where_no_constant_is_known():
         return jnp.sort(jax.nn.relu(x @ p["w0"]) @ p["w1"], axis=1)
 
     assert stops(apply_fn, (8, 8), (8, 8)) == "sort, after w1"
+
+
+def test_bound_behind_operands_with_an_axis_of_length_one():
+    """Newer versions of JAX clip between ``[1, d]`` without repeating it."""
+    params = {f"w{i}": models.normal(8, 8) for i in range(2)}
+    low = jnp.linspace(-1, 0, 8, dtype="float32")[None, :]
+
+    def apply_fn(p, x):
+        z = jax.nn.relu(x @ p["w0"]) @ p["w1"]
+        return jnp.clip(z, low, low + 1)
+
+    x, method = models.data(64, 8), nt.Magnitude(nt.Sparsity(0.5))
+    holds(nt.prune(params, apply_fn, x, method=method, bound=True).report)
 
 
 @slow
