@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import register_dataclass
 
 from nettrim_jax._compile import compiled
 from nettrim_jax.bounds import products
 from nettrim_jax.bounds.lipschitz import Ball, Rules, floating
+from nettrim_jax.bounds.streams import Streams
 from nettrim_jax.tracing import jaxprs
-from nettrim_jax.tracing.jaxprs import Literal, Op, Ref
+from nettrim_jax.tracing.jaxprs import Op, Ref
 from nettrim_jax.tracing.sites import Network
-from nettrim_jax.typing import Array, wide
+from nettrim_jax.typing import Array
 
 
 @register_dataclass
@@ -84,11 +84,12 @@ def find(
     Returns:
       The bounds.
     """
-    streams = _Streams(network, network.consts, old, new, batch, changed)
-    theorem, stop = streams.bound(_Parallel(streams))
-    tight, _ = streams.bound(_Tight(streams))
+    streams = Streams(network, network.consts, old, new, batch, changed)
+    rules = Rules(streams.dtype)  # its norms serve every form
+    theorem, stop = _bound(_Parallel(streams, rules))
+    tight, _ = _bound(_Tight(streams, rules))
     if cascade:
-        theorem = _smaller(theorem, streams.bound(_Cascade(streams))[0])
+        theorem = _smaller(theorem, _bound(_Cascade(streams, rules))[0])
     return Bounds(theorem, _smaller(tight, theorem), stop)
 
 
@@ -105,90 +106,34 @@ class _Stop:
     where: str
 
 
-class _Streams:
-    """The trained and the pruned value of every slot, and which of them can differ."""
-
-    def __init__(
-        self,
-        network: Network,
-        consts: Sequence[Array],
-        old: Sequence[Array],
-        new: Sequence[Array],
-        batch: Sequence[Array],
-        changed: frozenset[int],
-    ):
-        self.network, block = network, network.flat.block
-        slots = [*network.flat.consts, *block.inputs]
-        self.trained = dict(zip(slots, [*consts, *old, *batch], strict=True))
-        self.pruned = dict(zip(slots, [*consts, *new, *batch], strict=True))
-        self.differ = {block.inputs[leaf] for leaf in changed}
-        jaxprs.run_block(block, self.trained)
-        for op in block.ops:
-            reached = any(self.differs(ref) for ref in op.inputs)
-            # a bound holds for values that stay finite, so a test for NaN is known
-            if reached and not _asks_for_nan(op):
-                self.differ.update(op.outputs)
-                answers = jaxprs.apply(op, *[self.p(ref) for ref in op.inputs])
-            else:
-                answers = [self.trained[slot] for slot in op.outputs]
-            self.pruned.update(zip(op.outputs, answers, strict=True))
-        self.made_by = {slot: op for op in block.ops for slot in op.outputs}
-        floats = [a.dtype for a in self.trained.values() if floating(a)]
-        self.dtype = wide(*floats)
-        self.rules = Rules(self.dtype)  # its norms serve every form
-
-    def v(self, ref: Ref) -> Any:
-        """The trained network's value."""
-        return ref.value if isinstance(ref, Literal) else self.trained[ref]
-
-    def p(self, ref: Ref) -> Any:
-        """The pruned network's value."""
-        return ref.value if isinstance(ref, Literal) else self.pruned[ref]
-
-    def differs(self, ref: Ref) -> bool:
-        """Whether pruning reaches this value."""
-        return isinstance(ref, int) and ref in self.differ
-
-    def data(self, ref: Ref) -> bool:
-        """Whether it depends on the batch."""
-        return isinstance(ref, int) and ref in self.network.data
-
-    def is_zero(self, ref: Ref) -> bool:
-        """Whether it is a constant zero."""
-        if isinstance(ref, Literal):
-            return bool(np.all(np.asarray(ref.value) == 0))
-        op = self.made_by.get(ref)
-        if op is None or op.name not in ("broadcast_in_dim", "convert_element_type"):
-            return False
-        return self.is_zero(op.inputs[0])
-
-    def bound(self, form: "_Parallel") -> tuple[Array | None, str]:
-        """The bound on the outputs' relative movement, and where it stops."""
-        for op in self.network.flat.block.ops:
-            if any(self.differs(ref) for ref in op.inputs):
-                form.run(op)
-        off2, size2 = jnp.zeros((), self.dtype), jnp.zeros((), self.dtype)
-        for ref in self.network.flat.block.outputs:
-            v = self.v(ref)
-            if not jnp.issubdtype(jnp.result_type(v), jnp.floating):
-                continue
-            finite = jnp.where(jnp.isinf(v), 0, v)  # as for the deviation itself
-            size2 = size2 + self.rules.size(finite) ** 2
-            if self.differs(ref):
-                found = form.moved(ref)
-                if isinstance(found, _Stop):
-                    return None, found.where
-                off2 = off2 + found**2
-        # NaN comes from zero times infinity
-        off2 = jnp.where(jnp.isnan(off2), jnp.inf, off2)
-        return jnp.sqrt(jnp.where(off2 == 0, 0, off2 / size2)), ""
+def _bound(form: "_Parallel") -> tuple[Array | None, str]:
+    """The bound on the outputs' relative movement, and where it stops."""
+    s, rules = form.s, form.rules
+    for op in s.network.flat.block.ops:
+        if any(s.differs(ref) for ref in op.inputs):
+            form.run(op)
+    off2, size2 = jnp.zeros((), s.dtype), jnp.zeros((), s.dtype)
+    for ref in s.network.flat.block.outputs:
+        v = s.v(ref)
+        if not jnp.issubdtype(jnp.result_type(v), jnp.floating):
+            continue
+        finite = jnp.where(jnp.isinf(v), 0, v)  # as for the deviation itself
+        size2 = size2 + rules.size(finite) ** 2
+        if s.differs(ref):
+            found = form.moved(ref)
+            if isinstance(found, _Stop):
+                return None, found.where
+            off2 = off2 + found**2
+    # NaN comes from zero times infinity
+    off2 = jnp.where(jnp.isnan(off2), jnp.inf, off2)
+    return jnp.sqrt(jnp.where(off2 == 0, 0, off2 / size2)), ""
 
 
 class _Parallel:
     """The recursion over layers whose known values are at the trained inputs."""
 
-    def __init__(self, streams: _Streams):
-        self.s = streams
+    def __init__(self, streams: Streams, rules: Rules):
+        self.s, self.rules = streams, rules
         self.found: dict[Ref, Ball | _Stop] = {}  # where the pruned value is not known
 
     def run(self, op: Op) -> None:
@@ -220,7 +165,7 @@ class _Parallel:
         args = [self.operand(ref) for ref in op.inputs]
         if any(a is None for a in args):
             return None
-        return self.s.rules.apply(op, args)
+        return self.rules.apply(op, args)
 
     def operand(self, ref: Ref) -> Any:
         """A ball, or the known value; None if there is neither."""
@@ -236,8 +181,8 @@ class _Parallel:
     def restart(self, op: Op, at: int, ref: Ref, old: Any, new: Any) -> Ball:
         """The ball of a changed layer, which starts from the layer's own error."""
         v = self.s.v(ref)
-        e = self.s.rules.linear_norm(op, at, v, new) * self.moved(ref)
-        return self.s.rules.ball(_product(op, at, v, new)[0], e, None)
+        e = self.rules.linear_norm(op, at, v, new) * self.moved(ref)
+        return self.rules.ball(_product(op, at, v, new)[0], e, None)
 
     def moved(self, ref: Ref) -> Any:
         """A bound on the distance of the pruned value from the trained one."""
@@ -245,8 +190,8 @@ class _Parallel:
         if isinstance(x, _Stop):
             return x
         if x is None:
-            return self.s.rules.distance(self.s.p(ref), self.s.v(ref))
-        return self.s.rules.distance(x.k, self.s.v(ref)) + x.e
+            return self.rules.distance(self.s.p(ref), self.s.v(ref))
+        return self.rules.distance(x.k, self.s.v(ref)) + x.e
 
     def kink(self, op: Op) -> Ball | None:
         """The ball of ``where(x > 0, a x, b x)``, as steep as its steeper half."""
@@ -269,7 +214,7 @@ class _Parallel:
         (k,) = jaxprs.apply(op, side, *known)
         steep = functools.reduce(jnp.maximum, slopes)  # pyright: ignore
         E = None if ball.E is None else steep * ball.E
-        return self.s.rules.ball(k, self.s.rules.largest(steep) * ball.e, E)
+        return self.rules.ball(k, self.rules.largest(steep) * ball.e, E)
 
     def slope(self, ref: Ref, x: Ref) -> Array | None:
         """The magnitude of ``ref / x`` where that is known."""
@@ -305,18 +250,18 @@ class _Tight(_Parallel):
         if not isinstance(x, Ball):
             x = Ball(self.s.p(ref), jnp.zeros((), self.s.dtype), jnp.zeros_like(v))
         (known,) = _product(op, at, x.k - v, new)
-        e = self.s.rules.linear_norm(op, at, v, new) * x.e + self.s.rules.size(known)
+        e = self.rules.linear_norm(op, at, v, new) * x.e + self.rules.size(known)
         E = None
         if x.E is not None:
             E = jnp.abs(known) + _product(op, at, x.E, jnp.abs(new))[0]
-        return self.s.rules.ball(_product(op, at, v, new)[0], e, E)
+        return self.rules.ball(_product(op, at, v, new)[0], e, E)
 
 
 class _Cascade(_Parallel):
     """The recursion over layers whose growths are measured on the pruned network."""
 
-    def __init__(self, streams: _Streams):
-        super().__init__(streams)
+    def __init__(self, streams: Streams, rules: Rules):
+        super().__init__(streams, rules)
         self.slack: dict[Ref, Array] = {}  # e over the distance from k to v
 
     def run(self, op: Op) -> None:
@@ -339,19 +284,19 @@ class _Cascade(_Parallel):
         x, v = self.found.get(ref), self.s.v(ref)
         if isinstance(x, _Stop):
             return x
-        off = self.s.rules.distance(self.s.p(ref), v)
+        off = self.rules.distance(self.s.p(ref), v)
         if x is None:
             return off
         slack = self.ratio(x, v)
         return off * jnp.minimum(slack, self.slack.get(ref, slack))
 
     def ratio(self, x: Ball, v: Array) -> Array:
-        far = self.s.rules.distance(x.k, v)
+        far = self.rules.distance(x.k, v)
         return jnp.where(far > 0, jnp.maximum(x.e / jnp.where(far > 0, far, 1), 1), 1)
 
     def restart(self, op: Op, at: int, ref: Ref, old: Any, new: Any) -> Ball:
-        e = self.s.rules.linear_norm(op, at, self.s.v(ref), old) * self.moved(ref)
-        ball = self.s.rules.ball(_product(op, at, self.s.p(ref), old)[0], e, None)
+        e = self.rules.linear_norm(op, at, self.s.v(ref), old) * self.moved(ref)
+        ball = self.rules.ball(_product(op, at, self.s.p(ref), old)[0], e, None)
         # before the ReLU, as in the program; the ReLU only brings k nearer to v
         self.slack[op.outputs[0]] = self.ratio(ball, self.s.v(op.outputs[0]))
         return ball
@@ -364,7 +309,3 @@ def _slot(ref: Ref) -> int:
 
 def _product(op: Op, at: int, x: Any, w: Any) -> list[Any]:
     return jaxprs.apply(op, *((x, w) if at == 0 else (w, x)))
-
-
-def _asks_for_nan(op: Op) -> bool:
-    return op.name == "is_finite" or (op.name == "ne" and op.inputs[0] is op.inputs[1])
