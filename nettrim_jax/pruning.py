@@ -134,8 +134,8 @@ def prune(
       memory: number of bytes that one call of the solver may take; lanes that do not
         fit are solved in turns, as are lanes that fill a CPU core.
       bound: whether to bound the movement of the output on the batch (the first one of
-        a loader) by the theorems, as ``report.bound``. This takes some forward passes
-        and a compilation.
+        a loader) by the theorems, as ``report.bound``, ``report.tight_bound`` and
+        ``report.frobenius_bound``. This takes some forward passes and a compilation.
       revive: whether weights that are zero in ``params`` may come back. By default the
         choice is among the others, so a 2:4 network stays one, and a level below the
         present one leaves what is there. A layer of zeros alone was never trained, and
@@ -272,6 +272,10 @@ def _bounded(report: Report, start: Start, new: list[Array], cascade: bool) -> R
     both = enumerate(zip(old, new, strict=True))
     changed |= {k for k, (was, now) in both if was is not now}
     found = output.find(part.network, old, new, part.batch, frozenset(changed), cascade)
-    bounds = {"bound": found.theorem, "tight_bound": found.tight}
+    bounds = {
+        "bound": found.theorem,
+        "tight_bound": found.tight,
+        "frobenius_bound": found.frobenius,
+    }
     known = {name: bound for name, bound in bounds.items() if bound is not None}
     return dataclasses.replace(report, **known, bound_stop=found.stop)

@@ -47,10 +47,12 @@ class Rules:
 
     Attributes:
       dtype: dtype of the norms.
+      norm: what bounds an operation's norm, a function of :mod:`products`.
       norms: norms by operation, position and identity of the operand.
     """
 
     dtype: DTypeLike
+    norm: products.Norm = products.norm
     norms: dict[Any, tuple[Array, Any]] = dataclasses.field(default_factory=dict)
 
     def apply(self, op: Op, args: Sequence[Operand]) -> list[Ball | None] | None:
@@ -116,7 +118,7 @@ class Rules:
         """Norm of a product with ``w`` as a map of operand ``at``, shaped as ``x``."""
         key = (op.id, at, id(w))
         if key not in self.norms:
-            norm = products.norm(op, at, x.shape, jnp.asarray(w))
+            norm = self.norm(op, at, x.shape, jnp.asarray(w))
             self.norms[key] = norm.astype(self.dtype), w  # w lives, so id(w) is unique
         return self.norms[key][0]
 

@@ -26,6 +26,9 @@ from nettrim_jax.tracing.jaxprs import Op, Ref
 from nettrim_jax.tracing.sites import Network
 from nettrim_jax.typing import Array
 
+# where a ReLU, or what is alike, makes a response's error smaller
+CUTS = ("max", "min", "clamp", "select_n")
+
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +38,13 @@ class Bounds:
     Attributes:
       theorem: the bound from the layers' own errors and norms.
       tight: the smaller of that and a bound that follows entries and one layer ahead.
+      frobenius: the bound with Frobenius norms, and errors before the ReLUs.
       stop: the operation where it stops; empty if it does not.
     """
 
     theorem: Array | None
     tight: Array | None
+    frobenius: Array | None
     stop: str = dataclasses.field(metadata={"static": True})
 
 
@@ -73,6 +78,9 @@ def find(
     where :math:`k_0 - v_0` is that difference at the layer before (theorem 3; where
     the program was solved the ratio is at most :math:`\sqrt\gamma`).
 
+    The parallel form once more, with the Frobenius norms of the weights and each
+    layer's own error before its ReLU, is the bound of Dong, Chen and Pan (2017).
+
     Args:
       network: the network.
       old: the trained leaves.
@@ -85,12 +93,14 @@ def find(
       The bounds.
     """
     streams = Streams(network, network.consts, old, new, batch, changed)
-    rules = Rules(streams.dtype)  # its norms serve every form
-    theorem, stop = _bound(_Parallel(streams, rules))
+    rules = Rules(streams.dtype)  # its norms serve these three forms
+    parallel = _Parallel(streams, rules)
+    theorem, stop = _bound(parallel)
     tight, _ = _bound(_Tight(streams, rules))
+    frobenius, _ = _bound(_Published(parallel))
     if cascade:
         theorem = _smaller(theorem, _bound(_Cascade(streams, rules))[0])
-    return Bounds(theorem, _smaller(tight, theorem), stop)
+    return Bounds(theorem, _smaller(tight, theorem), frobenius, stop)
 
 
 def _smaller(one: Array | None, other: Array | None) -> Array | None:
@@ -255,6 +265,32 @@ class _Tight(_Parallel):
         if x.E is not None:
             E = jnp.abs(known) + _product(op, at, x.E, jnp.abs(new))[0]
         return self.rules.ball(_product(op, at, v, new)[0], e, E)
+
+
+class _Published(_Parallel):
+    """The recursion of Dong et al., after the parallel one was run.
+
+    A known value in front of a ReLU gives way to the trained one, and its error joins
+    the radius, so that the ReLU makes nothing of it smaller.
+    """
+
+    def __init__(self, parallel: _Parallel):
+        super().__init__(parallel.s, Rules(parallel.s.dtype, products.frobenius))
+        self.parallel = parallel
+
+    def run(self, op: Op) -> None:
+        for ref in op.inputs if op.name in CUTS else ():
+            if self.s.differs(ref) and self.s.data(ref) and floating(self.s.v(ref)):
+                moved = self.moved(ref)
+                if not isinstance(moved, _Stop):
+                    self.found[ref] = self.rules.ball(self.s.v(ref), moved, None)
+        super().run(op)
+        for slot in op.outputs:
+            # where only these balls stop, what is known without them holds
+            if isinstance(self.found.get(slot), _Stop):
+                del self.found[slot]
+                if slot in self.parallel.found:
+                    self.found[slot] = self.parallel.found[slot]
 
 
 class _Cascade(_Parallel):

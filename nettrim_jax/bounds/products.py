@@ -5,7 +5,7 @@ Knows operations; knows no layers.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
@@ -13,6 +13,7 @@ from nettrim_jax.bounds import spectral
 from nettrim_jax.tracing.jaxprs import Op
 from nettrim_jax.typing import Array
 
+Norm = Callable[[Op, int, Sequence[int], Array], Array]
 LAYERS = ("dot_general", "conv_general_dilated")  # operations with known norms
 
 
@@ -26,17 +27,27 @@ def linear_known(op: Op, at: int) -> bool:
 def norm(op: Op, at: int, shape: Sequence[int], w: Array) -> Array:
     """An upper bound on its norm as a map of operand ``at``, which has this shape."""
     if op.name == "dot_general":
-        return _matrix(op, 1 - at, w)
+        return jnp.max(spectral.matrix_norm(_lanes(op, 1 - at, w)), initial=0)
     return _convolution(op, shape, w)
 
 
-def _matrix(op: Op, at: int, w: Array) -> Array:
-    """The largest norm of the lanes of ``w``, which is operand ``at``."""
+def frobenius(op: Op, at: int, shape: Sequence[int], w: Array) -> Array:
+    """The same by the Frobenius norm of ``w``; that of a convolution by its patches."""
+    if op.name == "dot_general":
+        return jnp.max(spectral.frobenius_norm(_lanes(op, 1 - at, w)), initial=0)
+    p = op.params
+    lengths = [w.shape[axis] for axis in p["dimension_numbers"].rhs_spec[2:]]
+    flat = w.reshape(w.shape[0], math.prod(w.shape[1:]))
+    seen = spectral.overlap(lengths, p["window_strides"], p["rhs_dilation"])
+    return math.sqrt(seen) * spectral.frobenius_norm(flat)
+
+
+def _lanes(op: Op, at: int, w: Array) -> Array:
+    """Operand ``at`` as matrices, lanes first."""
     contract, batch = (sides[at] for sides in op.params["dimension_numbers"])
     free = [axis for axis in range(w.ndim) if axis not in (*contract, *batch)]
     shape = [math.prod(w.shape[i] for i in axes) for axes in (batch, contract, free)]
-    folded = w.transpose(*batch, *contract, *free).reshape(shape)
-    return jnp.max(spectral.matrix_norm(folded), initial=0)
+    return w.transpose(*batch, *contract, *free).reshape(shape)
 
 
 def _convolution(op: Op, shape: Sequence[int], kernel: Array) -> Array:

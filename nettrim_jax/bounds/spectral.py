@@ -55,8 +55,13 @@ def matrix_norm(A: Array, squarings: int = SQUARINGS) -> Array:
     roots = roots.reshape(-1, *[1] * (factors.ndim - 1))
     # a root of zero has no derivative, and only a zero matrix has a zero factor
     factors = jnp.where(factors > 0, factors, 1) ** roots
-    more = 1 + (m + n) * float(jnp.finfo(size.dtype).eps)
-    return more * size * jnp.prod(factors, axis=0)
+    return _more(A, size) * size * jnp.prod(factors, axis=0)
+
+
+def frobenius_norm(A: Array) -> Array:
+    """The Frobenius norms, ``[...]``, plus a rounding for each row and column."""
+    size = _frobenius(A)
+    return _more(A, size) * size
 
 
 def convolution_norm(
@@ -149,6 +154,10 @@ def overlap(
         min(length, -(-((length - 1) * step + 1) // stride))
         for length, stride, step in zip(lengths, strides, dilation, strict=True)
     )
+
+
+def _more(A: Array, size: Array) -> float:
+    return 1 + sum(A.shape[-2:]) * float(jnp.finfo(size.dtype).eps)
 
 
 def _frobenius(A: Array) -> Array:

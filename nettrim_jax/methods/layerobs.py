@@ -59,7 +59,8 @@ class LayerOBS(MomentRule):
 
     It takes about :math:`d_{in}^3 d_{out}` operations, a thousand times those of
     :class:`SparseGPT` for a thousand inputs. :func:`nettrim_jax.trace` has every level
-    of one layer at once.
+    of one layer at once. The bound of Dong et al. on what the layers' errors make of
+    the output is ``report.frobenius_bound``, with ``prune(..., bound=True)``.
 
     Attributes:
       pattern: the pattern of the weights that may be left: ``Sparsity``, ``NM``,

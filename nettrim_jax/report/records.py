@@ -22,7 +22,8 @@ from nettrim_jax.report.plain_data import array, left, pairs, plain, reading
 from nettrim_jax.report.search import Margin, SearchStep, Split
 from nettrim_jax.typing import Array, LeafPath
 
-FIGURES = ("deviation", "bound", "tight_bound")  # that may be missing
+# that may be missing
+FIGURES = ("deviation", "bound", "tight_bound", "frobenius_bound")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +199,9 @@ class Report:
         and their norms; NaN if it was not asked for or stops on the way.
       tight_bound: a bound that is no larger; it also follows single entries, and each
         layer's error through the next layer.
+      frobenius_bound: the bound of Dong, Chen and Pan (2017) as published: with the
+        Frobenius norms of the layers, and their errors before the ReLU. ``bound`` is
+        the same with their norms as operators, and their errors behind the ReLU.
       bound_stop: the operation without a known Lipschitz constant, where the bound
         stops; empty if it does not; None if it was not asked for.
       budget: the largest allowed ``measure``; like the next four, only where a method
@@ -217,6 +221,7 @@ class Report:
     deviation: Array
     bound: Array = UNKNOWN
     tight_bound: Array = UNKNOWN
+    frobenius_bound: Array = UNKNOWN
     bound_stop: str | None = dataclasses.field(default=None, metadata=STATIC)
     budget: Array | None = None
     checked: Array | None = None

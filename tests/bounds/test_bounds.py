@@ -8,7 +8,7 @@ import pytest
 from marks import only_fast, slow
 
 import nettrim_jax as nt
-from nettrim_jax.bounds import spectral
+from nettrim_jax.bounds import products, spectral
 from nettrim_jax.bounds.lipschitz import RULES, Ball, Rules
 from nettrim_jax.tracing import jaxprs
 
@@ -83,6 +83,8 @@ def test_norm_of_a_convolution(name, groups, rng):
     matrix = np.asarray(jax.jacobian(convolve)(x)).reshape(-1, x.size)
     exact = np.linalg.norm(matrix, 2)
     assert exact <= found * (1 + 1e-12) and found <= factor * exact
+    rules = Rules(jnp.float64, products.frobenius)
+    assert exact <= float(rules.linear_norm(op, 0, x, kernel)) * (1 + 1e-12)
 
 
 # ---- rules: what an operation makes of every point of a ball
@@ -267,12 +269,19 @@ NETTRIM = [nt.NetTrim(epsilon=e) for e in (0.02, 0.1, 0.4)]
 
 
 def holds(report):
-    """The measured deviation is within both bounds, but for rounding."""
-    moved, tight, bound = (
-        float(a) for a in (report.deviation, report.tight_bound, report.bound)
+    """The measured deviation is within all bounds, but for rounding."""
+    moved, tight, bound, frobenius = (
+        float(a)
+        for a in (
+            report.deviation,
+            report.tight_bound,
+            report.bound,
+            report.frobenius_bound,
+        )
     )
     assert moved <= tight * (1 + 1e-4) + 1e-7
     assert tight <= bound
+    assert bound <= frobenius * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("mode", ["parallel", "cascade"])
@@ -291,6 +300,7 @@ def test_deviation_is_within_the_bounds(name, mode):
         ).report
         if report.bound_stop:
             assert np.isnan(report.bound) and np.isnan(report.tight_bound)
+            assert np.isnan(report.frobenius_bound)
             assert report.bound_stop.split(",")[0] == STOPS.get(name)
             assert f"stops at {report.bound_stop}"[:60] in str(report)
         else:
