@@ -51,7 +51,7 @@ def recover(
 
     Args:
       pruned: what :func:`prune` or :func:`refit` returned, or a smaller network from
-        :func:`shrink`, whose weights of zero stay zero.
+        :func:`shrink` or :func:`trim`, whose weights of zero stay zero.
       params: the trained params, from before the pruning.
       apply_fn: the network, ``apply_fn(params, batch)``.
       batches: a loader of batches, which is read again and again (an iterator once);

@@ -83,8 +83,8 @@ class OBS(Unsolved):
       >>> params, x = {"w": jnp.array([[1.0], [-1.2]])}, jnp.array([[2.0, 1.9]])
       >>> apply_fn = lambda params, x: x @ params["w"]
       >>> pruned = nt.prune(params, apply_fn, x, method=nt.OBS(nt.Sparsity(0.5)))
-      >>> pruned.params["w"].round(2).tolist()  # the other takes its part over
-      [[0.0], [-0.16]]
+      >>> [round(float(w), 2) for w in pruned.params["w"][:, 0]]  # takes its part over
+      [0.0, -0.16]
     """
 
     pattern: Pattern

@@ -68,7 +68,7 @@ def pair_of(pruned: Any, params: Params, apply_fn: ApplyFn, match: str) -> Pair:
             f"recover(match={match!r}): the params lie on a mesh with explicit axes; "
             "take match='output'"
         )
-    if hasattr(pruned, "apply_fn"):
+    if hasattr(pruned, "kept"):  # of shrink or trim
         if match != "output":
             raise MethodError(
                 f"recover(match={match!r}): the layers of a smaller network are others "
@@ -83,7 +83,7 @@ def pair_of(pruned: Any, params: Params, apply_fn: ApplyFn, match: str) -> Pair:
         return Pair(student, keeps, student.filler(keeps), teacher, match)
     if not (hasattr(pruned, "params") and hasattr(pruned, "mask")):
         raise ParamsError(
-            f"recover: expected what prune, refit or shrink returned, got "
+            f"recover: expected what prune, refit, shrink or trim returned, got "
             f"{type(pruned).__name__}; the order is {CALL}"
         )
     _require_like(params, pruned.params)

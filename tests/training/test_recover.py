@@ -287,7 +287,7 @@ def test_wrong_params_and_batches_are_named():
     other = models.mlp_params((8, 6, 4), 0)
     with pytest.raises(ParamsError, match="params have 0/b as .*second"):
         nt.recover(start, other, models.mlp, BATCHES)
-    with pytest.raises(ParamsError, match="expected what prune, refit or shrink"):
+    with pytest.raises(ParamsError, match="expected what prune, refit, shrink or trim"):
         nt.recover(PARAMS, PARAMS, models.mlp, BATCHES)
     with pytest.raises(BatchError, match="16 samples .* at least 320"):
         nt.recover(start, PARAMS, models.mlp, ROWS[0])
