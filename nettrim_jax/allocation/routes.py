@@ -28,9 +28,8 @@ from nettrim_jax.report import Margin, Split
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Batch
 
-Wish = tuple[
-    Any, Budget | Share | Together | Whole
-]  # a method as given, with its request
+# a method as given, with its request
+Wish = tuple[Any, Budget | Share | Together | Whole]
 
 
 class Route(NamedTuple):

@@ -191,6 +191,20 @@ class Method(Protocol):
         ...
 
 
+class Direct:
+    """The base of closed forms."""
+
+    def prepare(self, data: LayerData, kind: LayerKind) -> None:
+        """Returns None, as there is nothing to solve."""
+
+    def solve(self, problem: None, lanes: Lanes, start: None = None) -> None:
+        """Is never called, as there is no problem."""
+
+    def cost(self, problem: None) -> Cost:
+        """The cost, which is zero."""
+        return Cost(0, 0)
+
+
 class Unsolved:
     """The base of methods of whole networks, which solve layers by other methods."""
 

@@ -21,8 +21,7 @@ from nettrim_jax.calibration.gradient import Loss
 from nettrim_jax.calibration.statistics import Statistic
 from nettrim_jax.methods.base import (
     Answer,
-    Cost,
-    Lanes,
+    Direct,
     LayerData,
     LayerKind,
     Unsolved,
@@ -305,7 +304,7 @@ class Surgeon:
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Put:
+class Put(Direct):
     """Weights and a bias that were found for a layer.
 
     Attributes:
@@ -329,16 +328,6 @@ class Put:
     def bind(self, kind: LayerKind, cascade: bool) -> "Put":
         """The same method, since it was made for this layer."""
         return self
-
-    def prepare(self, data: LayerData, kind: LayerKind) -> None:
-        """Returns None, as there is nothing to solve."""
-
-    def solve(self, problem: None, lanes: Lanes, start: None = None) -> None:
-        """Is never called, as there is no problem."""
-
-    def cost(self, problem: None) -> Cost:
-        """The cost, which is zero."""
-        return Cost(0, 0)
 
     def conclude(self, data: LayerData, solved: None, kind: LayerKind) -> Answer:
         """The weights that were found."""

@@ -26,8 +26,7 @@ from nettrim_jax.calibration.statistics import Moments, Statistic
 from nettrim_jax.methods.around import Around
 from nettrim_jax.methods.base import (
     Answer,
-    Cost,
-    Lanes,
+    Direct,
     LayerData,
     LayerKind,
     by_layer,
@@ -44,7 +43,7 @@ from nettrim_jax.typing import Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule(Patterned):
+class Rule(Direct, Patterned):
     """The base of all rules.
 
     Attributes:
@@ -71,16 +70,6 @@ class Rule(Patterned):
     def answer(self, W: Array, evidence: Array | None) -> Array:
         """New weights, ``[b, d_in, d_out]``."""
         raise NotImplementedError
-
-    def prepare(self, data: LayerData, kind: LayerKind) -> None:
-        """Returns None, as there is nothing to solve."""
-
-    def solve(self, problem: None, lanes: Lanes, start: None = None) -> None:
-        """Is never called, as there is no problem."""
-
-    def cost(self, problem: None) -> Cost:
-        """The cost, which is zero."""
-        return Cost(0, 0)
 
     def conclude(self, data: LayerData, solved: None, kind: LayerKind) -> Answer:
         """The rule's new weights."""
@@ -140,9 +129,22 @@ class MomentRule(Rule):
         return data.moments(held)[:, :-1, :-1]
 
 
+@dataclasses.dataclass(frozen=True)
+class Comparable(Rule):
+    """A rule whose scores are alike in all layers, and so compared at once."""
+
+    @property
+    def shared(self) -> Budget | Share | None:
+        """The budget, or the pattern's share, for which all weights are compared."""
+        shared = super().shared
+        if isinstance(shared, Share):
+            return dataclasses.replace(shared, measured=False)
+        return shared
+
+
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Magnitude(Rule):
+class Magnitude(Comparable):
     r"""Removes the weights with the least :math:`|W_{ij}|`; the others stay.
 
     Groups are ranked by their Euclidean norm. (Han, Pool, Tran and Dally, 2015.)
@@ -156,14 +158,6 @@ class Magnitude(Rule):
     """
 
     plain: ClassVar[bool] = True
-
-    @property
-    def shared(self) -> Budget | Share | None:
-        """The budget, or the pattern's share, for which all weights are compared."""
-        shared = super().shared
-        if isinstance(shared, Share):
-            return dataclasses.replace(shared, measured=False)
-        return shared
 
     def score(self, W: Array, stats: Mapping[str, Array]) -> Array:
         """The magnitude of each weight, ``[b, d_in, d_out]``."""

@@ -15,26 +15,17 @@ from nettrim_jax.calibration.curvature import GaussNewton, SampleGradient
 from nettrim_jax.calibration.gradient import Loss, LossSlope
 from nettrim_jax.calibration.statistics import Statistic
 from nettrim_jax.methods.base import LayerData
-from nettrim_jax.methods.budget import Budget, Share
 from nettrim_jax.methods.patterns import Pattern
-from nettrim_jax.methods.rules import Rule
+from nettrim_jax.methods.rules import Comparable
 from nettrim_jax.results import MethodError
 from nettrim_jax.typing import Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Scored(Rule):
+class Scored(Comparable):
     """A rule whose scores are losses of the whole network, alike in all layers."""
 
     plain: ClassVar[bool] = True
-
-    @property
-    def shared(self) -> Budget | Share | None:
-        """The budget, or the pattern's share, for which all scores are compared."""
-        shared = super().shared
-        if isinstance(shared, Share):
-            return dataclasses.replace(shared, measured=False)
-        return shared
 
     def evidence(self, data: LayerData, held: int) -> Array:
         """The statistic of the weights, ``[b, d_in, d_out]``."""
@@ -130,9 +121,21 @@ class OBD(Scored):
         return numpy_of(W).maximum(evidence, 0) * W**2 / 2
 
 
+@dataclasses.dataclass(frozen=True)
+class _OfLoss(Scored):
+    """A rule that needs a loss."""
+
+    pattern: Pattern
+    loss: Loss = dataclasses.field(default=None, metadata=STATIC)  # type: ignore[assignment]
+
+    def __post_init__(self):
+        super().__post_init__()
+        _require_loss(self)
+
+
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Fisher(Scored):
+class Fisher(_OfLoss):
     r"""Removes the weights with the least empirical Fisher information.
 
     .. math::
@@ -166,13 +169,6 @@ class Fisher(Scored):
       [[3.0], [0.0]]
     """
 
-    pattern: Pattern
-    loss: Loss = dataclasses.field(default=None, metadata=STATIC)  # type: ignore[assignment]
-
-    def __post_init__(self):
-        super().__post_init__()
-        _require_loss(self)
-
     @property
     def statistics(self) -> tuple[Statistic, ...]:
         """The squared gradients of samples."""
@@ -185,7 +181,7 @@ class Fisher(Scored):
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Saliency(Scored):
+class Saliency(_OfLoss):
     r"""Removes the weights without which a loss changes least, to first order.
 
     .. math::
@@ -217,13 +213,6 @@ class Saliency(Scored):
       >>> nt.prune(params, apply_fn, batch, method=method).params["w"].tolist()
       [[3.0], [0.0]]
     """
-
-    pattern: Pattern
-    loss: Loss = dataclasses.field(default=None, metadata=STATIC)  # type: ignore[assignment]
-
-    def __post_init__(self):
-        super().__post_init__()
-        _require_loss(self)
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:

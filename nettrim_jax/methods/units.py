@@ -20,8 +20,7 @@ from nettrim_jax.methods.around import Around
 from nettrim_jax.methods.base import (
     Answer,
     Chooser,
-    Cost,
-    Lanes,
+    Direct,
     LayerData,
     LayerKind,
 )
@@ -303,7 +302,7 @@ def _saving(
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Hold:
+class Hold(Direct):
     """Keeps some weights of a layer as trained; the others become zero.
 
     Attributes:
@@ -325,16 +324,6 @@ class Hold:
     def bind(self, kind: LayerKind, cascade: bool) -> "Hold":
         """The same method, since it fits every layer."""
         return self
-
-    def prepare(self, data: LayerData, kind: LayerKind) -> None:
-        """Returns None, as there is nothing to solve."""
-
-    def solve(self, problem: None, lanes: Lanes, start: None = None) -> None:
-        """Is never called, as there is no problem."""
-
-    def cost(self, problem: None) -> Cost:
-        """The cost, which is zero."""
-        return Cost(0, 0)
 
     def conclude(self, data: LayerData, solved: None, kind: LayerKind) -> Answer:
         """The trained weights that stay."""
