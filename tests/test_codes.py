@@ -190,6 +190,7 @@ def test_zero_weights_are_an_answer():
     assert int(found.result) == results.CONVERGED and not np.asarray(found.W).any()
 
 
+@slow
 def test_a_hopeless_lane_leaves_the_others_alone():
     rng = np.random.default_rng(0)
     bad, good = apart(rng, 0.5), apart(rng, 1.5)

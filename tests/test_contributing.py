@@ -34,7 +34,7 @@ def test_there_is_an_example_of_each_kind():
 NAMES = [name for name in CODE if name != SHARED]
 
 
-@pytest.mark.parametrize("name", only_fast(["A rule", "A method"], NAMES))
+@pytest.mark.parametrize("name", only_fast(["A method"], NAMES))
 def test_example_prints_what_it_says(name):
     pytest.importorskip("cvxpy")
     both = zip(CODE[SHARED], CODE[name], strict=True)

@@ -62,6 +62,7 @@ def assert_same(one, other):
 # ---- what the records say
 
 
+@slow
 def test_a_table_counts_what_is_there():
     trimmed = trim(train=train, metric=lambda p, f: -loss(p, f))
     every = [trimmed.start, *trimmed.rounds]
@@ -227,6 +228,7 @@ def going_on(one):
     return one.params, one.apply_fn
 
 
+@slow
 @pytest.mark.parametrize(
     "method",
     [pytest.param(QUARTER, marks=slow), DRAWN, pytest.param(UNITS, marks=slow)],
@@ -286,6 +288,7 @@ class Loader:
         return iter([X[:20], X[20:]])
 
 
+@slow
 def test_a_loader_is_read_in_every_round():
     loader = Loader()
     method = {"a|b": nt.Wanda(nt.Neurons(0.25)), "c": None}

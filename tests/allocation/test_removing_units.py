@@ -125,6 +125,7 @@ def test_scores_are_those_of_the_network(by):
         assert (new[new != 0] == old[new != 0]).all()
 
 
+@slow
 def test_taylor_is_the_derivative_by_a_gate_of_each_sample():
     params, apply_fn, x = mlp()
     y = normal(80, 3, seed=5)
@@ -150,6 +151,7 @@ def test_taylor_is_the_derivative_by_a_gate_of_each_sample():
     assert (np.asarray(pruned.params["l1"]["w"]) == 0).all(1).sum() == 3
 
 
+@slow
 @pytest.mark.parametrize("mode", only_fast(["cascade"], ["parallel", "cascade"]))
 def test_the_fit_loses_less_than_none(mode):
     params, apply_fn, x = mlp()

@@ -105,7 +105,7 @@ NETWORKS = [  # widths, biases, method, share (or epsilon), mode
     ("four", True, "magnitude", 0.0, PARALLEL),
 ]
 IDS = ["-".join(map(str, case)) for case in NETWORKS]
-QUICK = [2, 3]
+QUICK = [3]
 
 
 @pytest.mark.parametrize("at", only_fast(QUICK, range(len(IDS))), ids=lambda i: IDS[i])

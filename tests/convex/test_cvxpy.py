@@ -17,7 +17,7 @@ from nettrim_jax.results import CONVERGED, ProgramError
 responses = pytest.mark.parametrize(
     "relu", only_fast([True], [True, False]), ids=["relu", "linear"]
 )
-FAST = [("box", "free"), ("sparse-inputs", "penalized")]
+FAST = [("sparse-inputs", "penalized")]
 cases = pytest.mark.parametrize(
     "penalty, bias",
     [

@@ -309,7 +309,7 @@ def test_minres_is_the_pseudo_inverse(size, singular, reach, rng):
     np.testing.assert_allclose(found, expected, atol=1e-9 if reach else 1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", only_fast(["float32"], ["float32", "float64"]))
 @pytest.mark.parametrize("factor", only_fast([1e30], [1e-30, 1e-6, 1e6, 1e30]))
 def test_minres_is_homogeneous(dtype, factor, rng):
     values = jnp.asarray(rng.uniform(-1, 1, 20), dtype)

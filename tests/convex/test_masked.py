@@ -16,7 +16,7 @@ PENALTIES = {**helpers.ENTRYWISE, **GROUPS}
 SHAPES = dict.fromkeys(helpers.ENTRYWISE, (6, 4)) | dict.fromkeys(GROUPS, (12, 3))
 
 
-QUICK = ["l1", "l1-per-row", "blocks", "sparse-inputs"]
+QUICK = ["l1", "l1-per-row", "sparse-inputs"]
 
 
 @pytest.mark.parametrize("name", only_fast(QUICK, PENALTIES))

@@ -109,6 +109,7 @@ def test_a_solve_at_rest_stops_and_says_so(monkeypatch, tol, code):
     assert tol < solution.certificate.gap <= (10 * tol if tol == 1e-6 else 1)
 
 
+@slow
 def test_the_first_stage_alone_is_compiled_where_all_end_in_it():
     hard, easy = program(SCALED[HARD[2]], np.float32), nt.ADMM(tol=0.05)
     assert nt.solve(hard, easy).stats.steps <= stage.FIRST
@@ -195,7 +196,7 @@ def test_a_repair_that_goes_too_far_is_not_used():
 
 
 @pytest.mark.parametrize("free", [False, True])
-@pytest.mark.parametrize("n, d", [(30, 8), (8, 30)])
+@pytest.mark.parametrize("n, d", [pytest.param(30, 8, marks=slow), (8, 30)])
 def test_projection_with_weights_of_samples(n, d, free):
     rng = np.random.default_rng(0)
     X, W, R = (rng.normal(size=s) for s in ((n, d), (3, d), (3, n)))

@@ -2,6 +2,7 @@
 
 import devices
 import pytest
+from marks import slow
 
 SCRIPT = """
 import sys
@@ -39,6 +40,7 @@ for name in params:
 """
 
 
+@slow
 @pytest.mark.parametrize(
     "method, mode",
     [

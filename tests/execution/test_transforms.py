@@ -151,6 +151,7 @@ prune_deep = functools.partial(
 )
 
 
+@slow
 @pytest.mark.parametrize("rows", only_fast([40], [40, 44]))
 def test_20_layers_in_3_shapes_compile_the_solver_3_times(monkeypatch, rows):
     traces = []

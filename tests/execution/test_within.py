@@ -88,7 +88,12 @@ def test_no_zero_comes_back(case):
 
 
 @pytest.mark.parametrize(
-    "method", [nt.Sparsity(0.3), nt.Magnitude(nt.Sparsity(0.3)), nt.NM(3, 4)]
+    "method",
+    [
+        pytest.param(nt.Sparsity(0.3), marks=slow),
+        nt.Magnitude(nt.Sparsity(0.3)),
+        nt.NM(3, 4),
+    ],
 )
 def test_a_level_below_the_present_one_leaves_what_is_there(method):
     given = two_of_four()
@@ -107,7 +112,7 @@ def test_a_level_below_the_present_one_leaves_what_is_there(method):
     [
         pytest.param(nt.Sparsity(0.25), marks=slow),
         nt.Magnitude(nt.Sparsity(0.25)),
-        nt.NetTrim(0.05),
+        pytest.param(nt.NetTrim(0.05), marks=slow),
     ],
 )
 def test_they_come_back_where_that_is_asked(method):

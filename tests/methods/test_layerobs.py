@@ -247,6 +247,7 @@ def test_in_float32_weights_are_the_least_squares_of_their_support():
     assert errors[0] == pytest.approx(errors[1], rel=0.02)
 
 
+@slow
 def test_without_damping_it_may_be_well_posed_and_says_if_it_is_not():
     W, gram = problem(lanes=1)
     new = answer(nt.Sparsity(0.5), W, gram, 0.0)

@@ -147,7 +147,9 @@ def test_weights_of_a_block_go_by_least_cost():
     assert np.flatnonzero(new == 0).tolist() == [np.argmin(costs)]
 
 
-@pytest.mark.parametrize("kind", ["white", "correlated", "nonnegative"])
+@pytest.mark.parametrize(
+    "kind", only_fast(["correlated"], ["white", "correlated", "nonnegative"])
+)
 def test_sparsegpt_errs_less_than_what_leaves_the_rest_as_it_is(kind):
     W, X = layer(d_in=40, d_out=30, n=200, kind=kind, seed=3)
     if kind != "nonnegative":  # these have scales already
@@ -195,6 +197,7 @@ def test_prune_gives_the_rules_answer(rule, mode):
             np.testing.assert_array_equal(new, old)
 
 
+@slow
 def test_held_out_rows_have_no_part_in_the_moments():
     model = models.get("square")
     w = model.params["0"]["w"]
@@ -254,6 +257,7 @@ def test_steps_of_a_loop_are_layers_apart():
         np.testing.assert_allclose(loop, out, atol=1e-5)
 
 
+@slow
 def test_a_weight_that_a_loop_shares_has_the_moments_of_all_steps():
     w, x = models.normal(8, 8), models.data(50, 8)
 

@@ -137,6 +137,7 @@ def test_many_outputs_are_an_unbiased_estimate(rng):
         assert np.all(spread < 0.1 * exact)
 
 
+@slow
 def test_information_is_the_sum_of_squared_gradients_of_samples(given):
     params, (x, y) = given
     found = measured(SampleGradient(loss), params, (x, y))

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 import structures
-from marks import only_fast
+from marks import slow
 
 import nettrim_jax as nt
 from nettrim_jax import _drawing
@@ -110,7 +110,8 @@ def many(count):
     return dataclasses.replace(FOUND, groups=tuple(groups))
 
 
-@pytest.mark.parametrize("count", only_fast([130], [130, 400]))
+@slow
+@pytest.mark.parametrize("count", [130, 400])
 def test_some_hundred_groups_are_readable(count):
     ax = nt.plots.structure(many(count))
     assert ax.get_xscale() == "log"

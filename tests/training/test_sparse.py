@@ -345,6 +345,7 @@ def test_an_ensemble_under_vmap():
         assert (nt.mask_of(state)[key][0] == nt.mask_of(alone[1])[key]).all()
 
 
+@slow
 def test_what_is_no_number_removes_nothing_wrongly():
     """A step with NaN gradients, which the optimiser leaves out, chooses by weights."""
     params, loss = loops.problem()
