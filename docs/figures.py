@@ -1,7 +1,8 @@
 """The pictures of the pages, drawn when the pages are built.
 
 Run ``python docs/figures.py FOLDER`` to draw them alone; about 30 s on two cores. The
-race is not run anew: its picture is that of ``race.json``.
+race is not run anew: its pictures are those of ``race.json``. The one of the README,
+``docs/figures/accuracy.png``, is written by ``python docs/figures.py --readme``.
 """
 
 import json
@@ -85,6 +86,12 @@ def draw_race(folder):
     race_picture.draw(data, folder / "race.png")
 
 
+def draw_short_race(path):
+    """Draws what the race found, for the README."""
+    data = json.loads((ROOT / "docs" / "race.json").read_text())
+    race_picture.draw_short(data, path)
+
+
 def draw_if_older(folder):
     """Draws unless all pictures are newer than everything that they depend on."""
     draw_race(folder)
@@ -97,5 +104,8 @@ def draw_if_older(folder):
 
 
 if __name__ == "__main__":
-    draw(pathlib.Path(sys.argv[1]))
-    draw_race(pathlib.Path(sys.argv[1]))
+    if sys.argv[1] == "--readme":
+        draw_short_race(ROOT / "docs" / "figures" / "accuracy.png")
+    else:
+        draw(pathlib.Path(sys.argv[1]))
+        draw_race(pathlib.Path(sys.argv[1]))

@@ -3,6 +3,9 @@
 import gc
 import itertools
 import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jaxlib.version
@@ -52,3 +55,15 @@ def getkey():
     """A function that returns a new key at each call, the same for every test."""
     keys = iter(jax.random.split(jax.random.key(0), 100))
     return lambda: next(keys)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel as it is released; the source archive that made it lies beside it."""
+    pytest.importorskip("build")
+    folder = tmp_path_factory.mktemp("dist")
+    root = pathlib.Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "build", "--outdir", folder, root]
+    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    [built] = folder.glob("*.whl")
+    return built

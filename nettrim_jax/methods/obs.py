@@ -48,7 +48,7 @@ class OBS(Unsolved):
     r"""Optimal Brain Surgeon: removes weights one by one; all others make up for each.
 
     .. math::
-        q = \arg\min_q \frac{w_q^2}{2 [H^{-1}]_{qq}}, \qquad
+        q = \operatorname*{argmin}_q \frac{w_q^2}{2 [H^{-1}]_{qq}}, \qquad
         \delta w = -\frac{w_q}{[H^{-1}]_{qq}} H^{-1} e_q ,
 
     with the whole Gauss-Newton matrix :math:`H = \sum_n J_n^\top H_n J_n` by the

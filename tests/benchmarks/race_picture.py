@@ -48,6 +48,22 @@ def draw(data, path):
     plt.close(figure)
 
 
+def draw_short(data, path):
+    """The networks side by side in cascade mode, for a page's width."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(NAMES), figsize=(10, 3.3), layout="constrained")
+    for ax, (name, title) in zip(axes, NAMES.items(), strict=True):
+        one(ax, data["cases"][name], "cascade")
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel("weights removed, %")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def one(ax, case, mode):
     """All methods of a network in one mode."""
     shares = [t for t in race_tables.TARGETS if "%" in t]
