@@ -139,3 +139,15 @@ def above(values: np.ndarray) -> float:
     """The upper limit of an axis from zero, with space above the largest value."""
     finite = values[np.isfinite(values)]
     return 1.08 * float(finite.max(initial=0)) or 1.0
+
+
+def log_axis(ax: "Axes", values: np.ndarray) -> None:
+    """A logarithmic x-axis for these values, whose labels do not meet."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    ax.set_xscale("log")
+    # by default a narrow range gets a label for nearly every digit
+    if np.log10(values.max() / values.min()) < 3:
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())

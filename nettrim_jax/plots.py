@@ -242,7 +242,7 @@ def path(found: Path, ax: "Axes | None" = None) -> "Axes":
         crosses = epsilons[short], sparsity[short], "x"
         handles += ax.plot(*crosses, label="not converged", **look)
     if (epsilons > 0).all():
-        ax.set_xscale("log")
+        _drawing.log_axis(ax, epsilons)
     ax.set(
         xlabel=r"budget $\epsilon$ (Frobenius norm, in units of the response)",
         ylabel="sparsity (% of the weights)",

@@ -202,6 +202,24 @@ def test_path():
     assert "not converged" not in drawn
 
 
+@pytest.mark.parametrize("least, most", [(1, 1.5), (1.3, 53), (0.02, 9), (1e-6, 90)])
+def test_budgets_of_a_path_can_be_read(least, most):
+    epsilons = jnp.geomspace(most, least, 3)
+    ax = nt.plots.path(found()._replace(epsilons=epsilons))
+    ax.figure.canvas.draw()
+    low, high = ax.get_xlim()
+    ticks = [*ax.xaxis.get_major_ticks(), *ax.xaxis.get_minor_ticks()]
+    shown = [
+        tick.label1.get_window_extent()
+        for tick in ticks
+        if tick.label1.get_text() and low <= tick.get_loc() <= high
+    ]
+    shown.sort(key=lambda box: box.x0)
+    assert shown
+    for left, right in itertools.pairwise(shown):
+        assert left.x1 < right.x0
+
+
 def test_a_path_that_did_not_converge():
     codes = jnp.asarray([CONVERGED, MAX_STEPS, NAN], jnp.int32)
     W = found().solutions.W.at[2].set(jnp.nan)
