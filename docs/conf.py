@@ -36,6 +36,8 @@ myst_update_mathjax = False
 # Tutorials are executed anew at every build, so no output is older than the code: all
 # of them, or those that DOCS_TUTORIALS names, as in DOCS_TUTORIALS="layer training".
 named = os.environ.get("DOCS_TUTORIALS")
+# pictures of a tutorial go into its page, not where the caller has matplotlib draw
+os.environ.pop("MPLBACKEND", None)
 tutorials = sorted(path.stem for path in HERE.glob("tutorials/*.md"))
 shown = tutorials if named is None else named.split()
 if not set(shown) <= set(tutorials):

@@ -65,9 +65,10 @@ def test_notebook_is_clean(name):
 
 def environment():
     """What a user's process would have: nothing of the tests' settings but the CPU."""
-    ours = ("JAX_", "XLA_", "PYTHON")
+    ours = ("JAX_", "XLA_", "PYTHON", "MPL")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-    return kept | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"}
+    # without MPLBACKEND the kernel has pictures as outputs
+    return kept | {"JAX_PLATFORMS": "cpu"}
 
 
 RUN = """
@@ -79,13 +80,10 @@ path = pathlib.Path(sys.argv[1])
 read = nbformat.read(path, as_version=4)
 client = NotebookClient(read, timeout=%d, resources={"metadata": {"path": path.parent}})
 client.execute()
-said = [
-    out.get("text", "")
-    for cell in read.cells
-    for out in cell.get("outputs", ())
-    if out.get("name") != "stderr"
-]
-print("".join(said))
+outputs = [out for cell in read.cells for out in cell.get("outputs", ())]
+said = [out.get("text", "") for out in outputs if out.get("name") != "stderr"]
+pictures = sum("image/png" in out.get("data", ()) for out in outputs)
+print("".join(said) + f"{pictures} pictures")
 """
 
 
@@ -110,6 +108,8 @@ def test_notebook_runs(name):
         pytest.importorskip(needed)
     said = execute(sys.executable, NOTEBOOKS / f"{name}.ipynb", PYTHONPATH=str(ROOT))
     assert re.search(r"^JAX [\d.]+ on \w+", said, re.MULTILINE)
+    drawn = sum(text.rstrip().endswith(";") for text in cells(name))
+    assert said.rstrip().endswith(f"{drawn} pictures")
 
 
 @pytest.mark.slow
