@@ -84,6 +84,45 @@ def test_public_name_is_in_an_example_that_runs(name):
     )
 
 
+# ---- lines within text, which are not run
+
+
+def calls(page):
+    """Every call of a public name that stands between backticks, or in a table."""
+    for span in re.findall(r"`([^`\n]+)`", page.read_text()):
+        # a line may leave out what is not its matter
+        text = span.replace("=...", "=None").replace("...,", "").replace(", ...", "")
+        try:
+            tree = ast.parse(text.replace("...", ""))
+        except SyntaxError:
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                if getattr(node.func.value, "id", "") == "nt":
+                    yield node.func.attr, [word.arg for word in node.keywords]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *sorted(DOCS.glob("*.md"))],
+    ids=lambda page: page.name,
+)
+def test_lines_in_text_call_what_there_is(page):
+    for name, words in calls(page):
+        assert hasattr(nt, name), f"{page.name} calls nt.{name}"
+        parameters = inspect.signature(getattr(nt, name)).parameters
+        taken = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        unknown = {word for word in words if word} - set(parameters)
+        assert taken or not unknown, f"{page.name}: nt.{name} takes no {unknown}"
+
+
+def test_there_are_lines_in_text():
+    assert len([*calls(DOCS / "coming_from.md")]) > 25
+
+
+# ---- codes and errors
+
+
 @pytest.mark.parametrize("code", sorted(nt.results.MESSAGES))
 def test_every_code_has_what_to_do(code):
     text = (DOCS / "api" / "results.md").read_text()
