@@ -135,3 +135,17 @@ def test_the_picture_is_drawn(race, tmp_path):
     data = {"cases": {"lenet": toy([0.3, 9.0], [0.6, 1.0], "90 %")}}
     race("picture").draw(data, tmp_path / "race.png")
     assert (tmp_path / "race.png").stat().st_size > 10000
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="no docs beside the tests")
+def test_the_picture_of_the_readme_is_what_the_file_says(race, tmp_path):
+    image = pytest.importorskip("matplotlib.image")
+    data = json.loads((ROOT / "docs" / "race.json").read_text())
+    race("picture").draw_short(data, tmp_path / "accuracy.png")
+    drawn, kept = (
+        image.imread(folder / "accuracy.png")
+        for folder in (tmp_path, ROOT / "docs" / "figures")
+    )
+    assert drawn.shape == kept.shape
+    # another version of matplotlib draws letters otherwise, but not the lines
+    assert np.mean(np.abs(drawn - kept).max(axis=2) > 0.5) < 0.02

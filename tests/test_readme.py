@@ -72,3 +72,10 @@ def test_a_loop_differs_by_one_line():
 
 def test_is_short():
     assert len(README.read_text().splitlines()) < 120
+
+
+def test_what_it_links_to_is_there():
+    links = re.findall(r"\]\(([^)#]+)", README.read_text())
+    assert len(links) > 15
+    for link in links:
+        assert "://" in link or (README.parent / link).exists(), link
