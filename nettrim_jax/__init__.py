@@ -1,6 +1,6 @@
 """Prunes trained neural networks by convex optimisation (Net-Trim), in JAX."""
 
-from nettrim_jax import methods, plots, results, structure, training
+from nettrim_jax import files, methods, plots, results, structure, training
 from nettrim_jax.bounds.normal_form import Normalized, link_normalize
 from nettrim_jax.convex import penalties
 from nettrim_jax.convex.admm import history, solve
@@ -19,6 +19,9 @@ from nettrim_jax.convex.groups import GroupL1, SparseGroup
 from nettrim_jax.convex.path import Path, path
 from nettrim_jax.convex.programs import Program
 from nettrim_jax.convex.solution import Certificate, History, Solution, Stats
+from nettrim_jax.files.contents import describe
+from nettrim_jax.files.reading import load
+from nettrim_jax.files.writing import save
 from nettrim_jax.methods import patterns
 from nettrim_jax.methods.criteria import L2, APoZ, MeanActivation, NonZeros
 from nettrim_jax.methods.joint import Joint
@@ -129,10 +132,13 @@ __all__ = [
     "check_sparse",
     "clip_program",
     "connection_cost",
+    "describe",
+    "files",
     "history",
     "keep_sparse",
     "linear_program",
     "link_normalize",
+    "load",
     "mask_of",
     "methods",
     "path",
@@ -144,6 +150,7 @@ __all__ = [
     "refit",
     "relu_program",
     "results",
+    "save",
     "shrink",
     "sites",
     "solve",

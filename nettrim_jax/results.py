@@ -130,5 +130,9 @@ class SolveError(NetTrimError):
         self.pruned = pruned
 
 
+class FileError(NetTrimError):
+    """A file is damaged, or not one that ``save`` has written."""
+
+
 class PlotError(NetTrimError):
     """The arguments cannot be drawn, or matplotlib is not installed."""

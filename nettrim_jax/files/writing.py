@@ -1,0 +1,198 @@
+"""``save``: a tree of arrays as a file, which replaces an older one at once.
+
+Knows trees and files.
+"""
+
+import contextlib
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, BinaryIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nettrim_jax import _trees
+from nettrim_jax.files import encoding, layout
+from nettrim_jax.files.decoding import FORMAT, LEAF, VERSION, Path
+from nettrim_jax.files.dtypes import DTYPES
+from nettrim_jax.files.layout import Tensor
+from nettrim_jax.files.leaves import PARTS, StoredLeaf
+from nettrim_jax.results import HERE, ParamsError
+from nettrim_jax.typing import Params
+
+
+def save(
+    path: Path,
+    params: Params,
+    *,
+    encodings: Collection[str] = encoding.NAMES,
+) -> None:
+    """Writes arrays to a file, with every leaf in the form that takes least room.
+
+    What :func:`load` gives back has the same bits. The file has the layout of
+    safetensors; leaves that nothing makes smaller are plain tensors in it. An older
+    file is replaced at once, when the new one is on the disk: at any moment there is
+    the old one or the new one, whole. Memory is that of one leaf.
+
+    Args:
+      path: the file. If it is a symbolic link, the link is replaced.
+      params: a pytree of arrays; or what :func:`prune`, :func:`refit`, :func:`shrink`,
+        :func:`trim` or :func:`recover` returned, of which it is the params. Leaves that
+        are no arrays are left out.
+      encodings: what to choose from beside plain tensors: where values other than zero
+        are, by ``"bitmask"``, ``"gaps"`` between them, ``"nm"`` (of every m entries n)
+        or ``"blocks"``; the values as ``"codes"`` of a codebook, if there are at most
+        256, or 256 for each slice along an axis; bytes by ``"huffman"``, ``"zlib"``
+        or ``"lzma"``. Deep Compression's are ``("gaps", "codes", "huffman")``.
+
+    Raises:
+      ParamsError: there is no array, or one that cannot be written.
+      FileError: the header would be too long.
+      OSError: the file cannot be written.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> import numpy as np
+      >>> import nettrim_jax as nt
+      >>> kernel = np.zeros((100, 100), np.float32)
+      >>> kernel[::10, ::10] = 0.5
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
+      >>> nt.save(folder / "model.safetensors", {"kernel": kernel})
+      >>> (folder / "model.safetensors").stat().st_size < kernel.nbytes / 50
+      True
+    """
+    unknown = sorted(set(encodings) - set(encoding.NAMES))
+    if isinstance(encodings, str) or unknown:
+        raise ParamsError(
+            f"save: encodings={encodings!r}; expected some of {encoding.NAMES}"
+        )
+    leaves = list(_leaves(_params_of(params)))
+    if not leaves:
+        raise ParamsError(
+            f"save: {type(params).__name__} has no array; expected a pytree of arrays"
+        )
+    _require_names([leaf for leaf, _ in leaves])
+    target = os.fsdecode(path)
+    folder = os.path.dirname(target) or "."
+    with tempfile.TemporaryFile(dir=folder) as spool:
+        texts = {"format": FORMAT, "version": VERSION}
+        tensors: dict[str, Tensor] = {}
+        for leaf, given in leaves:
+            one, pieces = encoding.encode(leaf, _values(leaf, given), encodings)
+            texts[LEAF + one.path] = one.text()
+            for name, piece in pieces.items():
+                begin = spool.tell()
+                spool.write(piece.data)
+                tensors[name] = Tensor(piece.dtype, piece.shape, begin, spool.tell())
+        order = layout.ordered(list(tensors), [one.dtype for one in tensors.values()])
+        with _replacing(target, folder) as file:
+            file.write(layout.header_of(texts, _moved(tensors, order)))
+            for name in order:
+                _copy(spool, file, tensors[name])
+
+
+def _params_of(given: Any) -> Params:
+    """The params of what this library returned, or what was given."""
+    ours = type(given).__module__.split(".")[0] == HERE
+    return given.params if ours and hasattr(given, "params") else given
+
+
+def _leaves(params: Params) -> Iterator[tuple[StoredLeaf, Any]]:
+    """Every array, with what is known of it without its values."""
+    _trees.require_alive("save", params, ParamsError)
+    boxes = iter(_trees.boxes_of(params))
+    for keys, given in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if not _trees.is_array(given):
+            continue
+        path, box = _trees.path_of(keys) or "params", next(boxes)
+        if not _trees.known(given):
+            raise ParamsError(
+                f"save: {path} is being traced; save outside of the function that JAX "
+                "traces"
+            )
+        if isinstance(given, jax.Array) and not given.is_fully_addressable:
+            raise ParamsError(
+                f"save: {path} has parts on devices of other processes; gather it "
+                "first, as by jax.experimental.multihost_utils.process_allgather"
+            )
+        prng, shape = None, tuple(given.shape)
+        if jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
+            prng, given = str(jax.random.key_impl(given)), jax.random.key_data(given)
+            shape = tuple(given.shape)
+        name = np.dtype(given.dtype).name
+        if name not in DTYPES or not shape == tuple(np.shape(given)):
+            raise ParamsError(
+                f"save: {path} is {name}; expected one of {', '.join(DTYPES)}"
+            )
+        parts = tuple(_trees.path_of([key]) for key in keys)
+        boxed = bool(parts) and box != path and box == "/".join(parts[:-1])
+        yield StoredLeaf(path, parts, boxed, shape, name, 0, 0, {}, prng, b""), given
+
+
+def _require_names(leaves: Sequence[StoredLeaf]) -> None:
+    """Raises ParamsError unless every tensor has a name of its own."""
+    taken = {"__metadata__"}
+    for leaf in leaves:
+        names = [leaf.path, *(f"{leaf.path}:{part}" for part in PARTS)]
+        if taken & set(names):
+            raise ParamsError(
+                f"save: {leaf.path!r} is the name of another leaf, too, or of what "
+                "belongs to it; rename one of them"
+            )
+        taken |= set(names)
+        if leaf.path.encode("utf-8", "replace").decode() != leaf.path:
+            raise ParamsError(f"save: {leaf.path!r} is no text of Unicode")
+
+
+def _values(leaf: StoredLeaf, given: Any) -> np.ndarray:
+    array = np.asarray(given)
+    # a file has the lowest byte first
+    return array.astype(DTYPES[leaf.dtype], copy=False)
+
+
+def _moved(tensors: dict[str, Tensor], order: Sequence[str]) -> dict[str, Tensor]:
+    """Where the tensors lie if they follow each other in some order."""
+    out, at = {}, 0
+    for name in order:
+        one = tensors[name]
+        size = one.end - one.begin
+        out[name] = one._replace(begin=at, end=at + size)
+        at += size
+    return out
+
+
+def _copy(spool: BinaryIO, file: BinaryIO, one: Tensor) -> None:
+    spool.seek(one.begin)
+    left = one.end - one.begin
+    while left:
+        data = spool.read(min(left, 2**20))
+        file.write(data)
+        left -= len(data)
+
+
+@contextlib.contextmanager
+def _replacing(target: str, folder: str) -> Iterator[BinaryIO]:
+    """A file beside the target, which takes its place if nothing is raised."""
+    beside = f"{target}.{secrets.token_hex(4)}.tmp"
+    with open(beside, "xb") as file:
+        try:
+            yield file
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(beside, stat.S_IMODE(os.stat(target).st_mode))
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(beside, target)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(beside)
+            raise
+    if os.name == "posix":  # the new name is on the disk, too
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
