@@ -772,3 +772,19 @@ def test_constants_beside_a_leaf_belong_to_what_is_added():
     ]
     assert 0 < sizes[0].sum() < 0.9 * np.abs(w).sum()
     assert sizes[0].sum() == pytest.approx(sizes[1].sum(), rel=2 * TOL)
+
+
+@pytest.mark.parametrize("method", [nt.NetTrim(0.2), nt.Magnitude(nt.Sparsity(0.6))])
+def test_removed_weights_are_zeros_without_a_sign(rng, method):
+    # one with a sign is no zero to a reader of bits, and takes room in a file
+    params = {k: jnp.asarray(rng.normal(size=(12, 12)), jnp.float32) for k in "ab"}
+    x = jnp.asarray(rng.normal(size=(60, 12)), jnp.float32)
+
+    def apply_fn(params, x):  # one weight is divided by what is below zero
+        return jax.nn.relu(x @ (np.float32(-2) * params["a"])) @ params["b"]
+
+    pruned = nt.prune(params, apply_fn, x, method=method).params
+    for path, leaf in pruned.items():
+        zeros = np.asarray(leaf) == 0
+        assert zeros.sum() > 20, path
+        assert not np.signbit(np.asarray(leaf)[zeros]).any(), path

@@ -136,6 +136,10 @@ def write(
     W = xp.where(use[:, None, None], answer.W, other)
     if data.allowed is not None:  # whatever a method makes of the others
         W = xp.where(data.allowed, W, 0)
+    factor = place.weights.factor
+    nothing = 0 if factor is None else (0 * factor).astype(W.dtype)
+    # a removed weight is a zero without a sign, also once the factor is divided out
+    W = xp.where((W == 0) & (W0 != 0), nothing, W)
     leaf = entries.write(place.weights, W)
     if place.bias is None or data.bias is None or answer.bias is None:
         return leaf, None
