@@ -1,4 +1,4 @@
-"""Train a small network on scikit-learn's digits, prune it, and look at it.
+"""Train a small network on scikit-learn's digits, prune it, look at it, and save it.
 
 Run ``python examples/digits.py``; it takes well under a minute on two cores.
 """
@@ -91,8 +91,24 @@ def figure(before, pruned, path):
     fig.savefig(path, dpi=120)
 
 
+def save(before, after, folder):
+    """Both networks as files; the pruned one is loaded again, and is the same."""
+    sizes = []
+    for name, params in (("trained", before), ("pruned", after)):
+        path = folder / f"nettrim_digits_{name}.safetensors"
+        nt.save(path, params)
+        sizes.append(path.stat().st_size)
+    back = nt.load(path, like=after)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), back, after)
+    print(nt.describe(path))
+    print(
+        f"file: {path}, loaded again: {'the same' if jax.tree.all(same) else 'other'}"
+    )
+    print(f"bytes, trained {sizes[0]:,}, pruned {sizes[1]:,}")
+
+
 def main():
-    """Train, prune, compare, draw."""
+    """Train, prune, compare, draw, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = pathlib.Path(tempfile.gettempdir()) / "nettrim_digits.png"
     parser.add_argument("--figure", type=pathlib.Path, default=default)
@@ -133,6 +149,8 @@ def main():
     table(accuracy(params), measured)
     figure(params, tuned, arguments.figure)
     print(f"figure: {arguments.figure}")
+    print()
+    save(params, pruned.params, arguments.figure.parent)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from nettrim_jax.files.leaves import StoredLeaf
 from nettrim_jax.report.tables import fit, grid
 
 _COLUMNS = (
-    ("shape", 14),
+    ("shape", 12),
     ("dtype", 8),
     ("zeros", 6),
-    ("as", 22),
+    ("as", 18),
     ("bytes", 9),
     ("in file", 9),
-    ("ratio", 6),
+    ("ratio", 5),
 )
 
 
@@ -100,10 +100,10 @@ def _ratio(before: int, after: int) -> str:
 
 def _cells(leaf: StoredLeaf) -> list[Any]:
     return [
-        fit("x".join(map(str, leaf.shape)) or "scalar", 14, middle=True),
+        fit("x".join(map(str, leaf.shape)) or "scalar", 12, middle=True),
         fit(leaf.dtype, 8, middle=True),
         _share(leaf.size - leaf.nonzeros, leaf.size),
-        fit(leaf.encoding, 22),
+        fit(leaf.encoding, 18),
         f"{leaf.raw_bytes}",
         f"{leaf.stored_bytes}",
         _ratio(leaf.raw_bytes, leaf.stored_bytes),

@@ -16,7 +16,7 @@ from nettrim_jax.files.leaves import CHUNK, StoredLeaf
 
 NAMES = (*masks.NAMES, "codes", *coders.NAMES)  # what may be chosen from
 _ENTRY = 90  # about the bytes of the header that one more tensor takes
-_DENSE = 0.5  # share of entries other than zero, up to which many entries are sparse
+_DENSE = 0.5  # share of entries other than zero from which on a mask may be worth none
 _MANY = 2**14
 
 
@@ -87,23 +87,22 @@ def _smallest(
     leaf: StoredLeaf, bits: np.ndarray, mask: np.ndarray, allowed: Collection[str]
 ) -> Form:
     """The smallest form; one without parts is the plain tensor."""
-    dense, best = bits.nbytes + _ENTRY, Form({})
-    turn = "float" in leaf.dtype or "complex" in leaf.dtype
+    plain = Form({})
     if bits.nbytes <= _ENTRY or not set(allowed):
-        return best
+        return plain
+    turn = "float" in leaf.dtype or "complex" in leaf.dtype
     left = int(np.count_nonzero(mask))
-    kept = bits[mask] if left < len(bits) else bits
-    size, found = dense, best
-    # where nothing is zero, a mask says nothing
-    if left < len(bits) and (len(bits) <= _MANY or left < _DENSE * len(bits)):
-        form = _sparse(leaf, bits, mask, kept, allowed, turn)
-        if form is not None and form.size < size:
-            size, found = form.size, form
-    if len(bits) <= _MANY or left >= _DENSE * len(bits):
-        all_of_them = np.ones(len(bits), bool)
-        form = Form(_values(leaf, bits, all_of_them, allowed, turn))
-        if form.size < size:
-            found = form
+    found, size = plain, bits.nbytes + _ENTRY
+    sparse = None
+    if left < len(bits):
+        sparse = _sparse(leaf, bits, mask, bits[mask], allowed, turn)
+        if sparse is not None and sparse.size < size:
+            found, size = sparse, sparse.size
+    # among many entries with many zeros, those would only be found again
+    if sparse is None or len(bits) <= _MANY or left >= _DENSE * len(bits):
+        everywhere = np.ones(len(bits), bool)
+        form = Form(_values(leaf, bits, everywhere, allowed, turn))
+        found = form if form.size < size else found
     return found
 
 

@@ -88,7 +88,7 @@ class StoredLeaf:
         book = self.parts.get("codes", "").split("/")[0].split(",")
         kinds = [kind] if kind else []
         if book[0]:
-            kinds.append(f"{book[0]} codes" + " a slice" * (len(book) > 1))
+            kinds.append(f"{book[0]} codes" + " each" * (len(book) > 1))
         return " + ".join(kinds) or "planes"
 
     @property

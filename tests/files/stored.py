@@ -5,6 +5,7 @@ import math
 import ml_dtypes
 import numpy as np
 
+import nettrim_jax as nt
 from nettrim_jax.files import layout
 from nettrim_jax.files.dtypes import DTYPES
 
@@ -100,6 +101,21 @@ def kinds(rng):
         "scalar": np.float32(3.5),
         "empty": np.zeros((3, 0, 2), np.float32),
     }
+
+
+def good(path):
+    """Writes a file with leaves of several kinds; returns these."""
+    rng = np.random.default_rng(0)
+    W = sparse(weights((60, 40), rng), 0.8, rng)
+    tree = {
+        "dense": array("uint8", (300,), rng),
+        "sparse": {"kernel": W},
+        "nm": two_of_four(W + np.float32(1), rng),
+        "shared": shared(W, 16),
+        "flags": weights((30, 40), rng) > 0,
+    }
+    nt.save(path, tree, encodings=("bitmask", "nm", "codes", "huffman", "zlib"))
+    return tree
 
 
 def parts(path):

@@ -261,9 +261,7 @@ def test_linen_nnx_and_equinox(tmp_path, rng):
     state = nnx.State({"dense": {"kernel": nnx.Param(jax.device_put(W))}})
     nt.save(path, state)
     back = nt.load(path, like=jax.tree.map(lambda a: a * 0, state))
-    assert isinstance(back, nnx.State) and isinstance(
-        back["dense"]["kernel"], nnx.Param
-    )
+    assert isinstance(back, nnx.State)
     assert jax.tree.structure(back) == jax.tree.structure(state)
     assert stored.same(jax.tree.leaves(back)[0], W)
     # a box is no part of the name: what was a variable is an array elsewhere, and back
@@ -305,6 +303,7 @@ assert (folder / "again").read_bytes() == (folder / "1").read_bytes()
 """
 
 
+@pytest.mark.slow
 def test_shards(tmp_path):
     devices.run(SHARDS, str(tmp_path), devices=4)
 
