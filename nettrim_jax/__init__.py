@@ -23,6 +23,7 @@ from nettrim_jax.files.contents import describe
 from nettrim_jax.files.reading import load
 from nettrim_jax.files.writing import save
 from nettrim_jax.methods import patterns
+from nettrim_jax.methods.codes import Codes
 from nettrim_jax.methods.criteria import L2, APoZ, MeanActivation, NonZeros
 from nettrim_jax.methods.joint import Joint
 from nettrim_jax.methods.layerobs import LayerOBS
@@ -50,10 +51,13 @@ from nettrim_jax.report import (
     SiteReport,
     Split,
 )
+from nettrim_jax.report.sharing import SharedSite, ShareReport
 from nettrim_jax.results import NetTrimError
 from nettrim_jax.selection import sites
+from nettrim_jax.sharing import Shared, share
 from nettrim_jax.structure.groups import units
 from nettrim_jax.structure.removal import shrink
+from nettrim_jax.training.codes import keep_shared
 from nettrim_jax.training.cost import connection_cost
 from nettrim_jax.training.masking import keep_sparse
 from nettrim_jax.training.recovery import Recovered, RecoverReport, RecoverState
@@ -74,6 +78,7 @@ __all__ = [
     "Blocks",
     "Box",
     "Certificate",
+    "Codes",
     "DenseSparseDense",
     "ElasticNet",
     "Fisher",
@@ -112,6 +117,9 @@ __all__ = [
     "Rounds",
     "Saliency",
     "SearchStep",
+    "ShareReport",
+    "Shared",
+    "SharedSite",
     "Sign",
     "SiteInfo",
     "SiteReport",
@@ -135,6 +143,7 @@ __all__ = [
     "describe",
     "files",
     "history",
+    "keep_shared",
     "keep_sparse",
     "linear_program",
     "link_normalize",
@@ -151,6 +160,7 @@ __all__ = [
     "relu_program",
     "results",
     "save",
+    "share",
     "shrink",
     "sites",
     "solve",

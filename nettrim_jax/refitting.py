@@ -1,22 +1,65 @@
 """``refit``: fits the weights that a given mask keeps, by the pipeline of ``prune``.
 
+Other fits of a network that was pruned go through :func:`adapted`.
 Knows masks and the steps of a pruning; no package knows it.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 from nettrim_jax import _checks, _sharding, selection
 from nettrim_jax._progress import Counter, Progress
 from nettrim_jax.calibration.batches import Source, Weights, stream
 from nettrim_jax.calibration.model import Model
+from nettrim_jax.calibration.outputs import deviation_of
 from nettrim_jax.execution import orders
 from nettrim_jax.execution.options import Options
 from nettrim_jax.methods.nettrim import NetTrim
 from nettrim_jax.methods.refit import by_site, check_bias, hold, read, warn_if_pruned
-from nettrim_jax.pruning import Chosen, Pruned, begin
+from nettrim_jax.pruning import Chosen, Pruned, Start, begin
 from nettrim_jax.report import Report
 from nettrim_jax.selection import Selector
 from nettrim_jax.tracing.entries import kept_leaves
 from nettrim_jax.tracing.sites import Network
 from nettrim_jax.typing import ApplyFn, Array, Batch, Params
+
+
+class Settings(NamedTuple):
+    """How a fit is made, as the user says it; see :func:`refit`."""
+
+    mode: str
+    rows: int
+    held_out: float
+    weights: Weights | None
+    key: int | Array
+    on_failure: str
+    progress: Progress
+    memory: int
+    batches: int | None
+
+    def options(self, caller: str) -> Options:
+        """The options of a run; raises MethodError if one is out of its range."""
+        solver = _checks.arguments(
+            mode=self.mode,
+            solver=None,
+            rows=self.rows,
+            held_out=self.held_out,
+            on_failure=self.on_failure,
+            memory=self.memory,
+            batches=self.batches,
+            caller=caller,
+        )
+        return Options(
+            *(solver, int(self.rows), self.held_out, True, self.memory),
+            *(self.mode == "cascade", lambda done, what: None),
+        )
+
+    def source(self, model: Model, batch: Batch, caller: str) -> tuple[Source, Counter]:
+        """The data of a model, and what counts its batches and layers."""
+        counter = Counter(self.progress, model.traced)
+        given = stream(batch, self.batches, counter)
+        key = _checks.random_key(self.key, caller)
+        return Source(model, given, key, self.weights), counter
 
 
 @_sharding.own()
@@ -101,23 +144,15 @@ def refit(
       >>> bool(fitted.report.deviation < magnitude.report.deviation)
       True
     """
-    solver = _checks.arguments(
-        mode=mode,
-        solver=None,
-        rows=rows,
-        held_out=held_out,
-        on_failure=on_failure,
-        memory=memory,
-        batches=batches,
-        caller="refit",
+    settings = Settings(
+        *(mode, rows, held_out, weights, key, on_failure, progress, memory, batches)
     )
+    options = settings.options("refit")
     # a stand-in: selection asks only whether biases move
     method = NetTrim(epsilon=0.0, bias=check_bias(bias))
     model = Model(params, apply_fn)
     keeps = read(params, mask)
-    counter = Counter(progress, model.traced)
-    given = stream(batch, batches, counter)
-    source = Source(model, given, _checks.random_key(key, "refit"), weights)
+    source, counter = settings.source(model, batch, "refit")
 
     def choose(network: Network) -> Chosen:
         chosen, skipped = selection.choose(network, method, include, exclude)
@@ -125,16 +160,7 @@ def refit(
 
     start = begin(source, choose, counter, keeps)
     warn_if_pruned(model.leaves, keeps)
-    options = Options(
-        solver,
-        int(rows),
-        held_out,
-        True,
-        memory,
-        mode == "cascade",
-        start.show,
-        revive=True,
-    )
+    options = options._replace(show=start.show, revive=True)
     new, outcomes, deviation = orders.run(start.parts, start.asked, options)
     sites = tuple(outcomes[k].report for k in start.asked)
     notes = start.first.network.notes
@@ -149,3 +175,54 @@ def refit(
         _checks.fitted(pruned, on_failure)
         _checks.known_deviation(report)
     return pruned
+
+
+class Adapted(NamedTuple):
+    """A network of which some layers were fitted anew."""
+
+    pruned: Pruned
+    start: Start
+    before: Array  # relative change of the output from the trained network, as given
+    after: Array  # the same of the new network
+
+
+@_sharding.own()
+def adapted(
+    params: Params,
+    trained: Params,
+    apply_fn: ApplyFn,
+    batch: Batch,
+    *,
+    choose: Callable[[Network], Chosen],
+    settings: Settings,
+    caller: str,
+) -> Adapted:
+    """Fits layers of a pruned network to their own responses; zeros stay zero.
+
+    Args:
+      params: the params of the pruned network.
+      trained: a tree like them, to which the outputs are compared.
+      apply_fn: the network.
+      batch: the data.
+      choose: the method of each site of a network.
+      settings: how.
+      caller: the function that the user called.
+    """
+    options = settings.options(caller)
+    model, beside = Model(params, apply_fn), Model(trained, apply_fn)
+    source, counter = settings.source(model, batch, caller)
+    start = begin(source, choose, counter, beside.leaves)
+    options = options._replace(show=start.show)
+    new, outcomes, deviation = orders.run(start.parts, start.asked, options)
+    first, sites = start.first, tuple(outcomes[k].report for k in start.asked)
+    report = Report(sites, start.skipped, deviation, notes=first.network.notes)
+    masks = {k: outcome.mask for k, outcome in outcomes.items()}
+    kept = kept_leaves(first.network, start.asked, new, masks)
+    every = [first.outputs(leaves) for leaves in (beside.leaves, model.leaves, new)]
+    moved = deviation_of(every[0], every[1]), deviation_of(every[0], every[2])
+    report, moved = _sharding.typed((report, moved), start.meshes)
+    pruned = Pruned(model.give(new), model.fill(kept), report)
+    if _checks.readable(report):
+        _checks.fitted(pruned, settings.on_failure)
+        _checks.known_deviation(report)
+    return Adapted(pruned, start, *moved)

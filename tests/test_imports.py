@@ -48,6 +48,7 @@ TOP = [
     "pruning",
     "refitting",
     "recovering",
+    "sharing",
     "trimming",
     "_structure_plot",
     "plots",

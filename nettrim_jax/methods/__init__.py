@@ -11,6 +11,7 @@
 - ``layer_program``: the convex programs of one site, from its activations.
 - ``rules``: ``Magnitude``, ``Random`` and ``Wanda``, which are closed forms.
 - ``sparsegpt``: ``SparseGPT``, a rule that removes weights input by input.
+- ``compensation``: inputs one by one, of which later ones make up for what was changed.
 - ``layerobs``: ``LayerOBS``, a rule that removes weights one by one.
 - ``elimination``: the order in which weights go, each at least loss.
 - ``support``: the best weights on a support, for all units of a layer.
@@ -28,6 +29,9 @@
 - ``policy``: what an agent tries, and what it learns from it.
 - ``tryandlearn``: ``TryAndLearn``, agents that learn which units can go.
 - ``refit``: the best values of the weights that a given mask keeps.
+- ``codebook``: ``Codebook``, which gives a layer's weights few values.
+- ``centroids``: where such values start, and which is nearest.
+- ``codes``: leaves whose weights share few values, as codes.
 - ``around``: the layers that make the units of a group, and those that read them.
 - ``criteria``: scores of units by the rules of the literature.
 - ``joint``: ``Joint``, the units whose part others can take, chosen together.

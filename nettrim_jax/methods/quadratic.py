@@ -121,16 +121,18 @@ def _mean(X: Array, valid: Array, here: Array) -> Array:
     return (jnp.sum(jnp.where(valid, X, 0), axis=1) / here[:, None])[:, None, :]
 
 
-def quadratic_of(
-    seen: Observed, free: bool, clips: bool, done: Array | None = None
-) -> Quadratic:
-    """The quadratic loss of one layer's lanes; centred if the bias is free.
+class Centred(NamedTuple):
+    """Rows and moments of lanes, less the mean of the inputs if the bias is free."""
 
-    Its least plain part is only found where a clip such as a ReLU follows, which alone
-    has use for it.
+    X: Array  # [b, n, d_in], zero on rows that do not count
+    H: Array  # [b, d_in, d_in], over all rows
+    mean: Array  # [b, d_in], zero if the bias is fixed
+    share: Array  # [b], the number of rows for which one of X counts
+    near: Array  # [b], whether the moments are those of X times the share
 
-    Its loops start only once ``done`` is computed, see :func:`_numerics.after`.
-    """
+
+def centred(seen: Observed, free: bool) -> Centred:
+    """The rows and moments; centred if the bias is free."""
     sums, count = seen.moments[:, -1, :-1], seen.moments[:, -1, -1]
     valid, here = seen.valid[:, :, None], jnp.sum(seen.valid, axis=1)
     here = jnp.maximum(here, 1).astype(count.dtype)
@@ -151,13 +153,28 @@ def quadratic_of(
     H = H - (count[:, None] * mean)[:, :, None] * mean[:, None, :]
     mine = (count / here)[:, None, None] * matmul(X.transpose(0, 2, 1), X)
     H = jnp.where(near[:, None, None], mine, H)
+    return Centred(X, H, mean, count / here, near)
+
+
+def quadratic_of(
+    seen: Observed, free: bool, clips: bool, done: Array | None = None
+) -> Quadratic:
+    """The quadratic loss of one layer's lanes; centred if the bias is free.
+
+    Its least plain part is only found where a clip such as a ReLU follows, which alone
+    has use for it.
+
+    Its loops start only once ``done`` is computed, see :func:`_numerics.after`.
+    """
+    parts = centred(seen, free)
+    X, H, near, share = parts.X, parts.H, parts.near, parts.share
     energy = jnp.maximum(jnp.diagonal(H, axis1=1, axis2=2), 0)
     floor = FLOOR * jnp.mean(energy, axis=1, keepdims=True)
     size = jnp.sqrt(energy + jnp.where(floor > 0, floor, 1))
     A = H / (size[:, :, None] * size[:, None, :])
     e, Q = jnp.linalg.eigh(A if done is None else after(A, done))
     # only rounding makes an eigenvalue negative
-    e, share = jnp.maximum(e, 0), count / here
+    e = jnp.maximum(e, 0)
     X = X / size[:, None, :]
     if clips:
         # the usual case is that all rows are there, which needs no search
@@ -167,7 +184,7 @@ def quadratic_of(
     else:
         excess = jnp.ones_like(share)
     least = jnp.where(near, 0, jnp.maximum(1 - 1 / jnp.maximum(excess, 1), 0))
-    return Quadratic(X, seen.valid, A, e, Q, size, mean, share, least)
+    return Quadratic(X, seen.valid, A, e, Q, size, parts.mean, share, least)
 
 
 def _excess(X: Array, e: Array, Q: Array, share: Array) -> Array:

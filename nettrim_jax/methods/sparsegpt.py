@@ -4,7 +4,6 @@ Knows arrays, patterns and rules; knows no network.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -12,18 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
-from nettrim_jax._numerics import lower_inverse, matmul
 from nettrim_jax._trees import STATIC
 from nettrim_jax._values import whole
+from nettrim_jax.methods.compensation import Treat, cut, extended, sweep, upper_factor
 from nettrim_jax.methods.damping import damped, is_damping
 from nettrim_jax.methods.patterns import NM, Sparsity
 from nettrim_jax.methods.rules import MomentRule
 from nettrim_jax.methods.within import Within, apart
 from nettrim_jax.results import MethodError
-from nettrim_jax.typing import HIGHEST, Array, ArrayLike
-
-cut = jax.lax.dynamic_slice_in_dim
-put = jax.lax.dynamic_update_slice_in_dim
+from nettrim_jax.typing import Array, ArrayLike
 
 
 @register_dataclass
@@ -99,7 +95,7 @@ class SparseGPT(MomentRule):
         size = min(max(self.block // m, 1), -(-d_in // m)) * m
         # inputs without weight make all blocks equal, and no other input sees them
         missing = -d_in % size
-        U = _extended(jax.vmap(_factor)(H), missing)
+        U = extended(jax.vmap(upper_factor)(H), missing)
         W = jnp.pad(W, ((0, 0), (0, missing), (0, 0)))
         inside = jnp.ones((b, d_in, d_out), bool) if allowed is None else allowed
         inside = jnp.pad(inside, ((0, 0), (0, missing), (0, 0)))
@@ -111,38 +107,7 @@ class SparseGPT(MomentRule):
             if allowed is not None and pattern.scope == "layer":
                 upto = _shared(upto[-1], [jnp.sum(inside[:, :stop]) for stop in stops])
             remove = _by_costs(pattern, inside, upto, size)
-        return _sweep(W, U, size, remove)[0][:, :d_in]
-
-
-# of the first input, the weights and the factor of a block: new weights and errors
-Remove = Callable[[Array, Array, Array], tuple[Array, Array]]
-
-
-@jax.custom_jvp
-def _factor(H: Array) -> Array:
-    """The upper Cholesky factor of the inverse.
-
-    In reverse order of rows and columns, the factor of a matrix is an upper one, whose
-    inverse is the factor of the inverse.
-    """
-    return lower_inverse(jnp.linalg.cholesky(H[::-1, ::-1]))[::-1, ::-1]
-
-
-@_factor.defjvp
-def _moved_factor(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """The factor and its derivative, that of ``U H U^T = I``, by products only."""
-    (H,), (move,) = primals, tangents
-    U = _factor(H)
-    S = matmul(matmul(U, (move + move.T) / 2), U.T)
-    half = jnp.triu(S) - jnp.diag(jnp.diagonal(S)) / 2
-    return U, -matmul(half, U)
-
-
-def _extended(A: Array, more: int) -> Array:
-    """Matrices ``[b, n, n]`` with so many rows and columns of the identity after."""
-    eye = jnp.eye(A.shape[1] + more, dtype=A.dtype)
-    eye = jnp.where(jnp.arange(len(eye)) < A.shape[1], 0, eye)
-    return jnp.pad(A, ((0, 0), (0, more), (0, more))) + eye[None]
+        return sweep(W, U, size, remove)[0][:, :d_in]
 
 
 def _costs(W: Array, U: Array) -> Array:
@@ -150,7 +115,7 @@ def _costs(W: Array, U: Array) -> Array:
     return (W / jnp.diagonal(U, axis1=1, axis2=2)[:, :, None]) ** 2
 
 
-def _by_groups(pattern: NM, allowed: Array) -> Remove:
+def _by_groups(pattern: NM, allowed: Array) -> Treat:
     """Removes weights of a block, each group chosen when its first input is reached."""
 
     def block(start: Array, part: Array, u: Array) -> tuple[Array, Array]:
@@ -160,7 +125,7 @@ def _by_groups(pattern: NM, allowed: Array) -> Remove:
             mine = Within(pattern, cut(inside, start, pattern.m, axis=1))
             return _remove(part, u, mine.keep(_costs(part, u)))
 
-        return _sweep(part, u, pattern.m, group)
+        return sweep(part, u, pattern.m, group)
 
     return block
 
@@ -173,7 +138,7 @@ def _shared(count: Any, sizes: list[Array]) -> list[Array]:
     return [*parts, count]
 
 
-def _by_costs(pattern: Sparsity, allowed: Array, upto: list[Any], size: int) -> Remove:
+def _by_costs(pattern: Sparsity, allowed: Array, upto: list[Any], size: int) -> Treat:
     """Removes the weights of a block that cost least, all chosen at its start.
 
     Of the weights up to the end of each block so many are left as ``upto`` says.
@@ -190,26 +155,6 @@ def _by_costs(pattern: Sparsity, allowed: Array, upto: list[Any], size: int) -> 
     return block
 
 
-def _sweep(W: Array, U: Array, size: int, remove: Remove) -> tuple[Array, Array]:
-    """Removes weights block by block, and adapts later inputs to the errors made.
-
-    Also returns the errors. The size of a block divides the number of inputs.
-    """
-
-    def step(k: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        W, errors = carry
-        start = k * size
-        rows = cut(U, start, size, axis=1)  # zero before the block
-        part, made = remove(
-            start, cut(W, start, size, axis=1), cut(rows, start, size, axis=2)
-        )
-        W = W - jnp.einsum("bik,bij->bkj", rows, made, precision=HIGHEST)
-        # the product also changed the block itself
-        return put(W, part, start, axis=1), put(errors, made, start, axis=1)
-
-    return jax.lax.fori_loop(0, W.shape[1] // size, step, (W, jnp.zeros_like(W)))
-
-
 def _remove(W: Array, U: Array, keep: Array) -> tuple[Array, Array]:
     """Removes the weights not kept, input by input; also returns the errors made."""
 
@@ -217,4 +162,4 @@ def _remove(W: Array, U: Array, keep: Array) -> tuple[Array, Array]:
         kept = cut(keep, i, 1, axis=1)
         return jnp.where(kept, part, 0), jnp.where(kept, 0, part) / u
 
-    return _sweep(W, U, 1, one)
+    return sweep(W, U, 1, one)

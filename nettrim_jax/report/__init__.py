@@ -2,6 +2,7 @@
 
 - ``records``: one entry per site, totals, and the leaves left alone.
 - ``search``: what a search among networks measured.
+- ``sharing``: what was done so that weights share few values.
 - ``text``: the text of a report: a table of the layers, and lines below it.
 - ``tables``: text of at most 100 columns, and lines about leaves that were left alone.
 - ``plain_data``: the values of reports as plain data, and back.

@@ -2,6 +2,7 @@
 
 - ``leaves``: the leaves of an optimiser's params, and the matrices of theirs.
 - ``masking``: ``keep_sparse``, which makes an optimiser leave zeros zero.
+- ``codes``: ``keep_shared``, which makes an optimiser leave shared values shared.
 - ``recovery``: what ``recover`` keeps and returns, and the distance that it minimises.
 - ``steps``: steps under a mask, measured now and then; the best are kept.
 - ``teaching``: a pruned network that is taught by the trained one.
@@ -13,6 +14,7 @@
 - ``cost``: ``connection_cost``, the prox of a penalty after each step.
 """
 
+from nettrim_jax.training.codes import keep_shared
 from nettrim_jax.training.cost import connection_cost
 from nettrim_jax.training.masking import keep_sparse
 from nettrim_jax.training.recovery import Recovered, RecoverReport, RecoverState
@@ -38,6 +40,7 @@ __all__ = [
     "Threshold",
     "check_sparse",
     "connection_cost",
+    "keep_shared",
     "keep_sparse",
     "mask_of",
     "train_sparse",

@@ -1,0 +1,125 @@
+"""Leaves whose weights share few values, as codes and the values of the codes.
+
+Knows arrays and positions in leaves; knows no network.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import register_dataclass
+
+from nettrim_jax._numerics import numpy_of
+from nettrim_jax._trees import on_host
+from nettrim_jax.typing import Array, wide
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Codes:
+    """A leaf as codes: ``codebook[group, code - 1]`` is an entry's value.
+
+    Attributes:
+      codes: uint8, of the leaf's shape; 0 stands for zero.
+      codebook: the values, ``[groups, k]``, in the leaf's dtype; they ascend, and zeros
+        follow where a group has fewer.
+      group: int32, the row of the codebook that an entry has; it has the leaf's shape,
+        or 1 along axes on which it is the same. Entries that no layer has are -1.
+
+    Example:
+      >>> import numpy as np
+      >>> from nettrim_jax.methods.codes import Codes
+      >>> codes = np.array([[1, 0], [2, 1]], np.uint8)
+      >>> book, group = np.array([[0.5, 2.0]]), np.zeros((1, 1), np.int32)
+      >>> Codes(codes, book, group).decode().tolist()
+      [[0.5, 0.0], [2.0, 0.5]]
+    """
+
+    codes: Any
+    codebook: Any
+    group: Any
+
+    def decode(self) -> Any:
+        """The leaf; entries that no layer has are zero."""
+        xp = numpy_of(self.codes)
+        value = self.codebook.ravel()[xp.maximum(self.places(), 1) - 1]
+        return xp.where(self.codes != 0, value, xp.zeros((), value.dtype))
+
+    def places(self) -> Any:
+        """For each entry the place of its value in the raveled codebook, from 1.
+
+        Entries that are zero have 0.
+        """
+        xp = numpy_of(self.codes)
+        codes = self.codes.astype(np.int32)
+        first = xp.maximum(xp.asarray(self.group), 0) * self.codebook.shape[1]
+        return xp.where(codes != 0, codes + first.astype(np.int32), 0)
+
+
+def groups_of(
+    indices: Sequence[np.ndarray], shape: Sequence[int], apart: bool
+) -> np.ndarray:
+    """Which entries of a leaf share values, as :class:`Codes` has it.
+
+    Args:
+      indices: positions in the raveled leaf of each of its sites, ``[b, d_in, d_out]``.
+      shape: that of the leaf.
+      apart: whether each unit has values of its own.
+    """
+    found = np.full(int(np.prod(shape)), -1, np.int32)
+    count = 0
+    for index in indices:
+        lanes, _, units = index.shape
+        group = np.arange(lanes, dtype=np.int32)[:, None, None]
+        if apart:
+            group = group * units + np.arange(units, dtype=np.int32)[None, None]
+        found[index] = count + group
+        count += lanes * (units if apart else 1)
+    found = found.reshape(shape)
+    for axis in range(found.ndim):
+        first = found.take([0], axis) if found.shape[axis] else found
+        if found.shape[axis] and (found == first).all():
+            found = first
+    return found
+
+
+def codes_of(leaf: Array, group: np.ndarray, count: int) -> Codes | None:
+    """The codes of a leaf; None if a group is known to have more values than codes.
+
+    Args:
+      leaf: the leaf.
+      group: which entries share values, of :func:`groups_of`.
+      count: the largest number of values of a group.
+    """
+    values: Any = np.asarray(leaf) if on_host(leaf) else leaf
+    xp = numpy_of(values)
+    groups = int(group.max(initial=-1)) + 1
+    flat = values.ravel().astype(wide(values.dtype))
+    mine = np.broadcast_to(group, values.shape).ravel()
+    mine = xp.where((flat != 0) & (mine >= 0), mine, np.int32(groups))
+    order = xp.lexsort((flat, mine))
+    mine, flat = mine[order], flat[order]
+    new = xp.ones(1, bool)
+    new = xp.concatenate([new, (mine[1:] != mine[:-1]) | (flat[1:] != flat[:-1])])
+    total = xp.cumsum(new, dtype=np.int32)
+    first = xp.searchsorted(mine, np.arange(groups + 1, dtype=np.int32))
+    before = total[xp.minimum(first, len(total) - 1)] - 1
+    code = xp.where(mine < groups, total - before[mine], 0)
+    if xp is np:
+        used = int(code.max(initial=0))
+        if used > count:
+            return None
+        codes = np.zeros(values.size, np.uint8)
+        codes[order] = code
+        book = np.zeros((max(groups, 1), max(used, 1)), values.dtype)
+        real = code > 0
+        book[mine[real], code[real] - 1] = flat[real].astype(values.dtype)
+    else:
+        codes = jnp.zeros(values.size, jnp.uint8)
+        codes = codes.at[order].set(code.astype(jnp.uint8))
+        book = jnp.zeros((max(groups, 1), count), values.dtype)
+        slot = jnp.where(code > 0, code - 1, count)
+        book = book.at[mine, slot].set(flat.astype(values.dtype), mode="drop")
+    return Codes(codes.reshape(values.shape), book, group)
