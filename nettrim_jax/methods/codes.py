@@ -57,6 +57,16 @@ class Codes:
         first = xp.maximum(xp.asarray(self.group), 0) * self.codebook.shape[1]
         return xp.where(codes != 0, codes + first.astype(np.int32), 0)
 
+    def members(self) -> Any:
+        """The number of entries that have each value, by its place in the codebook.
+
+        Those of :meth:`places` 0 come first.
+        """
+        flat, count = self.places().ravel(), self.codebook.size + 1
+        if isinstance(flat, np.ndarray):  # a program would fold constants for seconds
+            return np.bincount(flat, minlength=count).astype(np.int32)
+        return jnp.zeros(count, jnp.int32).at[flat].add(1)
+
 
 def groups_of(
     indices: Sequence[np.ndarray], shape: Sequence[int], apart: bool

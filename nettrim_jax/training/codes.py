@@ -109,19 +109,19 @@ class _Places(NamedTuple):
 
     places: Any  # of the leaf's shape: from 1, or 0 where it has none
     zero: Any  # of the leaf's shape, bool: entries that stay zero
-    count: int  # places in all
+    members: Any  # [count], the number of entries with each value
 
     @classmethod
     def of(cls, codes: Codes) -> "_Places":
         """Those of a leaf's codes; entries of no layer are the optimiser's own."""
         places = codes.places()
         zero = (places == 0) & (codes.group >= 0)
-        return cls(places, zero, codes.codebook.size + 1)
+        return cls(places, zero, codes.members())
 
     def sums(self, a: Array) -> Array:
         """The sum over the entries with each value, in a dtype wide enough."""
         a = a.astype(wide(a.dtype))
-        return jnp.zeros(self.count, a.dtype).at[self.places].add(a)
+        return jnp.zeros(len(self.members), a.dtype).at[self.places].add(a)
 
 
 def _summed(g: Array, mine: _Places) -> Array:
@@ -134,8 +134,8 @@ def _summed(g: Array, mine: _Places) -> Array:
 def _alike(u: Array, mine: _Places, p: Array) -> Array:
     """Updates after which values are shared, and zeros zero."""
     total = mine.sums(u)
-    members = jnp.maximum(mine.sums(jnp.ones_like(u)), 1)
-    mean = (total / members).astype(u.dtype)[mine.places]
+    mean = total / jnp.maximum(mine.members, 1).astype(total.dtype)
+    mean = mean.astype(u.dtype)[mine.places]
     # in the wider dtype, since a rounded step would not end at zero
     dtype = jnp.promote_types(u.dtype, p.dtype)
     new = jnp.where(mine.places != 0, mean, u).astype(dtype)
@@ -160,7 +160,7 @@ def _check(params: Params, codes: Mapping[LeafPath, Codes]) -> None:
         if not (on_host(p) and known(one.codes)):
             return
         mine, values = _Places.of(one), np.asarray(p)
-        some = np.zeros(mine.count, values.dtype)
+        some = np.zeros(len(mine.members), values.dtype)
         some[mine.places] = values
         alike = (some[mine.places] == values) | (mine.places == 0)
         if not alike.all() or values[mine.zero].any():

@@ -2,9 +2,9 @@
 
 LeNet-300-100 on MNIST and ResNet-20 on CIFAR-10, each pruned by ``Reconstruct`` in
 cascade mode; then the weights of every layer share values, in cascade mode and without
-labels. ``linear`` is k-means as in Deep Compression, from evenly spaced values and with
-weights that count alike; the others count weights by their inputs. ``tuned`` makes steps with labels in which values stay shared. Settings were
-fixed on training images that no run has. Needs the data folder. From the root:
+labels. ``linear`` is k-means in which weights count alike; the others count weights by
+their inputs. ``tuned`` makes steps with labels in which values stay shared. Settings
+were fixed on training images that no run has. Needs the data folder. From the root:
 
     python tests/benchmarks/sharing.py lenet --levels 0.9 0.95 --bits 3 5 --on test
     python tests/benchmarks/sharing.py resnet --levels 0.7 --bits 5 --on test
@@ -33,7 +33,7 @@ STEPS, SIZE, RATE = 2000, 64, 1e-3  # of fine-tuning
 
 
 def linear(params, listing, bits):
-    """K-means from evenly spaced values, in which all weights count alike."""
+    """K-means from values at equal distances, in which all weights count alike."""
     paths = {site.path for site in listing.sites}
 
     def one(keys, leaf):
