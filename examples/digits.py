@@ -150,7 +150,7 @@ def main():
     figure(params, tuned, arguments.figure)
     print(f"figure: {arguments.figure}")
     print()
-    save(params, pruned.params, arguments.figure.parent)
+    save(params, tuned.params, arguments.figure.parent)
 
 
 if __name__ == "__main__":
