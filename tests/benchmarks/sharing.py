@@ -121,6 +121,7 @@ def main():
     parser.add_argument("--per", default="leaf")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--recover", action="store_true", help="before sharing")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)
     print("| zeros | bits | seed | way | accuracy | moved | times smaller | CPU s |")
@@ -138,6 +139,9 @@ def main():
             pruned = nt.prune(
                 *(params, call, few), method=method, mode="cascade", key=seed, **more
             )
+            if args.recover:
+                steps = {"steps": 1000, "size": 64, "key": seed}
+                pruned = nt.recover(pruned, params, call, many, **steps)
             before = np.asarray(call(pruned.params, few))
             for bits in args.bits:
                 given, shared = pruned.params, None
