@@ -26,7 +26,6 @@ from nettrim_jax.methods.base import Choosing, Joining, Method
 from nettrim_jax.methods.budget import Budget, Share, Together, Whole
 from nettrim_jax.report import Margin, Split
 from nettrim_jax.results import MethodError
-from nettrim_jax.typing import Batch
 
 # a method as given, with its request
 Wish = tuple[Any, Budget | Share | Together | Whole]
@@ -187,8 +186,9 @@ def _split(
     """The methods with the number of weights that a search gives each layer."""
     half = deal(source.batch, source.weights, source.key, folds=1)
     seen = orders.observe(parts_of(source.of(half.solve, half.weights)), asked, options)
-    meters = (_meter(source, None, rows, 1.0) for rows in (half.steer, half.check))
-    return levels.search(seen, asked, options, *meters)
+    steer = _meter(source.of(half.steer, half.steer_weights), None, 1.0)
+    check = _meter(source.of(half.check, half.check_weights), None, 1.0)
+    return levels.search(seen, asked, options, steer, check)
 
 
 def _within(
@@ -197,7 +197,8 @@ def _within(
     """Prunes as far as a budget of the whole network allows."""
     source, budget = route.source, route.budget
     assert budget is not None
-    meter = _meter(source, budget, dealt.steer, dealt.share)
+    steering = source.of(dealt.steer, dealt.steer_weights)
+    meter = _meter(steering, budget, dealt.share)
     seen = orders.observe(parts, asked, options)
     found = deviation.search_parallel(seen, asked, options, meter)
     tol = options.solver.tol
@@ -211,7 +212,8 @@ def _within(
     elif dealt.whole is not None:
         turned = _turned(source, budget, dealt, dealt.whole, options)
         found = factor.search_in_turns(found, seen, asked, turned, tol)
-    checked = _meter(source, budget, dealt.check, 1.0).read(found.leaves).value
+    checking = source.of(dealt.check, dealt.check_weights)
+    checked = _meter(checking, budget, 1.0).read(found.leaves).value
     extra = {
         "budget": jnp.asarray(budget.most, jnp.float32),
         "checked": jnp.asarray(checked, jnp.float32),
@@ -237,7 +239,8 @@ def _turned(
         return run
 
     turns, share = dealt.turns, dealt.share
-    meters = [_meter(source, budget, turn.steer, share) for turn in turns]
+    steer = [source.of(turn.steer, turn.steer_weights) for turn in turns]
+    meters = [_meter(one, budget, share) for one in steer]
     runs = list(map(solved_on, turns))
     return Turned(runs, meters, solved_on(whole), share * len(turns))
 
@@ -256,8 +259,7 @@ def _margin(found: Found, measure: str, dealt: Dealt) -> Margin:
     )
 
 
-def _meter(
-    source: Source, budget: Budget | None, batches: list[Batch], share: float
-) -> Meter:
-    rows = list(parts_of(source.of(iter(batches))))
-    return Meter(budget, rows, batches, share)
+def _meter(source: Source, budget: Budget | None, share: float) -> Meter:
+    """A meter on a list of batches."""
+    rows = list(parts_of(source._replace(batch=iter(source.batch))))
+    return Meter(budget, rows, source.batch, share)

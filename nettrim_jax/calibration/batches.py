@@ -18,15 +18,21 @@ from nettrim_jax import _sharding
 from nettrim_jax._compile import compiled
 from nettrim_jax._trees import infinite, is_array, known, require_alive
 from nettrim_jax.calibration.model import Model
-from nettrim_jax.calibration.padding import RowWeights, row_weights, site_axes
+from nettrim_jax.calibration.padding import RowWeights, all_axes, row_weights
 from nettrim_jax.results import BatchError, warn
 from nettrim_jax.tracing import jaxprs
 from nettrim_jax.tracing.sites import Network, trace
 from nettrim_jax.typing import Array, ArrayLike, Batch
 
 MANY = 5  # shapes of a loader's batches, of which a warning tells
+
+
+class Each(tuple):
+    """The weights of each batch of a list, of which some may be zero as a whole."""
+
+
 # one array for every batch, or a function of the batch
-Weights = ArrayLike | Callable[[Batch], ArrayLike]
+Weights = ArrayLike | Callable[[Batch], ArrayLike] | Each
 
 
 class Part(NamedTuple):
@@ -41,8 +47,16 @@ class Part(NamedTuple):
     infinite: tuple[str, ...] = ()  # what is to say of arrays with infinities
 
     def outputs(self, leaves: Sequence[Array]) -> list[Array]:
-        """The outputs of the network with these leaves, always by the same program."""
-        return _run(self.network, self.network.consts, leaves, self.batch)
+        """The outputs of the network with these leaves, always by the same program.
+
+        Entries of weight zero are zero.
+        """
+        network = self.network
+        return self.counted(_run(network, network.consts, leaves, self.batch))
+
+    def counted(self, outputs: list[Array]) -> list[Array]:
+        """The outputs of the network, with zeros where no weight is above zero."""
+        return outputs if self.weights is None else _counted(self.weights, outputs)
 
 
 @compiled(static_argnames="network")
@@ -53,6 +67,11 @@ def _run(
     batch: Sequence[Array],
 ) -> list[Array]:
     return jaxprs.evaluate(network.flat, consts, [*leaves, *batch])[0]
+
+
+@compiled()
+def _counted(weights: RowWeights, outputs: Sequence[Array]) -> list[Array]:
+    return weights.counted(outputs)
 
 
 def is_loader(batch: Batch) -> bool:
@@ -191,7 +210,7 @@ def parts(source: Source) -> Iterator[Part]:
     model, batch, key, weights = source
     loaded = is_loader(batch)
     networks: dict[Any, Network] = {}
-    axes = functools.cache(site_axes)  # one walk per network, not per batch
+    axes = functools.cache(all_axes)  # one walk per network, not per batch
     first = None
     for at, one in enumerate(batches(batch)):
         name = f"batch {at}" if loaded else "batch"
@@ -220,19 +239,26 @@ def parts(source: Source) -> Iterator[Part]:
                 )
         with _sharding.users():
             given = weights(one) if callable(weights) else weights
+        pieces = isinstance(given, Each)
+        own = _row_weights(given[at] if pieces else given, some=not pieces)
         yield Part(
             networks[kind],
             _sharding.plain([jnp.asarray(leaf) for leaf in leaves]),
             jax.random.fold_in(key, at) if at else key,
-            row_weights(networks[kind], _row_weights(given), axes),
+            row_weights(networks[kind], own, axes),
             one,
             model,
             tuple(found.values()),
         )
 
 
-def _row_weights(weights: ArrayLike | None) -> Array | None:
-    """The weights as an array; raises BatchError if they cannot weigh rows."""
+def _row_weights(weights: ArrayLike | None, some: bool = True) -> Array | None:
+    """The weights as an array; raises BatchError if they cannot weigh rows.
+
+    Args:
+      weights: as given.
+      some: whether one has to be above zero.
+    """
     if weights is None:
         return None
     require_alive("weights", weights, BatchError)
@@ -247,13 +273,12 @@ def _row_weights(weights: ArrayLike | None) -> Array | None:
         with jax.ensure_compile_time_eval():
             values = np.asarray(array)
         wrong = int(np.sum(~(np.isfinite(values) & (values >= 0))))
-        some = bool(np.any(values > 0))
         if wrong:
             raise BatchError(
                 f"weights: {wrong} of {array.size} are negative, NaN or infinite; "
                 "expected 0 for padding and a positive number elsewhere"
             )
-        if not some:
+        if some and not np.any(values > 0):
             raise BatchError(
                 "weights: leave no row, all are zero; expected a positive number for "
                 "each row that counts"

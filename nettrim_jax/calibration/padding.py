@@ -4,7 +4,7 @@ Knows labels of axes; knows no program.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,11 +13,12 @@ from jax.tree_util import register_dataclass
 
 from nettrim_jax.results import BatchError
 from nettrim_jax.tracing.axes import Axes, axes_of
-from nettrim_jax.tracing.labels import Factor, marks_of, without_marks
+from nettrim_jax.tracing.labels import Factor, Labels, is_lost, marks_of, without_marks
 from nettrim_jax.tracing.sites import Network
 from nettrim_jax.typing import Array
 
 SiteAxes = tuple[tuple[Axes, ...], ...]  # per site and use
+OutputAxes = tuple[Labels | None, ...]  # per output; None where they are lost
 
 
 @register_dataclass
@@ -28,21 +29,43 @@ class RowWeights:
     Attributes:
       values: one number per sample, or per sample and position.
       axes: per site and use, which axes of the values its rows are along.
+      outputs: per output of the network, which axes of the values its own are along.
     """
 
     values: Array
     axes: SiteAxes = dataclasses.field(metadata={"static": True})
+    outputs: OutputAxes = dataclasses.field(metadata={"static": True})
 
     def of_sites(self, chosen: tuple[int, ...]) -> "RowWeights":
         """The same weights for some of the sites, in this order."""
-        return dataclasses.replace(self, axes=tuple(self.axes[k] for k in chosen))
+        axes = tuple(self.axes[k] for k in chosen)
+        # layers that are alike share programs, whatever the outputs are
+        return dataclasses.replace(self, axes=axes, outputs=())
 
     def rows(self, site: int, turn: int, steps: tuple[Any, ...]) -> Array:
         """The weights of the rows of one use, ``[n]``, at these steps of its loops.
 
         A row that is of no single position has the largest weight of all of them.
         """
-        axes, values = self.axes[site][turn], self.values
+        return self._along(self.axes[site][turn], steps)
+
+    def counted(self, outputs: Sequence[Array]) -> list[Array]:
+        """The outputs of the network, with zeros where no weight is above zero.
+
+        An output whose axes are lost counts as a whole.
+        """
+        return [self.only(k, out) for k, out in enumerate(outputs)]
+
+    def only(self, k: int, values: Array) -> Array:
+        """Values like an output, with zeros where no weight is above zero."""
+        labels = self.outputs[k]
+        if labels is None:
+            return values
+        counts = self._along(Axes(labels, ()), ()).reshape(values.shape) > 0
+        return jnp.where(counts, values, jnp.zeros((), values.dtype))
+
+    def _along(self, axes: Axes, steps: tuple[Any, ...]) -> Array:
+        values = self.values
         factors = [f for label in axes.rows for f in without_marks(label)]
         shape = [factor.size for factor in factors]
         along: dict[int | str, tuple[Factor, Any]] = {}  # with which of its entries
@@ -72,25 +95,26 @@ class RowWeights:
 def row_weights(
     network: Network,
     values: Array | None,
-    axes: Callable[[Network, tuple[int, ...]], SiteAxes] | None = None,
+    axes: Callable[[Network, tuple[int, ...]], tuple[SiteAxes, OutputAxes]]
+    | None = None,
 ) -> RowWeights | None:
     """The weights with the axes of all sites.
 
     Args:
       network: the network.
       values: the weights; None for none.
-      axes: :func:`site_axes`, or what remembers its answers.
+      axes: :func:`all_axes`, or what remembers its answers.
 
     Raises:
       BatchError: they do not fit the batch.
     """
     if values is None or not network.sites:
         return None
-    return RowWeights(values, (axes or site_axes)(network, values.shape))
+    return RowWeights(values, *(axes or all_axes)(network, values.shape))
 
 
-def site_axes(network: Network, shape: tuple[int, ...]) -> SiteAxes:
-    """The axes of the rows of every use of every site, for weights of this shape.
+def all_axes(network: Network, shape: tuple[int, ...]) -> tuple[SiteAxes, OutputAxes]:
+    """The axes of every use of every site and of the outputs, for weights of a shape.
 
     Raises:
       BatchError: they do not fit the batch.
@@ -98,7 +122,7 @@ def site_axes(network: Network, shape: tuple[int, ...]) -> SiteAxes:
     uses = [use for site in network.sites for use in site.uses]
     found = axes_of(network.flat, len(network.paths), uses, shape)
     used: set[int | str] = set()
-    for axes in (found or {}).values():
+    for axes in (found.uses if found else {}).values():
         used |= {f.axis for label in (*axes.rows, *axes.steps) for f in label}
     lost = any(isinstance(axis, str) for axis in used)
     needed = {axis for axis, size in enumerate(shape) if size > 1}
@@ -109,7 +133,11 @@ def site_axes(network: Network, shape: tuple[int, ...]) -> SiteAxes:
             f"a {uses[0].folding.kind} layer; give one number per sample, or per "
             "sample and position"
         )
-    return tuple(tuple(found[use.op.id] for use in site.uses) for site in network.sites)
+    sites = (tuple(found.uses[use.op.id] for use in s.uses) for s in network.sites)
+    outputs = (
+        None if any(map(is_lost, labels)) else labels for labels in found.outputs
+    )
+    return tuple(sites), tuple(outputs)
 
 
 def require_followed(network: Network, weights: RowWeights | None, k: int) -> None:

@@ -53,7 +53,7 @@ def sensitivities(
     if not mine:
         return {}
     uses = {use.op.id: use for k in mine for use in network.sites[k].uses}
-    gradients = _gradients(network, uses, consts, inputs, key)
+    gradients = _gradients(network, uses, consts, inputs, key, weights)
     if gradients is None:
         return {}
     return {k: _sum(network, k, gradients, weights) for k in mine}
@@ -76,6 +76,7 @@ def _gradients(
     consts: Sequence[Array],
     inputs: Sequence[Array],
     key: Array,
+    weights: RowWeights | None,
 ) -> dict[int, Array] | None:
     """The gradient at the result of each operation; None where JAX has none."""
     avals = network.flat.avals
@@ -101,6 +102,8 @@ def _gradients(
         def signs(i: int, a: Array) -> Array:
             own = jax.random.fold_in(key, i)
             drawn = jax.random.rademacher(own, a.shape, a.dtype)
+            if weights is not None:  # nobody looks at the others
+                drawn = weights.only(floating[i], drawn)
             return jnp.where(jnp.isinf(a), 0, drawn)  # what is infinite stays
 
         return pull([signs(i, a) for i, a in enumerate(answers)])[0]

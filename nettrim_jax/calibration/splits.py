@@ -4,6 +4,7 @@ Knows batches; knows no network and no solver.
 """
 
 import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from nettrim_jax import _sharding
 from nettrim_jax._trees import is_array, known
 from nettrim_jax.calibration import batches
-from nettrim_jax.calibration.batches import Weights
+from nettrim_jax.calibration.batches import Each, Weights
 from nettrim_jax.results import BatchError, MethodError
 from nettrim_jax.typing import Array, Batch
 
@@ -26,6 +27,7 @@ class Turn(NamedTuple):
     solve: Batch
     weights: Weights | None
     steer: list[Batch]
+    steer_weights: Each | None = None
 
 
 class Dealt(NamedTuple):
@@ -41,6 +43,8 @@ class Dealt(NamedTuple):
     unit: str = "rows"
     turns: tuple[Turn, ...] = ()  # in which the rows that do not check steer once
     whole: Turn | None = None  # all of these rows, to solve on
+    steer_weights: Each | None = None  # of the batches that steer
+    check_weights: Each | None = None  # and of those that check
 
 
 def deal(
@@ -105,7 +109,11 @@ def deal(
     parts = order[cut:].reshape(2 * folds, each)
     first, check = parts[:folds], [take(batch, rows) for rows in parts[folds:]]
     mine = _turn(batch, weights, order[:cut], first)
-    dealt = Dealt(*mine, check, 1.0, n, first.size)
+    dealt = Dealt(
+        *(mine.solve, mine.weights, mine.steer, check, 1.0, n, first.size),
+        steer_weights=mine.steer_weights,
+        check_weights=_each(weights, check, parts[folds:]),
+    )
     if not (turns and folds == FOLDS and n <= FEW):
         return dealt
     # of the rows to solve on, as many as steer, twice
@@ -122,9 +130,23 @@ def _turn(
     batch: Batch, weights: Weights | None, solve: np.ndarray, steer: np.ndarray
 ) -> Turn:
     """Rows to solve on, and those to steer by in batches ``[batches, rows]``."""
+    own = weights
     if weights is not None and not callable(weights):
-        weights = np.asarray(weights)[solve]
-    return Turn(take(batch, solve), weights, [take(batch, rows) for rows in steer])
+        own = np.asarray(weights)[solve]
+    steering = [take(batch, rows) for rows in steer]
+    return Turn(take(batch, solve), own, steering, _each(weights, steering, steer))
+
+
+def _each(
+    weights: Weights | None, pieces: Sequence[Batch], rows: Iterable[np.ndarray]
+) -> Each | None:
+    """The weights of each piece of a batch, which has these rows of it."""
+    if weights is None:
+        return None
+    if callable(weights):
+        with _sharding.users():
+            return Each(map(weights, pieces))
+    return Each(np.asarray(weights)[some] for some in rows)
 
 
 def concrete(tree: Any, asked: str, otherwise: str) -> None:
@@ -160,32 +182,50 @@ def _deal_batches(given: list[Batch], weights: Weights | None, folds: int) -> De
     if rows is not None and steering is not None:
         counts = rows, steering, "rows"
     if folds == 1:
-        return Dealt(iter(solve), weights, steer, check, share, *counts)
-    parts = _cut(steer)
+        dealt = Dealt(iter(solve), weights, steer, check, share, *counts)
+        steering, checking = _of_all(weights, steer), _of_all(weights, check)
+        return dealt._replace(steer_weights=steering, check_weights=checking)
+    parts, of_parts = _cut(steer, weights)
     if len(parts) < 2:
         raise BatchError(
             "batch: only one of the loader's batches steers the search, which needs "
             "two to know how far rows differ, and its arrays share no leading axis of "
             "at least 2 rows to cut it along; give at least 6 batches"
         )
-    return Dealt(iter(solve), weights, parts, _cut(check), share, *counts)
+    checks, of_checks = _cut(check, weights)
+    dealt = Dealt(iter(solve), weights, parts, checks, share, *counts)
+    return dealt._replace(steer_weights=of_parts, check_weights=of_checks)
 
 
-def _cut(given: list[Batch]) -> list[Batch]:
-    """Cuts each batch into equal ones, ``FOLDS`` or more in all, if possible."""
+def _cut(
+    given: list[Batch], weights: Weights | None
+) -> tuple[list[Batch], Each | None]:
+    """Cuts each batch into equal ones, ``FOLDS`` or more in all, if possible.
+
+    Returns:
+      These, and their weights.
+    """
     pieces = -(-FOLDS // len(given))
     counts = [rows_of(one) for one in given]
     most = min((n for n in counts if n is not None), default=1)
     pieces = min(pieces, most)
     if pieces < 2 or None in counts:
-        return given
-    out = []
+        return given, _of_all(weights, given)
+    out, own = [], []
     for one, n in zip(given, counts, strict=True):
         each = (n or 0) // pieces
-        out += [
-            take(one, rows) for rows in np.arange(pieces * each).reshape(pieces, each)
-        ]
-    return out
+        places = np.arange(pieces * each).reshape(pieces, each)
+        parts = [take(one, rows) for rows in places]
+        out += parts
+        own += _each(weights, parts, places) or ()
+    return out, Each(own) if own else None
+
+
+def _of_all(weights: Weights | None, given: list[Batch]) -> Each | None:
+    """The weights of batches of a loader."""
+    if weights is None or callable(weights):
+        return _each(weights, given, ())
+    return Each([weights] * len(given))
 
 
 def _arrays(batch: Batch) -> list[Any]:

@@ -66,7 +66,7 @@ def observe(parts: Iterable[Part], asked: Methods, options: Options) -> Seen:
         )
         seen = infinities.finite_rows(part, draw.chosen, seen)
         if not first:
-            first.append((part, outputs))
+            first.append((part, part.counted(outputs)))
         sums = statistics.apart(wanted, [part], leaves)
         return _with(seen, draw.chosen, sums)
 
@@ -97,7 +97,8 @@ def in_cascade(parts: Iterable[Part], asked: Methods, options: Options) -> Pruni
         for run in runs:
             run.advance(at + 1, old, new)
     options.show(len(asked), "done")
-    return Pruning(new, outcomes, deviation_of(*runs[0].outputs(old, new)))
+    both = map(parts[0].counted, runs[0].outputs(old, new))
+    return Pruning(new, outcomes, deviation_of(*both))
 
 
 def moved(part: Part, leaves: list[Array]) -> Array:

@@ -104,7 +104,7 @@ class NetTrim:
       rounds: number of solves, all but the first with a reweighted penalty.
       refit: whether to fit the weights that are left at the end.
       deviation: the largest relative change of the network's output (Frobenius), over
-        all that it returns, including padding.
+        all that it returns, but for what ``weights`` of :func:`prune` leave out.
       drop: the largest fall of ``metric``, in its own units.
       metric: a function ``metric(params, batch)`` that returns a number, the larger the
         better. It is called on pieces of the batch, which may contain labels, and its

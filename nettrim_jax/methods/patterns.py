@@ -41,9 +41,9 @@ class Sparsity:
     layer is solved at several levels and the network is measured, on a batch split in
     three: half to solve on, a quarter to choose the numbers, and a quarter to compare
     the choice with equal shares, which are taken if the output then moves less (over
-    all that the network returns, including padding). Finally the layers are pruned to
-    these numbers on all rows. This needs concrete values and nine to twelve solves of
-    each layer.
+    all that the network returns, but for what ``weights`` leave out). Finally the
+    layers are pruned to these numbers on all rows. This needs concrete values and nine
+    to twelve solves of each layer.
 
     Attributes:
       level: the share of zeros, in [0, 1]; ``round(level * size)`` weights are zero.

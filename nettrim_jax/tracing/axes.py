@@ -31,10 +31,17 @@ class Axes(NamedTuple):
     steps: Labels  # per enclosing loop, of its steps
 
 
+class Found(NamedTuple):
+    """The axes of all that weights are asked of."""
+
+    uses: dict[int, Axes]  # by the id of the operation
+    outputs: tuple[Labels, ...]  # of each output of the program, per axis
+
+
 def axes_of(
     flat: Flat, first: int, uses: Sequence[Use], shape: tuple[int, ...]
-) -> dict[int, Axes] | None:
-    """The axes of the rows of each use, by the id of its operation.
+) -> Found | None:
+    """The axes of the rows of each use, and those of the outputs.
 
     Args:
       flat: the program.
@@ -68,7 +75,7 @@ def axes_of(
         names = use.folding.labels
         rows = (a for a in use.folding.result_order if names[a] == "row")
         out[use.op.id] = Axes(tuple(labels[a] for a in rows), walk.steps[use.op.id])
-    return out
+    return Found(out, tuple(map(walk.of, flat.block.outputs)))
 
 
 def _prefix(own: tuple[int, ...], shape: tuple[int, ...]) -> int:

@@ -29,6 +29,7 @@ def a_transformer(on, seed):
 
 
 NETWORKS = {"lenet": a_lenet, "resnet": a_resnet, "transformer": a_transformer}
+SIZES = {"lenet": 64, "resnet": 64, "transformer": 8}  # samples of a step
 
 
 def recovering(pruned, params, call, rows, size):
@@ -79,7 +80,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     print("| network | plain step, CPU ms | step of recover, CPU ms | ratio |")
@@ -87,8 +87,8 @@ def main():
     for name in args.networks:
         params, call, few, many, *_ = NETWORKS[name]("beside", 0)
         pruned = nt.prune(params, call, few[:64], method=nt.Magnitude(nt.Sparsity(0.8)))
-        ours = recovering(pruned, params, call, many, args.size)
-        by_hand = plain(pruned.params, params, call, many, args.size)
+        ours = recovering(pruned, params, call, many, SIZES[name])
+        by_hand = plain(pruned.params, params, call, many, SIZES[name])
         few_steps, steps = 5, args.steps
         ours(few_steps), by_hand(few_steps)
         pairs = [
