@@ -9,10 +9,10 @@ Knows files; knows no tree.
 import contextlib
 import dataclasses
 import hashlib
+import io
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from typing import BinaryIO
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Reader:
       leaves: its leaves, by path.
     """
 
-    def __init__(self, file: BinaryIO, name: str):
+    def __init__(self, file: io.FileIO, name: str):
         self.name, self._file = name, file
         self.size = os.fstat(file.fileno()).st_size
         header = layout.read_header(file, name)
@@ -106,9 +106,9 @@ class Reader:
         except ValueError as error:
             raise FileError(f"{self.name}: {path}: {error}") from None
 
-    def _read(self, begin: int, count: int) -> bytes:
+    def _read(self, begin: int, count: int) -> bytearray:
         self._file.seek(self._start + begin)
-        data = self._file.read(count)
+        data = layout.take(self._file, count)
         if len(data) != count:
             raise ValueError(f"the file ends, {count - len(data)} bytes too early")
         return data
@@ -226,7 +226,7 @@ def _require(leaf: StoredLeaf, data: memoryview) -> None:
         _require_chunk(leaf, k, data[k * CHUNK : (k + 1) * CHUNK])
 
 
-def _require_chunk(leaf: StoredLeaf, k: int, data: bytes | memoryview) -> None:
+def _require_chunk(leaf: StoredLeaf, k: int, data: bytearray | memoryview) -> None:
     wanted = leaf.digests[k * DIGEST : (k + 1) * DIGEST]
     if hashlib.sha256(data).digest() != wanted:
         raise ValueError("its values are damaged: their SHA-256 is another one")

@@ -8,12 +8,13 @@ Knows files; knows no leaf.
 """
 
 import hashlib
+import io
 import json
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from nettrim_jax.files.dtypes import SIZES
 from nettrim_jax.results import FileError
@@ -81,14 +82,27 @@ def _pieces(header: bytes) -> int:
     return sum(header.count(mark) for mark in (b",", b"[", b"{"))
 
 
-def read_header(file: BinaryIO, name: str) -> Header:
+def take(file: io.FileIO, count: int) -> bytearray:
+    """So many bytes from where a file stands; fewer only if it ends before.
+
+    One read alone may stop early: after 2 GiB, or on a file system of a network.
+    """
+    out, at = bytearray(count), 0
+    with memoryview(out) as view:
+        while at < count and (got := file.readinto(view[at:])):
+            at += got
+    del out[at:]
+    return out
+
+
+def read_header(file: io.FileIO, name: str) -> Header:
     """The header of a file, checked.
 
     Raises:
       FileError: it is none, or not as the writer has left it.
     """
     size = os.fstat(file.fileno()).st_size
-    length = file.read(8)
+    length = bytes(take(file, 8))
     count = int.from_bytes(length, "little")
     if len(length) < 8 or count > size - 8:
         raise FileError(
@@ -97,7 +111,7 @@ def read_header(file: BinaryIO, name: str) -> Header:
         )
     if count > LIMIT:
         raise FileError(f"{name}: a header of {count} bytes; at most {LIMIT} are read")
-    header = file.read(count)
+    header = bytes(take(file, count))
     at = len(BEGIN)
     digits = header[at : at + DIGITS]
     if not header.startswith(BEGIN) or not _HEX.fullmatch(digits):

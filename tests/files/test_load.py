@@ -1,5 +1,8 @@
 """What is loaded goes into trees of every kind, and only what is asked for."""
 
+import io
+import os
+
 import devices
 import jax
 import jax.numpy as jnp
@@ -331,6 +334,36 @@ def test_a_part_of_a_plain_leaf_reads_no_other_bytes(tmp_path, rng, monkeypatch)
         assert stored.same(reader.part("W", (slice(0, 100), slice(None))), W[:100])
         with pytest.raises(nt.NetTrimError, match="W: its values are damaged"):
             reader.part("W", (slice(2000, 2100), slice(None)))
+
+
+class Short(io.FileIO):
+    """A file whose reads stop early, as on a file system of a network."""
+
+    def readinto(self, buffer):
+        with memoryview(buffer) as view:
+            return super().readinto(view[:100])
+
+    def read(self, size=-1):
+        return super().read(min(size, 100))
+
+
+@pytest.mark.parametrize("encodings", [(), ("bitmask", "zlib")], ids=len)
+def test_reads_that_stop_early(tmp_path, rng, encodings):
+    params = tree(rng)
+    nt.save(tmp_path / "file", params, encodings=encodings)
+    with Short(tmp_path / "file") as file:
+        reader = decoding.Reader(file, "file")
+        kernel = reader.array("params/Dense_0/kernel")
+    assert stored.same(kernel, params["params"]["Dense_0"]["kernel"])
+
+
+def test_a_file_that_was_cut_while_it_is_read(tmp_path, rng):
+    W = stored.weights((200, 100), rng)
+    nt.save(tmp_path / "file", {"W": W}, encodings=())
+    with decoding.reading(tmp_path / "file") as reader:
+        os.truncate(tmp_path / "file", reader.size - 300)
+        with pytest.raises(nt.NetTrimError, match="W: the file ends, 300 bytes too"):
+            reader.array("W")
 
 
 def test_orbax_is_a_bridge_of_two_lines(tmp_path, rng):
