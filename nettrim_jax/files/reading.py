@@ -178,7 +178,18 @@ def _placed(reader: Reader, name: LeafPath, path: LeafPath, like: Any) -> Any:
         return reader.array(name)
     if isinstance(like, np.generic):
         return reader.array(name)[()]
-    where = getattr(like, "sharding", None)
+    out = _on_devices(reader, name, like)
+    if out.dtype != dtype:
+        raise ParamsError(
+            f"load: {path} is {dtype}, which JAX makes {out.dtype}; set "
+            "jax_enable_x64, or give NumPy's arrays in like"
+        )
+    return out
+
+
+def _on_devices(reader: Reader, name: LeafPath, like: Any) -> jax.Array:
+    """A leaf of the file where another one lies."""
+    leaf, where = reader.leaves[name], getattr(like, "sharding", None)
     if where is not None and len(where.device_set) > 1:
         read = functools.lru_cache(1)(lambda: reader.array(name))
         whole = bool(leaf.parts)
@@ -191,15 +202,8 @@ def _placed(reader: Reader, name: LeafPath, path: LeafPath, like: Any) -> Any:
     if where is None or not getattr(like, "committed", True):
         device = None if where is None else next(iter(where.device_set))
         with jax.default_device(device):
-            out = jax.device_put(array)
-    else:
-        out = jax.device_put(array, where)
-    if out.dtype != array.dtype:
-        raise ParamsError(
-            f"load: {path} is {array.dtype}, which JAX makes {out.dtype}; set "
-            "jax_enable_x64, or give NumPy's arrays in like"
-        )
-    return out
+            return jax.device_put(array)
+    return jax.device_put(array, where)
 
 
 def _require_like(

@@ -311,6 +311,34 @@ def test_shards(tmp_path):
     devices.run(SHARDS, str(tmp_path), devices=4)
 
 
+WIDE = """
+import pathlib, sys
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import nettrim_jax as nt
+
+jax.config.update("jax_enable_x64", False)
+file = pathlib.Path(sys.argv[1]) / "file"
+W = 1 + 1e-12 * np.arange(6.0).reshape(2, 3)
+where = NamedSharding(Mesh(np.array(jax.devices()), "a"), PartitionSpec("a"))
+like = {"W": jax.ShapeDtypeStruct(W.shape, np.float64, sharding=where)}
+for encodings in ((), ("codes",)):
+    nt.save(file, {"W": W}, encodings=encodings)
+    try:
+        print(nt.load(file, like=like)["W"].dtype)
+    except nt.NetTrimError as error:
+        assert "W is float64, which JAX makes float32" in str(error), error
+    else:
+        raise AssertionError("rounded")
+jax.config.update("jax_enable_x64", True)
+assert np.asarray(nt.load(file, like=like)["W"]).tobytes() == W.tobytes()
+"""
+
+
+def test_shards_of_float64_are_not_rounded(tmp_path):
+    devices.run(WIDE, str(tmp_path), devices=2)
+
+
 def test_a_part_of_a_plain_leaf_reads_no_other_bytes(tmp_path, rng, monkeypatch):
     W = stored.weights((4096, 512), rng)  # 8 MiB
     nt.save(tmp_path / "file", {"W": W}, encodings=())
