@@ -4,6 +4,7 @@ Knows trees and files.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -177,22 +178,44 @@ def _copy(spool: BinaryIO, file: BinaryIO, one: Tensor) -> None:
 @contextlib.contextmanager
 def _replacing(target: str, folder: str) -> Iterator[BinaryIO]:
     """A file beside the target, which takes its place if nothing is raised."""
-    beside = f"{target}.{secrets.token_hex(4)}.tmp"
-    with open(beside, "xb") as file:
-        try:
+    # its name is as long for every target, since a longer one may be too long
+    beside = os.path.join(folder, f"nettrim-{secrets.token_hex(8)}.tmp")
+    mode = None
+    with contextlib.suppress(FileNotFoundError):
+        mode = stat.S_IMODE(os.stat(target).st_mode)
+
+    def opener(name: str, flags: int) -> int:
+        # no more may be read at any moment than of the older file
+        return os.open(name, flags, 0o666 if mode is None else mode & 0o666)
+
+    file = open(beside, "xb", opener=opener)  # noqa: SIM115
+    try:
+        with file:
+            if mode is not None:
+                os.chmod(beside, mode)
             yield file
-            with contextlib.suppress(FileNotFoundError):
-                os.chmod(beside, stat.S_IMODE(os.stat(target).st_mode))
             file.flush()
             os.fsync(file.fileno())
-            os.replace(beside, target)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(beside)
-            raise
-    if os.name == "posix":  # the new name is on the disk, too
+        os.replace(beside, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(beside)
+        raise
+    _sync(folder)
+
+
+def _sync(folder: str) -> None:
+    """Brings a new name to the disk, where the file system can."""
+    if os.name != "posix":
+        return
+    try:
         handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    except PermissionError:  # one may write into it, and not read it
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)

@@ -1,5 +1,6 @@
 """An older file is replaced at once, or not at all."""
 
+import errno
 import os
 import signal
 import stat
@@ -112,6 +113,68 @@ def test_permissions(tmp_path):
     path.chmod(0o600)
     nt.save(path, np.zeros(3))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_nobody_reads_what_is_being_written(tmp_path, monkeypatch):
+    path, modes, inner = tmp_path / "file", [], writing._copy
+    nt.save(path, np.ones(3))
+    path.chmod(0o600)
+
+    def copy(*arguments):
+        [beside] = tmp_path.glob("*.tmp")
+        modes.append(stat.S_IMODE(beside.stat().st_mode))
+        inner(*arguments)
+
+    def opened(name, flags, mode=0o777, inner=os.open):
+        handle = inner(name, flags, mode)
+        if flags & os.O_CREAT:
+            modes.append(stat.S_IMODE(os.stat(handle).st_mode))
+        return handle
+
+    monkeypatch.setattr(writing, "_copy", copy)
+    monkeypatch.setattr(os, "open", opened)
+    nt.save(path, np.zeros(3))
+    assert len(modes) >= 2 and set(modes) == {0o600}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_file_is_closed_before_it_is_replaced(tmp_path, monkeypatch):
+    opened, inner = [], writing._copy
+    monkeypatch.setattr(
+        writing, "_copy", lambda *a: (opened.append(a[1]), inner(*a))[1]
+    )
+
+    def replace(source, target, inner=os.replace):
+        assert opened[0].closed  # or Windows refuses
+        inner(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    nt.save(tmp_path / "file", np.ones(3))
+    assert stored.same(nt.load(tmp_path / "file"), np.ones(3))
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_folders_that_cannot_be_synced(tmp_path, monkeypatch, code):
+    def fsync(handle, inner=os.fsync):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+        inner(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if code == errno.EIO:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            nt.save(tmp_path / "file", np.ones(3))
+    else:
+        nt.save(tmp_path / "file", np.ones(3))
+    assert stored.same(nt.load(tmp_path / "file"), np.ones(3))
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_long_name(tmp_path):
+    path = tmp_path / ("x" * 250)
+    nt.save(path, np.ones(3))
+    nt.save(path, np.zeros(3))
+    assert stored.same(nt.load(path), np.zeros(3))
 
 
 def test_paths(tmp_path, monkeypatch):
