@@ -19,6 +19,7 @@ CHUNK = 2**20  # bytes of a leaf that one digest is of
 DIGEST = 32  # bytes of a digest
 WORDS = ("mask", "values", "codes")  # of an encoded leaf
 PARTS = (*WORDS, "book")  # its tensors; a word of codes is that of their book, too
+ROOT = "params"  # the path of an array that has no name
 _SHAPE = re.compile(r"\[((?:0|[1-9]\d{0,18})(?:,(?:0|[1-9]\d{0,18}))*)?\]", re.ASCII)
 _NUMBER = re.compile(r"0|[1-9]\d{0,18}", re.ASCII)
 _KNOWN = {"left", "sha256", "keys", "boxed", "prng", *WORDS}
@@ -111,10 +112,8 @@ class StoredLeaf:
         shape = ",".join(map(str, self.shape))
         words = [self.dtype, f"[{shape}]", f"left={self.nonzeros}"]
         words += [f"{name}={word}" for name, word in self.parts.items()]
-        if any("/" in key for key in self.keys):
+        if self.keys != tuple(self.path.split("/")):
             words.append("keys=" + ",".join(str(len(key)) for key in self.keys))
-        elif not self.keys:
-            words.append("keys=")
         words += ["boxed"] if self.boxed else []
         words += [f"prng={self.prng}"] if self.prng else []
         return " ".join([*words, f"sha256={base64.b64encode(self.digests).decode()}"])
@@ -202,6 +201,8 @@ def _keys(path: LeafPath, lengths: str | None) -> tuple[str, ...]:
         return ()
     if not all(_NUMBER.fullmatch(n) for n in lengths.split(",")):
         raise ValueError(f"keys={lengths!r} are no lengths")
+    if lengths == "0" and path == ROOT:
+        return ("",)
     out, at = [], 0
     for n in map(int, lengths.split(",")):
         out.append(path[at : at + n])

@@ -80,6 +80,7 @@ def _chosen(reader: Reader, include: Selector | None) -> list[LeafPath]:
     else:
         try:
             compiled = re.compile(include)
+            compiled.search("")  # which bytes cannot
         except (re.error, TypeError) as error:
             raise ParamsError(
                 f"include={include!r}: expected a regular expression or a function of "

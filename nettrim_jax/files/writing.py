@@ -21,9 +21,11 @@ from nettrim_jax.files import encoding, layout
 from nettrim_jax.files.decoding import FORMAT, LEAF, VERSION, Path
 from nettrim_jax.files.dtypes import DTYPES
 from nettrim_jax.files.layout import Tensor
-from nettrim_jax.files.leaves import PARTS, StoredLeaf
+from nettrim_jax.files.leaves import PARTS, ROOT, StoredLeaf
 from nettrim_jax.results import HERE, ParamsError
 from nettrim_jax.typing import Params
+
+_READABLE = ("__array__", "__array_interface__", "__array_struct__")  # by NumPy
 
 
 def save(
@@ -66,10 +68,14 @@ def save(
       >>> (folder / "model.safetensors").stat().st_size < kernel.nbytes / 50
       True
     """
-    unknown = sorted(set(encodings) - set(encoding.NAMES))
-    if isinstance(encodings, str) or unknown:
+    if (
+        isinstance(encodings, str)
+        or not isinstance(encodings, Collection)
+        or not all(isinstance(n, str) and n in encoding.NAMES for n in encodings)
+    ):
         raise ParamsError(
-            f"save: encodings={encodings!r}; expected some of {encoding.NAMES}"
+            f"save: encodings={encodings!r}; expected some of {encoding.NAMES}, "
+            "in a tuple"
         )
     leaves = list(_leaves(_params_of(params)))
     if not leaves:
@@ -109,7 +115,7 @@ def _leaves(params: Params) -> Iterator[tuple[StoredLeaf, Any]]:
     for keys, given in jax.tree_util.tree_flatten_with_path(params)[0]:
         if not _trees.is_array(given):
             continue
-        path, box = _trees.path_of(keys) or "params", next(boxes)
+        path, box = _trees.path_of(keys) or ROOT, next(boxes)
         if not _trees.known(given):
             raise ParamsError(
                 f"save: {path} is being traced; save outside of the function that JAX "
@@ -120,14 +126,32 @@ def _leaves(params: Params) -> Iterator[tuple[StoredLeaf, Any]]:
                 f"save: {path} has parts on devices of other processes; gather it "
                 "first, as by jax.experimental.multihost_utils.process_allgather"
             )
+        if not isinstance(given, jax.Array) and not any(
+            hasattr(given, name) for name in _READABLE
+        ):
+            raise ParamsError(
+                f"save: {path} is a {type(given).__name__}, which has a shape and no "
+                "values; give an array"
+            )
+        if isinstance(given, np.ma.MaskedArray):
+            raise ParamsError(
+                f"save: {path} is a masked array, and a file has no mask; give "
+                ".filled(value), or the values and the mask as two leaves"
+            )
         prng, shape = None, tuple(given.shape)
-        if jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
+        if isinstance(given, jax.Array) and jnp.issubdtype(
+            given.dtype, jax.dtypes.prng_key
+        ):
             prng, given = str(jax.random.key_impl(given)), jax.random.key_data(given)
             shape = tuple(given.shape)
-        name = np.dtype(given.dtype).name
+        try:
+            name = np.dtype(given.dtype).name
+        except TypeError:  # of another framework
+            name = str(given.dtype)
         if name not in DTYPES or not shape == tuple(np.shape(given)):
             raise ParamsError(
-                f"save: {path} is {name}; expected one of {', '.join(DTYPES)}"
+                f"save: {path} is {name}; expected one of {', '.join(DTYPES)}, in "
+                "an array of NumPy or JAX"
             )
         parts = tuple(_trees.path_of([key]) for key in keys)
         boxed = bool(parts) and box != path and box == "/".join(parts[:-1])
@@ -150,7 +174,18 @@ def _require_names(leaves: Sequence[StoredLeaf]) -> None:
 
 
 def _values(leaf: StoredLeaf, given: Any) -> np.ndarray:
-    array = np.asarray(given)
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise ParamsError(
+            f"save: {leaf.path} is a {type(given).__name__}, of which NumPy makes no "
+            f"array ({error})"
+        ) from error
+    if (array.dtype.name, array.shape) != (leaf.dtype, leaf.shape):
+        raise ParamsError(
+            f"save: {leaf.path} says that it is {leaf.dtype} {list(leaf.shape)}, and "
+            f"NumPy makes {array.dtype.name} {list(array.shape)} of it"
+        )
     # a file has the lowest byte first
     return array.astype(DTYPES[leaf.dtype], copy=False)
 

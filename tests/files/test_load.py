@@ -131,6 +131,10 @@ def test_include_that_is_wrong(file):
         ParamsError, match="expected a regular expression or a function"
     ):
         nt.load(file[0], include=3)
+    with pytest.raises(
+        ParamsError, match="include=b'k': expected a regular expression or a function"
+    ):
+        nt.load(file[0], include=b"k")
 
 
 # ---- what does not fit
@@ -179,6 +183,18 @@ def test_float64_without_x64(tmp_path):
             nt.load(tmp_path / "file", like=like)
 
 
+class Foreign:
+    """An array of another framework, with a dtype of its own."""
+
+    def __init__(self, values, dtype="foreign.float32"):
+        self.values, self.dtype, self.shape = values, dtype, (3,)
+
+    def __array__(self, dtype=None, copy=None):
+        if isinstance(self.values, Exception):
+            raise self.values
+        return self.values
+
+
 def test_what_cannot_be_saved(tmp_path, rng):
     path = tmp_path / "file"
 
@@ -196,6 +212,16 @@ def test_what_cannot_be_saved(tmp_path, rng):
     refused({"\ud800": np.ones(1)}, "is no text of Unicode")
     refused({"a": np.ones(1)}, "encodings='lzma'; expected some", encodings="lzma")
     refused({"a": np.ones(1)}, "expected some of", encodings=["rle"])
+    for encodings in (None, 3, iter(["zlib"]), [["zlib"]], [1, "zlib"], b"zlib"):
+        refused({"a": np.ones(1)}, "encodings=.*expected some", encodings=encodings)
+    layer = {"k": jax.ShapeDtypeStruct((3, 2), np.float32)}
+    refused({"a": layer}, "a/k is a ShapeDtypeStruct, which has a shape and no values")
+    masked = np.ma.masked_array(np.ones(3), [True, False, False])
+    refused({"a": {"k": masked}}, "a/k is a masked array, and a file has no mask")
+    refused({"a": {"k": Foreign(np.ones(3))}}, "a/k is foreign.float32; expected one")
+    refused({"a": Foreign(np.ones(3), object())}, "a is <object object at .*; expected")
+    refused({"a": Foreign(np.ones(3), "f4")}, "a says .* float32 .*makes float64 .3.")
+    refused({"a": Foreign(TypeError("on a GPU"), "f4")}, "a is a Foreign.*on a GPU")
     gone = jax.device_put(np.ones(3))
     gone.delete()
     refused({"a": gone}, "a was deleted")
@@ -218,6 +244,9 @@ def test_trees_of_all_kinds(tmp_path, rng):
         "array": W,
         "list": [W, (W[:3], None)],
         "haiku": {"mlp/~/linear_0": {"w": W}, "mlp/~": {"b": W[0]}},
+        "empty": {"": W},
+        "empty below": {"": {"": W, "a": W[0]}, "b": {"": W[1]}},
+        "empty_like_root": {"params": W},
         "numbers": {0: W, 1: {"a": W[0]}},
         "statics": {"W": W, "rate": 0.5, "name": "x", "none": None, "f": np.sin},
         "scalars": {"a": np.float32(2), "b": np.int8(3)},
@@ -239,6 +268,8 @@ def test_trees_of_all_kinds(tmp_path, rng):
                 one, other = map(jax.random.key_data, (one, other))
             assert stored.same(one, other) if hasattr(one, "dtype") else one is other
             assert type(one) is type(other), name
+        if name.startswith("empty"):
+            assert equal(nt.load(path), params), name
     plain = nt.load(tmp_path / "haiku")
     assert equal(plain, trees["haiku"])
     assert list(nt.load(tmp_path / "list")) == ["0", "1"]
