@@ -243,4 +243,11 @@ def reading(path: Path) -> Iterator[Reader]:
     if not stat.S_ISREG(os.stat(name).st_mode):  # a pipe would never end
         raise FileError(f"{name}: expected a file, and it is none")
     with open(name, "rb", buffering=0) as file:
-        yield Reader(file, name)
+        try:
+            yield Reader(file, name)
+        except FileError as error:
+            said = str(error).removeprefix(name)
+            short = layout.shortened(said)
+            if short == said:
+                raise
+            raise FileError(name + short) from None

@@ -66,7 +66,14 @@ def header_of(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bytes:
         }
     header = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    if len(header) > LIMIT or _pieces(header) > PIECES:
+    pieces = _pieces(header)
+    if pieces > PIECES:
+        raise FileError(
+            f"save: {len(tensors)} tensors need a header of {pieces} pieces, that "
+            f"is commas and brackets, and {PIECES} is the limit; stack leaves, or save "
+            "parts of the tree to files of their own"
+        )
+    if len(header) > LIMIT:
         raise FileError(
             f"save: {len(tensors)} tensors need a header of {len(header)} bytes, and "
             f"{LIMIT} is the limit; stack leaves, or save parts of the tree to files "
@@ -76,6 +83,12 @@ def header_of(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bytes:
     at = len(BEGIN)
     digits = digest_of(length, header)
     return length + header[:at] + digits + header[at + DIGITS :]
+
+
+def shortened(text: str, most: int = 600) -> str:
+    """A text with its middle left out if it is long, as what a file says may be."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
 
 
 def _pieces(header: bytes) -> int:
@@ -132,9 +145,11 @@ def _parsed(name: str, header: bytes) -> tuple[dict[str, str], dict[str, Tensor]
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         said = dict(pairs)
         if len(said) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise FileError(f"{name}: {twice!r} is there twice in the header")
+            seen: set[str] = set()
+            for key, _ in pairs:
+                if key in seen:
+                    raise FileError(f"{name}: {key!r} is there twice in the header")
+                seen.add(key)
         return said
 
     def refuse(text: str) -> Any:

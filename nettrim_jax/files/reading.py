@@ -5,7 +5,7 @@ Knows trees; knows no form of a leaf.
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from nettrim_jax import _trees
 from nettrim_jax.files.decoding import Path, Reader, reading
 from nettrim_jax.files.dtypes import DTYPES
+from nettrim_jax.files.layout import shortened
 from nettrim_jax.files.leaves import StoredLeaf
 from nettrim_jax.results import FileError, ParamsError
 from nettrim_jax.typing import LeafPath, Params
@@ -94,9 +95,13 @@ def _chosen(reader: Reader, include: Selector | None) -> list[LeafPath]:
     if not found:
         raise ParamsError(
             f"include={getattr(include, '__name__', repr(include))} matches no leaf; "
-            f"the leaves are {', '.join(reader.leaves)}"
+            f"the leaves are {_listed(reader.leaves)}"
         )
     return found
+
+
+def _listed(paths: Iterable[LeafPath]) -> str:
+    return shortened(", ".join(paths) or "none")
 
 
 def _nested(reader: Reader, wanted: list[LeafPath]) -> Any:
@@ -150,7 +155,7 @@ def _filled(
             if everything:
                 raise ParamsError(
                     f"load: like has {path}, and {reader.name} has no such leaf; it "
-                    f"has {', '.join(reader.leaves) or 'none'}; include= reads some"
+                    f"has {_listed(reader.leaves)}; include= reads some"
                 )
             arrays.append(leaf)
             continue
@@ -159,8 +164,8 @@ def _filled(
     left = [path for path in wanted if path not in found]
     if left:
         raise ParamsError(
-            f"load: {reader.name} has {', '.join(left)}, and like has no such leaf; "
-            f"it has {', '.join(paths) or 'none'}; include= reads only some leaves"
+            f"load: {reader.name} has {_listed(left)}, and like has no such leaf; "
+            f"it has {_listed(paths)}; include= reads only some leaves"
         )
     return _trees.Filler(like)(arrays)
 

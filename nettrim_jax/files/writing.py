@@ -23,7 +23,7 @@ from nettrim_jax.files.dtypes import DTYPES
 from nettrim_jax.files.layout import Tensor
 from nettrim_jax.files.leaves import PARTS, ROOT, StoredLeaf
 from nettrim_jax.results import HERE, ParamsError
-from nettrim_jax.typing import Params
+from nettrim_jax.typing import LeafPath, Params
 
 _READABLE = ("__array__", "__array_interface__", "__array_struct__")  # by NumPy
 
@@ -116,28 +116,7 @@ def _leaves(params: Params) -> Iterator[tuple[StoredLeaf, Any]]:
         if not _trees.is_array(given):
             continue
         path, box = _trees.path_of(keys) or ROOT, next(boxes)
-        if not _trees.known(given):
-            raise ParamsError(
-                f"save: {path} is being traced; save outside of the function that JAX "
-                "traces"
-            )
-        if isinstance(given, jax.Array) and not given.is_fully_addressable:
-            raise ParamsError(
-                f"save: {path} has parts on devices of other processes; gather it "
-                "first, as by jax.experimental.multihost_utils.process_allgather"
-            )
-        if not isinstance(given, jax.Array) and not any(
-            hasattr(given, name) for name in _READABLE
-        ):
-            raise ParamsError(
-                f"save: {path} is a {type(given).__name__}, which has a shape and no "
-                "values; give an array"
-            )
-        if isinstance(given, np.ma.MaskedArray):
-            raise ParamsError(
-                f"save: {path} is a masked array, and a file has no mask; give "
-                ".filled(value), or the values and the mask as two leaves"
-            )
+        _require_values(path, given)
         prng, shape = None, tuple(given.shape)
         if isinstance(given, jax.Array) and jnp.issubdtype(
             given.dtype, jax.dtypes.prng_key
@@ -156,6 +135,32 @@ def _leaves(params: Params) -> Iterator[tuple[StoredLeaf, Any]]:
         parts = tuple(_trees.path_of([key]) for key in keys)
         boxed = bool(parts) and box != path and box == "/".join(parts[:-1])
         yield StoredLeaf(path, parts, boxed, shape, name, 0, 0, {}, prng, b""), given
+
+
+def _require_values(path: LeafPath, given: Any) -> None:
+    """Raises ParamsError unless all values of an array can be read."""
+    if not _trees.known(given):
+        raise ParamsError(
+            f"save: {path} is being traced; save outside of the function that JAX "
+            "traces"
+        )
+    if isinstance(given, jax.Array) and not given.is_fully_addressable:
+        raise ParamsError(
+            f"save: {path} has parts on devices of other processes; gather it "
+            "first, as by jax.experimental.multihost_utils.process_allgather"
+        )
+    if not isinstance(given, jax.Array) and not any(
+        hasattr(given, name) for name in _READABLE
+    ):
+        raise ParamsError(
+            f"save: {path} is a {type(given).__name__}, which has a shape and no "
+            "values; give an array"
+        )
+    if isinstance(given, np.ma.MaskedArray):
+        raise ParamsError(
+            f"save: {path} is a masked array, and a file has no mask; give "
+            ".filled(value), or the values and the mask as two leaves"
+        )
 
 
 def _require_names(leaves: Sequence[StoredLeaf]) -> None:

@@ -1,13 +1,19 @@
 """Arrays of all kinds to store, and files that were changed."""
 
 import math
+import time
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 import nettrim_jax as nt
 from nettrim_jax.files import layout
 from nettrim_jax.files.dtypes import DTYPES
+from nettrim_jax.results import FileError
+
+MEMORY = 64 * 2**20
 
 
 def array(name, shape, rng):
@@ -139,3 +145,17 @@ def signed(path, header, data=b""):
     at = len(layout.BEGIN)
     digits = layout.digest_of(length, header)
     path.write_bytes(length + header[:at] + digits + header[at + 64 :] + data)
+
+
+def refused(path, match, call=nt.load):
+    """Whether a file is refused with a message, in a second and little memory."""
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        with pytest.raises(FileError, match=match) as raised:
+            call(path)
+        assert tracemalloc.get_traced_memory()[1] < MEMORY
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - start < 1
+    return str(raised.value)
