@@ -134,7 +134,9 @@ class Reader:
             return array
 
     def part(self, path: LeafPath, index: Sequence[slice]) -> np.ndarray:
-        """Some entries of a leaf, of which no others are read if it is a plain tensor.
+        """Some entries of a leaf, of a plain tensor without reading other rows.
+
+        Rows are read in whole chunks, which have the digests.
 
         Args:
           path: of the leaf.

@@ -3,7 +3,7 @@
 Knows NumPy; knows no file.
 """
 
-import ml_dtypes
+import ml_dtypes  # comes with jax, which needs it
 import numpy as np
 
 # what the layout calls a dtype that it knows; the others are stored as bytes
@@ -45,6 +45,8 @@ DTYPES = {
     for name in [*CODES, *_OTHERS.split()]
     if (dtype := _dtype(name)) is not None
 }
+# what a file may have, and a ml_dtypes that is too old does not know
+UNKNOWN = {*CODES, *_OTHERS.split()} - DTYPES.keys()
 SIZES = {code: DTYPES[name].itemsize for name, code in CODES.items()}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from nettrim_jax.files import coders, masks, values
-from nettrim_jax.files.dtypes import DTYPES
+from nettrim_jax.files.dtypes import DTYPES, UNKNOWN
 from nettrim_jax.typing import LeafPath
 
 CHUNK = 2**20  # bytes of a leaf that one digest is of
@@ -159,6 +159,8 @@ def read(path: LeafPath, text: str) -> StoredLeaf:
       ValueError: the header says no leaf.
     """
     dtype, shape, *rest = [*text.split(" "), ""]
+    if dtype in UNKNOWN:
+        raise ValueError(f"this ml_dtypes knows no {dtype}; update ml_dtypes and jax")
     if len(rest) < 2 or dtype not in DTYPES or not _SHAPE.fullmatch(shape):
         raise ValueError(f"expected a dtype, a shape and words, got {text[:80]!r}")
     numbers = tuple(int(n) for n in shape[1:-1].split(",")) if shape != "[]" else ()

@@ -71,7 +71,10 @@ def _information(count: int, ones: int) -> float:
 
 
 def _gaps(mask: np.ndarray) -> Mask:
-    gaps = np.diff(np.flatnonzero(mask), prepend=-1) - 1
+    kind = np.int32 if mask.size < 2**31 else np.int64  # half of the memory
+    places = np.flatnonzero(mask).astype(kind)
+    gaps = np.diff(places, prepend=kind(-1))
+    gaps -= 1
     best = (math.inf, 0)
     for most in (15, 31, 63, 127, 255):
         counts = np.bincount(gaps % most, minlength=most + 1)
@@ -82,7 +85,8 @@ def _gaps(mask: np.ndarray) -> Mask:
         best = min(best, (size, most))
     most = best[1]
     skips = gaps // most
-    ends = np.cumsum(skips + 1) - 1
+    ends = np.cumsum(skips + 1, dtype=kind)
+    ends -= 1
     data = np.full(int(ends[-1]) + 1, most, np.uint8)
     data[ends] = gaps % most
     return Mask(f"gaps,{most},{len(data)}", data, mask)

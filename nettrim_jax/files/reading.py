@@ -37,8 +37,10 @@ def load(
       like: a tree to put the arrays into: params of the same tree, or what
         ``jax.eval_shape`` gives for them. An array becomes one of the same kind: of
         NumPy; or of JAX, where the given one lies. Of a plain tensor in the file, a
-        device that holds a part reads that part alone. Leaves that are no arrays, and
-        leaves that ``include`` leaves out, stay those of ``like``.
+        device that holds some rows, that is a part along the first axis, reads those
+        alone, up to whole MiBs, which have the digests; of a part along other axes it
+        reads these rows in full. A leaf in another form is read in full. Leaves that
+        are no arrays, and leaves that ``include`` leaves out, stay those of ``like``.
       include: a regular expression to find in a leaf's path, or a function of a
         :class:`~nettrim_jax.files.StoredLeaf` that is true, for the leaves to read.
 

@@ -108,12 +108,18 @@ def slices_of(shape: tuple[int, ...], axes: Sequence[int]) -> int:
     return math.prod(shape[axis] for axis in axes)
 
 
+def _narrow(count: int) -> type[np.signedinteger]:
+    """Integers for places among so many, in half of the memory where that is enough."""
+    return np.int32 if count < 2**31 else np.int64
+
+
 def slice_of(
     shape: tuple[int, ...], axes: Sequence[int], stored: np.ndarray
 ) -> np.ndarray:
     """The slice that each stored entry lies in, ``[k]``."""
     sizes = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
-    numbers = np.arange(math.prod(sizes), dtype=np.int64).reshape(sizes)
+    count = math.prod(sizes)
+    numbers = np.arange(count, dtype=_narrow(count)).reshape(sizes)
     return np.broadcast_to(numbers, shape).reshape(-1)[stored]
 
 
@@ -158,9 +164,12 @@ def _sliced(
         return None
     order = np.lexsort((bits, where))
     ranked, lines = bits[order], where[order]
+    del where
     first = np.ones(len(bits), bool)
     first[1:] = (lines[1:] != lines[:-1]) | (ranked[1:] != ranked[:-1])
-    number = np.cumsum(first) - 1  # of the value, among those of all slices
+    # of the value, among those of all slices
+    number = np.cumsum(first, dtype=_narrow(len(bits)))
+    number -= 1
     values, owners = ranked[first], lines[first]
     begins = np.searchsorted(owners, np.arange(slices))
     counts = np.diff(begins, append=len(values))
@@ -171,7 +180,7 @@ def _sliced(
     book = np.zeros((slices, size), bits.dtype)
     book[owners, places] = values
     codes = np.zeros(len(bits), np.uint8)
-    codes[order] = places[number]
+    codes[order] = places.astype(np.uint8)[number]
     word = ",".join(str(n) for n in (size, *axes))
     return Book(word, codes, book.reshape(-1))
 
@@ -206,10 +215,12 @@ def look_up(
     Raises:
       ValueError: a code lies beyond its book.
     """
-    size, axes, _ = read_book(word, shape)
+    size, axes, count = read_book(word, shape)
     if codes.size and int(codes.max()) >= size:
         raise ValueError(f"code {int(codes.max())} is beyond the book of {size} values")
-    places = codes.astype(np.int64)
-    if axes:
-        places += size * slice_of(shape, axes, stored)
+    if not axes:
+        return book[codes]
+    places = slice_of(shape, axes, stored).astype(_narrow(count), copy=False)
+    places *= size
+    places += codes
     return book[places]

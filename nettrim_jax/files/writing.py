@@ -39,13 +39,19 @@ def save(
     What :func:`load` gives back has the same bits. The file has the layout of
     safetensors; leaves that nothing makes smaller are plain tensors in it. An older
     file is replaced at once, when the new one is on the disk: at any moment there is
-    the old one or the new one, whole. Memory is that of one leaf.
+    the old one or the new one, whole. What is to be written lies in a file without a
+    name in the same folder before, so the disk has room for the new file twice, beside
+    the older one.
+
+    Leaves are encoded one after another. Beside the tree itself, that takes memory of 3
+    to 15 times a leaf of float32, as measured with a million entries, 35 times one of
+    int8, and less than once a leaf with ``encodings=()``.
 
     Args:
       path: the file. If it is a symbolic link, the link is replaced.
-      params: a pytree of arrays; or what :func:`prune`, :func:`refit`, :func:`shrink`,
-        :func:`trim` or :func:`recover` returned, of which it is the params. Leaves that
-        are no arrays are left out.
+      params: a pytree of arrays; or what :func:`prune`, :func:`refit`, :func:`share`,
+        :func:`shrink`, :func:`trim` or :func:`recover` returned, of which it is the
+        params. Leaves that are no arrays are left out.
       encodings: what to choose from beside plain tensors: where values other than zero
         are, by ``"bitmask"``, ``"gaps"`` between them, ``"nm"`` (of every m entries n)
         or ``"blocks"``; the values as ``"codes"`` of a codebook, if there are at most
@@ -53,7 +59,8 @@ def save(
         or ``"lzma"``. Deep Compression's are ``("gaps", "codes", "huffman")``.
 
     Raises:
-      ParamsError: there is no array, or one that cannot be written.
+      ParamsError: there is no array, or one that cannot be written: of another dtype,
+        masked, or with a shape and no values; or ``encodings`` is not of these names.
       FileError: the header would be too long.
       OSError: the file cannot be written.
 

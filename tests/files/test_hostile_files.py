@@ -14,6 +14,7 @@ import stored
 from stored import refused
 
 import nettrim_jax as nt
+from nettrim_jax.files import leaves
 from nettrim_jax.files.coders import _FILTER
 
 
@@ -223,6 +224,11 @@ LEAVES = {
     "key": ("sparse/kernel", "left", "keys=-1 left", "are no lengths"),
     "random keys": ("dense", "left", "prng=none left", "no random keys of 'none'"),
 }
+
+
+def test_a_dtype_that_an_older_ml_dtypes_does_not_know(good, monkeypatch):
+    monkeypatch.setattr(leaves, "UNKNOWN", {"uint8"})
+    refused(good[0], "dense: this ml_dtypes knows no uint8; update ml_dtypes")
 
 
 @pytest.mark.parametrize("name", LEAVES)
