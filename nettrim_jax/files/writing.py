@@ -40,11 +40,11 @@ def save(
     safetensors; leaves that nothing makes smaller are plain tensors in it. An older
     file is replaced at once, when the new one is on the disk: at any moment there is
     the old one or the new one, whole. What is to be written lies in a file without a
-    name in the same folder before, so the disk has room for the new file twice, beside
+    name in the same folder before, so the disk needs room for two new files beside
     the older one.
 
     Leaves are encoded one after another. Beside the tree itself, that takes memory of 3
-    to 15 times a leaf of float32, as measured with a million entries, 35 times one of
+    to 12 times a leaf of float32, as measured with a million entries, 35 times one of
     int8, and less than once a leaf with ``encodings=()``.
 
     Args:
