@@ -14,7 +14,7 @@ import numpy as np
 
 from nettrim_jax import results
 from nettrim_jax._compile import compiled
-from nettrim_jax._numerics import numpy_of
+from nettrim_jax._numerics import divide, numpy_of
 from nettrim_jax._trees import from_host, known, on_host
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.methods.base import (
@@ -138,8 +138,10 @@ def write(
         W = xp.where(data.allowed, W, 0)
     factor = place.weights.factor
     nothing = 0 if factor is None else (0 * factor).astype(W.dtype)
-    # a removed weight is a zero without a sign, also once the factor is divided out
-    W = xp.where((W == 0) & (W0 != 0), nothing, W)
+    # a removed weight is a zero without a sign, also where it is one only in the leaf
+    stored = W if factor is None else divide(W, factor.astype(W.dtype))
+    stored = stored.astype(place.weights.leaf.dtype)
+    W = xp.where((stored == 0) & (W0 != 0), nothing, W)
     leaf = entries.write(place.weights, W)
     if place.bias is None or data.bias is None or answer.bias is None:
         return leaf, None

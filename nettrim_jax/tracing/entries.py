@@ -103,6 +103,7 @@ def write(entries: Entries, values: Array) -> Array:
     if factor is not None:
         same = (factor != 0) & (values == read(entries).astype(values.dtype))
         old = read(entries._replace(factor=None))
+        old = old.astype(values.dtype)
         values = numpy_of(values).where(same, old, divide(values, factor))
     values = values.astype(leaf.dtype)
     if isinstance(index, Whole):

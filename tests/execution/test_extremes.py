@@ -1,6 +1,7 @@
 """Scales whose squares are no numbers are refused; all others change nothing."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,10 @@ from marks import only_fast, slow
 
 import nettrim_jax as nt
 from nettrim_jax import results
+from nettrim_jax.execution import layer
+from nettrim_jax.methods.base import Answer
+from nettrim_jax.tracing import entries
+from nettrim_jax.tracing.entries import Entries
 
 if hasattr(jax, "enable_x64"):
     disable_x64 = functools.partial(jax.enable_x64, False)
@@ -131,3 +136,23 @@ def test_params_come_back_in_the_dtype_that_was_given(name):
         kept = np.asarray(pruned.mask["w"])
         np.testing.assert_array_equal(pruned.params["w"], params["w"] * kept)
         np.testing.assert_array_equal(pruned.params["bias"], params["bias"])
+
+
+@pytest.mark.parametrize("factor", [None, -2.0])
+@pytest.mark.parametrize("lib", [np, jnp])
+def test_answers_that_vanish_in_the_leaf_are_zeros_without_a_sign(factor, lib):
+    leaf = lib.asarray([[1.0, -1.0], [2.0, 0.0]], "float16")
+    index = np.arange(4).reshape(1, 2, 2)
+    factor = factor and lib.full((1, 2, 2), factor, "float32")
+    place = layer.Place(Entries(leaf, index, factor), None)
+    W0 = lib.asarray(entries.read(place.weights), "float32")
+    W = lib.asarray([[[-1e-9, 1e-9], [3.0, 0.0]]], "float32")
+    data = types.SimpleNamespace(
+        W0=W0, allowed=None, bias=None, seen=types.SimpleNamespace(gain=None)
+    )
+    answer = Answer(W, None, np.array([results.DIRECT]), {})
+    stored, _ = layer.write(answer, data, place, keep=True)
+    want = [[0, 0], [3.0 if factor is None else -1.5, 0]]
+    assert stored.dtype == np.float16 and stored.tolist() == want
+    gone = np.asarray(leaf) != 0
+    assert not np.signbit(np.asarray(stored))[gone & (np.asarray(stored) == 0)].any()
