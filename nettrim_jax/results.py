@@ -12,6 +12,7 @@ import sys
 import warnings
 from typing import Any
 
+import jax
 import numpy as np
 
 from nettrim_jax._numerics import numpy_of
@@ -78,6 +79,18 @@ def worst(codes: Array) -> Array:
     xp = numpy_of(codes)
     rank = xp.asarray(np.argsort(ORDER), np.int32)
     return xp.asarray(ORDER, np.int32)[xp.max(rank[codes])]
+
+
+def made_here(given: Any, *names: str) -> bool:
+    """Whether it is a record of this library that has these attributes.
+
+    A user's params may have attributes of the same names, as a NamedTuple or a module
+    of Equinox with a leaf called ``mask``. An object that is no pytree cannot be
+    params, and is as good as a record.
+    """
+    homes = (kind.__module__.split(".")[0] for kind in type(given).__mro__)
+    opaque = jax.tree_util.all_leaves([given])
+    return (HERE in homes or opaque) and all(hasattr(given, name) for name in names)
 
 
 def warn(text: str) -> None:

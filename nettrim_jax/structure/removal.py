@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from nettrim_jax._trees import Filler, is_array, known
-from nettrim_jax.results import ParamsError
+from nettrim_jax.results import ParamsError, made_here
 from nettrim_jax.structure import cutting, dead
 from nettrim_jax.structure.cutting import Leaf, Remove
 from nettrim_jax.structure.evaluate import Marks, evaluate
@@ -168,8 +168,7 @@ def shrink(
 
 def pruned_params(given: Any) -> Params:
     """The params of what ``prune`` returns; params as they are."""
-    pruned = all(hasattr(given, name) for name in ("params", "mask", "report"))
-    return given.params if pruned else given
+    return given.params if made_here(given, "params", "mask") else given
 
 
 def left(count: int, gone: np.ndarray | None) -> np.ndarray:

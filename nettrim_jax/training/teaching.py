@@ -18,7 +18,7 @@ from nettrim_jax.calibration.model import Model
 from nettrim_jax.calibration.outputs import moved
 from nettrim_jax.calibration.responses import layer_leaves, responses
 from nettrim_jax.methods.refit import read
-from nettrim_jax.results import MethodError, ParamsError, warn
+from nettrim_jax.results import MethodError, ParamsError, made_here, warn
 from nettrim_jax.training.recovery import (
     Recovered,
     RecoverReport,
@@ -68,7 +68,7 @@ def pair_of(pruned: Any, params: Params, apply_fn: ApplyFn, match: str) -> Pair:
             f"recover(match={match!r}): the params lie on a mesh with explicit axes; "
             "take match='output'"
         )
-    if hasattr(pruned, "kept"):  # of shrink or trim
+    if made_here(pruned, "params", "kept"):  # of shrink or trim
         if match != "output":
             raise MethodError(
                 f"recover(match={match!r}): the layers of a smaller network are others "
@@ -81,7 +81,7 @@ def pair_of(pruned: Any, params: Params, apply_fn: ApplyFn, match: str) -> Pair:
             for a in student.given
         ]
         return Pair(student, keeps, student.filler(keeps), teacher, match)
-    if not (hasattr(pruned, "params") and hasattr(pruned, "mask")):
+    if not made_here(pruned, "params", "mask"):
         raise ParamsError(
             f"recover: expected what prune, refit, shrink or trim returned, got "
             f"{type(pruned).__name__}; the order is {CALL}"
