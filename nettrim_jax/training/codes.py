@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nettrim_jax._trees import known, on_host, path_of
+from nettrim_jax._trees import is_array, known, on_host, path_of
 from nettrim_jax.methods.codes import Codes
-from nettrim_jax.results import ParamsError
+from nettrim_jax.results import ParamsError, made_here
 from nettrim_jax.training.leaves import hidden
 from nettrim_jax.training.masking import require_optimizer
 from nettrim_jax.typing import Array, LeafPath, Params, wide
@@ -32,8 +32,9 @@ def keep_shared(
 
     The optimiser sees, at each weight, the sum of the gradients of all weights with
     this value, which is the derivative by the value (Han, Mao and Dally, 2016), and of
-    its updates the mean is taken. Weights of zero stay exactly zero. Other leaves, such
-    as biases, are the optimiser's own.
+    its updates the mean is taken. Sums of float16 and bfloat16, and what the optimiser
+    keeps of them, are float32; updates have the dtype of the gradients. Weights of zero
+    stay exactly zero. Other leaves, such as biases, are the optimiser's own.
 
     Args:
       optimizer: any transformation of optax.
@@ -61,7 +62,8 @@ def keep_shared(
     import optax
 
     require_optimizer("keep_shared", optimizer)
-    codes: Mapping[LeafPath, Codes] = getattr(shared, "codes", shared)
+    ours = made_here(shared, "codes")
+    codes: Mapping[LeafPath, Codes] = shared.codes if ours else shared
     if not isinstance(codes, Mapping) or not all(
         isinstance(one, Codes) for one in codes.values()
     ):
@@ -74,7 +76,7 @@ def keep_shared(
 
     def init(params: Params) -> Any:
         _check(params, codes)
-        return inner.init(params)
+        return inner.init(_by_path(_widened, each, params))
 
     def update(
         updates: Any, state: Any, params: Params | None = None, **extra: Any
@@ -84,10 +86,10 @@ def keep_shared(
                 "keep_shared: expected params, got None; call "
                 "optimizer.update(grads, state, params)"
             )
-        updates = _by_path(_summed, each, updates)
-        updates, state = inner.update(updates, state, params, **extra)
-        updates = _by_path(_alike, each, updates, params)
-        return updates, state
+        sums = _by_path(_summed, each, updates)
+        wider = _by_path(_widened, each, params)
+        steps, state = inner.update(sums, state, wider, **extra)
+        return _by_path(_alike, each, steps, params, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -124,21 +126,25 @@ class _Places(NamedTuple):
         return jnp.zeros(len(self.members), a.dtype).at[self.places].add(a)
 
 
+def _widened(p: Array, _: _Places) -> Array:
+    """A leaf in the dtype that sums of gradients, and the optimiser's state, have."""
+    return p.astype(wide(p.dtype)) if p.dtype != wide(p.dtype) else p
+
+
 def _summed(g: Array, mine: _Places) -> Array:
     """The sum of the gradients of all weights with a value, at each of them."""
-    total = mine.sums(g).astype(g.dtype)[mine.places]
-    total = jnp.where(mine.places != 0, total, g)
-    return jnp.where(mine.zero, jnp.zeros_like(g), total)
+    total = mine.sums(g)[mine.places]
+    total = jnp.where(mine.places != 0, total, g.astype(total.dtype))
+    return jnp.where(mine.zero, jnp.zeros_like(total), total)
 
 
-def _alike(u: Array, mine: _Places, p: Array) -> Array:
+def _alike(u: Array, mine: _Places, p: Array, g: Array) -> Array:
     """Updates after which values are shared, and zeros zero."""
     total = mine.sums(u)
-    mean = total / jnp.maximum(mine.members, 1).astype(total.dtype)
-    mean = mean.astype(u.dtype)[mine.places]
+    mean = (total / jnp.maximum(mine.members, 1).astype(total.dtype))[mine.places]
     # in the wider dtype, since a rounded step would not end at zero
-    dtype = jnp.promote_types(u.dtype, p.dtype)
-    new = jnp.where(mine.places != 0, mean, u).astype(dtype)
+    dtype = jnp.promote_types(g.dtype, p.dtype)
+    new = jnp.where(mine.places != 0, mean, u.astype(mean.dtype)).astype(dtype)
     return jnp.where(mine.zero, -p.astype(dtype), new)
 
 
@@ -152,7 +158,7 @@ def _check(params: Params, codes: Mapping[LeafPath, Codes]) -> None:
         if one is None or hidden(p):
             return
         if getattr(p, "shape", None) != one.codes.shape:
-            got = list(p.shape) if hasattr(p, "shape") else repr(p)
+            got = list(p.shape) if is_array(p) else repr(p)
             raise ParamsError(
                 f"keep_shared: {path}: expected the shape {list(one.codes.shape)} of "
                 f"its codes, got {got}; give the params that share returned"

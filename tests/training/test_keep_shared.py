@@ -83,6 +83,22 @@ def test_values_stay_shared_in_every_bit(name, dtype):
     assert len(np.unique(np.asarray(done["b"], np.float32))) > 3  # not shared
 
 
+@pytest.mark.parametrize("name", ["adam", "momentum"])
+def test_sums_of_gradients_that_leave_the_range_of_float16(name):
+    given = params("float16")
+    grads = jax.tree.map(lambda a: jnp.full(a.shape, 2e4, a.dtype), given)
+    wrapped = nt.keep_shared(OPTIMIZERS[name], SHARED)
+    state = wrapped.init(given)
+    updates, after = wrapped.update(grads, state, given)
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), (given, grads))
+    want, _ = wrapped.update(wide[1], wrapped.init(wide[0]), wide[0])
+    np.testing.assert_allclose(updates["w"], want["w"], rtol=1e-3)
+    assert np.isfinite(np.asarray(updates["w"])).all()
+    assert jax.tree.map(lambda a: a.dtype, updates) == {"w": "float16", "b": "float16"}
+    kinds = [jax.tree.map(jnp.result_type, one) for one in (state, after)]
+    assert kinds[0] == kinds[1]
+
+
 def test_it_takes_what_share_returned_and_the_loss_falls():
     w = jnp.asarray(np.random.default_rng(3).normal(size=(8, 5)), jnp.float32)
     given = {"w": w, "b": jnp.zeros(5)}
