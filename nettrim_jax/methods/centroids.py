@@ -56,7 +56,7 @@ def start(W: Array, mass: Array, count: int) -> Array:
     W, mass = W[order], mass[order]
     counts = mass > 0
     # what is no weight is zero, as no weight is, and so stands together
-    new = counts & (jnp.diff(W, prepend=W[:1] - 1) != 0)
+    new = counts & jnp.concatenate([jnp.ones(1, bool), W[1:] != W[:-1]])
     rank = jnp.cumsum(new, dtype=jnp.int32) - 1
     low = jnp.min(jnp.where(counts, W, jnp.inf), initial=jnp.inf)
     high = jnp.max(jnp.where(counts, W, -jnp.inf), initial=-jnp.inf)

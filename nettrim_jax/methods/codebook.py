@@ -97,6 +97,8 @@ class Codebook:
         ):
             if not good:
                 raise MethodError(f"Codebook({name}={value!r}): expected {wanted}")
+        # powers of two leave the range of a small integer of NumPy
+        object.__setattr__(self, "bits", int(self.bits))
 
     def check(self) -> None:
         """Does nothing: attributes are checked when it is made."""

@@ -12,7 +12,7 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from nettrim_jax._numerics import numpy_of
-from nettrim_jax._trees import on_host
+from nettrim_jax._trees import known
 from nettrim_jax.typing import Array, wide
 
 
@@ -24,7 +24,8 @@ class Codes:
     Attributes:
       codes: uint8, of the leaf's shape; 0 stands for zero.
       codebook: the values, ``[groups, k]``, in the leaf's dtype; they ascend, and zeros
-        follow where a group has fewer.
+        follow where a group has fewer. Within ``jax.jit`` they are NaN where a group
+        has more values than there are codes, since its layer failed.
       group: int32, the row of the codebook that an entry has; it has the leaf's shape,
         or 1 along axes on which it is the same. Entries that no layer has are -1.
 
@@ -95,17 +96,19 @@ def groups_of(
     return found
 
 
-def codes_of(leaf: Array, group: np.ndarray, count: int) -> Codes | None:
-    """The codes of a leaf; None if a group is known to have more values than codes.
+def ranks_of(leaf: Array, group: np.ndarray) -> Array:
+    """The place of each entry's value among those of its group, in ascending order.
 
     Args:
-      leaf: the leaf.
+      leaf: the leaf. If its values are known it is copied to the host.
       group: which entries share values, of :func:`groups_of`.
-      count: the largest number of values of a group.
+
+    Returns:
+      int32, of the leaf's shape, from 1; 0 for zeros and for entries of no group.
     """
-    values: Any = np.asarray(leaf) if on_host(leaf) else leaf
+    values = _near(leaf)
     xp = numpy_of(values)
-    groups = int(group.max(initial=-1)) + 1
+    groups = _count(group)
     flat = values.ravel().astype(wide(values.dtype))
     mine = np.broadcast_to(group, values.shape).ravel()
     mine = xp.where((flat != 0) & (mine >= 0), mine, np.int32(groups))
@@ -116,20 +119,64 @@ def codes_of(leaf: Array, group: np.ndarray, count: int) -> Codes | None:
     total = xp.cumsum(new, dtype=np.int32)
     first = xp.searchsorted(mine, np.arange(groups + 1, dtype=np.int32))
     before = total[xp.minimum(first, len(total) - 1)] - 1
-    code = xp.where(mine < groups, total - before[mine], 0)
+    rank = xp.where(mine < groups, total - before[mine], 0).astype(np.int32)
     if xp is np:
-        used = int(code.max(initial=0))
+        ranks = np.zeros(values.size, np.int32)
+        ranks[order] = rank
+    else:
+        ranks = jnp.zeros(values.size, jnp.int32).at[order].set(rank)
+    return ranks.reshape(values.shape)
+
+
+def most_of(ranks: Array, index: np.ndarray) -> Array:
+    """The largest number of values of a group, of those with entries at ``index``."""
+    return numpy_of(ranks).max(ranks.ravel()[index], initial=0)
+
+
+def codes_of(
+    leaf: Array, group: np.ndarray, count: int, ranks: Array | None = None
+) -> Codes | None:
+    """The codes of a leaf; None if a group is known to have more values than codes.
+
+    While values are traced, all values of such a group are NaN, and so is what
+    :meth:`Codes.decode` says of its entries; other groups have theirs.
+
+    Args:
+      leaf: the leaf.
+      group: which entries share values, of :func:`groups_of`.
+      count: the largest number of values of a group, at most 255.
+      ranks: those of :func:`ranks_of`, if they are there.
+    """
+    values = _near(leaf)
+    ranks = ranks_of(leaf, group) if ranks is None else ranks
+    mine = np.broadcast_to(group, values.shape)
+    rows = max(_count(group), 1)
+    if isinstance(values, np.ndarray):
+        used = int(ranks.max(initial=0))
         if used > count:
             return None
-        codes = np.zeros(values.size, np.uint8)
-        codes[order] = code
-        book = np.zeros((max(groups, 1), max(used, 1)), values.dtype)
-        real = code > 0
-        book[mine[real], code[real] - 1] = flat[real].astype(values.dtype)
-    else:
-        codes = jnp.zeros(values.size, jnp.uint8)
-        codes = codes.at[order].set(code.astype(jnp.uint8))
-        book = jnp.zeros((max(groups, 1), count), values.dtype)
-        slot = jnp.where(code > 0, code - 1, count)
-        book = book.at[mine, slot].set(flat.astype(values.dtype), mode="drop")
-    return Codes(codes.reshape(values.shape), book, group)
+        book = np.zeros((rows, max(used, 1)), values.dtype)
+        real = np.asarray(ranks) > 0
+        book[mine[real], ranks[real] - 1] = values[real]
+        return Codes(ranks.astype(np.uint8), book, group)
+    slot = jnp.where(ranks > 0, ranks - 1, count)
+    book = jnp.zeros((rows, count), values.dtype)
+    book = book.at[mine, slot].set(values, mode="drop")
+    most = jnp.zeros(rows, jnp.int32).at[mine].max(ranks)
+    nan = np.array(np.nan, values.dtype)
+    book = jnp.where(most[:, None] > count, nan, book)
+    # a larger code would be one of another group, or wrap around
+    return Codes(jnp.minimum(ranks, count).astype(jnp.uint8), book, group)
+
+
+def _near(leaf: Array) -> Any:
+    """The leaf where NumPy reads it, from whatever device, if its values are known."""
+    # one on several devices, too: a sort needs the whole of it
+    if not known(leaf) or not getattr(leaf, "is_fully_addressable", True):
+        return leaf
+    return np.asarray(leaf)
+
+
+def _count(group: np.ndarray) -> int:
+    """The number of groups."""
+    return int(group.max(initial=-1)) + 1

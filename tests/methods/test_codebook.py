@@ -2,6 +2,7 @@
 
 import itertools
 
+import devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ import nettrim_jax as nt
 from nettrim_jax.methods import codebook
 from nettrim_jax.methods.centroids import ascending, chosen, k_means, nearest, start
 from nettrim_jax.methods.codebook import Choice, Codebook, Problem
-from nettrim_jax.methods.codes import codes_of, groups_of
+from nettrim_jax.methods.codes import codes_of, groups_of, ranks_of
 from nettrim_jax.results import MethodError
 
 D_IN, D_OUT = 24, 6
@@ -102,6 +103,12 @@ def test_few_weights_are_their_own_values():
     assert got.tolist() == [-1, 3, 3]
 
 
+def test_large_weights_are_their_own_values():
+    W = jnp.asarray([-2e7, -1e7, 0.0, 1e7], jnp.float32)
+    got = start(W, jnp.asarray([1, 1, 0, 1], jnp.float32), 4)
+    assert got.tolist() == [-2e7, -1e7, 1e7, 1e7]
+
+
 # ---- places
 
 
@@ -168,7 +175,7 @@ def test_values_are_those_of_least_squares(rng, monkeypatch, apart):
 @slow
 def test_brute_force_finds_little_better(rng):
     ratios, wins = [], 0
-    for _ in range(12):
+    for _ in range(24):
         given, _, _ = problem(rng, d_in=5, d_out=1, share=1.0, lost=0.0)
         values = np.asarray(codebook.first_values(given, 3, False))[0]
         every = np.array(list(itertools.product(values, repeat=5)))
@@ -275,7 +282,52 @@ def test_more_values_than_codes_are_no_codes(rng):
     assert (nothing.decode() == 0).all()
 
 
+def test_traced_groups_with_too_many_values_say_so(rng):
+    leaf = np.concatenate([rng.normal(size=(1, 20, 15)), np.ones((1, 20, 15))])
+    leaf = leaf.astype(np.float32) * (rng.random(leaf.shape) < 0.9)
+    group = groups_of([np.arange(600).reshape(2, 20, 15)], leaf.shape, False)
+    ranks = jax.jit(lambda a: ranks_of(a, group))(leaf)
+    np.testing.assert_array_equal(ranks, ranks_of(leaf, group))
+    assert int(ranks[0].max()) == (leaf[0] != 0).sum() > 255
+    codes = jax.jit(lambda a: codes_of(a, group, 3))(leaf)
+    assert codes.codes.max() == 3
+    assert codes.codebook[1].tolist() == [1, 0, 0]
+    decoded = np.asarray(codes.decode())
+    np.testing.assert_array_equal(decoded[1], leaf[1])
+    assert np.isnan(decoded[0][leaf[0] != 0]).all()
+    assert (decoded[0][leaf[0] == 0] == 0).all()
+
+
+SCRIPT = """
+import jax
+import numpy as np
+
+from nettrim_jax.methods.codes import codes_of, groups_of
+
+explicit = jax.sharding.AxisType.Explicit
+mesh = jax.make_mesh((2,), ("a",), axis_types=(explicit,))
+every = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("a"))
+leaf = jax.device_put(np.arange(8.0, dtype="float32").reshape(2, 4) % 3, every)
+assert len(leaf.devices()) == 2
+group = groups_of([np.arange(8).reshape(1, 2, 4)], (2, 4), False)
+assert codes_of(leaf, group, 1) is None
+codes = codes_of(leaf, group, 2)
+assert isinstance(codes.codes, np.ndarray)
+assert (codes.decode() == np.asarray(leaf)).all()
+"""
+
+
+@slow
+def test_known_values_are_read_on_the_host_from_any_device():
+    devices.run(SCRIPT, devices=2)
+
+
 # ---- settings
+
+
+@pytest.mark.parametrize("bits", [np.int8(8), np.uint8(8), np.int64(8)])
+def test_integers_of_numpy_are_integers(bits):
+    assert type(Codebook(bits).bits) is int and Codebook(bits) == Codebook(8)
 
 
 @pytest.mark.parametrize(
