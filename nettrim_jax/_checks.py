@@ -107,8 +107,14 @@ def known_deviation(report: Report) -> None:
         )
 
 
-def fitted(pruned: Any, on_failure: str) -> None:
-    """Raises or warns, as asked, if a layer could not be fitted."""
+def fitted(pruned: Any, on_failure: str, left: str) -> None:
+    """Raises or warns, as asked, if a layer could not be fitted.
+
+    Args:
+      pruned: the result, with its report.
+      on_failure: what is asked for.
+      left: how ``on_failure="keep"`` leaves such a layer.
+    """
     report = pruned.report
     failed = _failed(report)
     if not failed or on_failure == "keep":
@@ -119,8 +125,7 @@ def fitted(pruned: Any, on_failure: str) -> None:
         texts.append(
             f"{len(lost)} of {len(report.sites)} layers met what is not a number: "
             f"{', '.join(lost)}. Look at the network's values on this batch, which "
-            "overflow; or take on_failure='keep' to leave such layers with the trained "
-            "values that the mask keeps"
+            f"overflow; or take on_failure='keep' to leave such layers {left}"
         )
     _tell(texts, on_failure, pruned)
 

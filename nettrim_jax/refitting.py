@@ -4,7 +4,7 @@ Other fits of a network that was pruned go through :func:`adapted`.
 Knows masks and the steps of a pruning; no package knows it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from nettrim_jax import _checks, _sharding, selection
@@ -162,19 +162,34 @@ def refit(
     warn_if_pruned(model.leaves, keeps)
     options = options._replace(show=start.show, revive=True)
     new, outcomes, deviation = orders.run(start.parts, start.asked, options)
-    sites = tuple(outcomes[k].report for k in start.asked)
-    notes = start.first.network.notes
-    report = Report(sites, start.skipped, deviation, notes=notes)
     new = [hold(leaf, keep) for leaf, keep in zip(new, keeps, strict=True)]
-    masks = {k: outcome.mask for k, outcome in outcomes.items()}
-    kept = kept_leaves(start.first.network, start.asked, new, masks)
+    report, kept = _found(start, new, outcomes, deviation)
     kept = [one & keep for one, keep in zip(kept, keeps, strict=True)]
     report = _sharding.typed(report, start.meshes)
     pruned = Pruned(model.give(new), model.fill(kept), report)
-    if _checks.readable(report):
-        _checks.fitted(pruned, on_failure)
-        _checks.known_deviation(report)
+    _complain(pruned, on_failure, "with the trained values that the mask keeps")
     return pruned
+
+
+def _found(
+    start: Start,
+    new: Sequence[Array],
+    outcomes: Mapping[int, orders.Outcome],
+    deviation: Array,
+) -> tuple[Report, list[Array]]:
+    """The report of a run, and the mask of every leaf."""
+    network, asked = start.first.network, start.asked
+    sites = tuple(outcomes[k].report for k in asked)
+    report = Report(sites, start.skipped, deviation, notes=network.notes)
+    masks = {k: outcome.mask for k, outcome in outcomes.items()}
+    return report, kept_leaves(network, asked, new, masks)
+
+
+def _complain(pruned: Pruned, on_failure: str, left: str) -> None:
+    """Raises or warns, as asked, if a layer failed; see :func:`_checks.fitted`."""
+    if _checks.readable(pruned.report):
+        _checks.fitted(pruned, on_failure, left)
+        _checks.known_deviation(pruned.report)
 
 
 class Adapted(NamedTuple):
@@ -214,15 +229,11 @@ def adapted(
     start = begin(source, choose, counter, beside.leaves)
     options = options._replace(show=start.show)
     new, outcomes, deviation = orders.run(start.parts, start.asked, options)
-    first, sites = start.first, tuple(outcomes[k].report for k in start.asked)
-    report = Report(sites, start.skipped, deviation, notes=first.network.notes)
-    masks = {k: outcome.mask for k, outcome in outcomes.items()}
-    kept = kept_leaves(first.network, start.asked, new, masks)
+    report, kept = _found(start, new, outcomes, deviation)
+    first = start.first
     every = [first.outputs(leaves) for leaves in (beside.leaves, model.leaves, new)]
     moved = deviation_of(every[0], every[1]), deviation_of(every[0], every[2])
     report, moved = _sharding.typed((report, moved), start.meshes)
     pruned = Pruned(model.give(new), model.fill(kept), report)
-    if _checks.readable(report):
-        _checks.fitted(pruned, settings.on_failure)
-        _checks.known_deviation(report)
+    _complain(pruned, settings.on_failure, "as they are in the pruned network")
     return Adapted(pruned, start, *moved)

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import selection
+from nettrim_jax._trees import is_array, path_of
 from nettrim_jax.methods.codebook import Codebook
-from nettrim_jax.methods.codes import Codes, codes_of, groups_of
-from nettrim_jax.refitting import Adapted, Settings, adapted
+from nettrim_jax.methods.codes import Codes, codes_of, groups_of, most_of, ranks_of
+from nettrim_jax.refitting import Adapted, Progress, Settings, Weights, adapted
 from nettrim_jax.report.sharing import SharedSite, ShareReport
-from nettrim_jax.results import MethodError, ParamsError
+from nettrim_jax.results import MethodError, ParamsError, made_here
 from nettrim_jax.typing import ApplyFn, Array, Batch, LeafPath, Params
 
 CALL = "share(pruned, params, apply_fn, batch)"
@@ -30,7 +30,8 @@ class Shared(NamedTuple):
         weights that are not zero have few values; removed weights are exact zeros.
       mask: the mask of the pruned params.
       codes: the layers' leaves as :class:`Codes`, by path. A leaf of which a layer
-        failed, and stayed as it was, is missing.
+        failed, and stayed as it was with too many values, is missing. Within
+        ``jax.jit`` it is there, and the values of that layer's codes are NaN.
       report: the layers, and the change of the output.
     """
 
@@ -52,12 +53,12 @@ def share(
     mode: str = "cascade",
     rows: int = 4096,
     held_out: float = 0.1,
-    weights: Any = None,
+    weights: Weights | None = None,
     include: selection.Selector | None = None,
     exclude: selection.Selector | None = None,
     key: int | Array = 0,
     on_failure: str = "raise",
-    progress: Any = None,
+    progress: Progress = None,
     memory: int = 2**31,
     batches: int | None = None,
 ) -> Shared:
@@ -125,7 +126,8 @@ def share(
       >>> bool((shared.codes["params"].decode() == shared.params).all())
       True
     """
-    given = pruned.params if hasattr(pruned, "report") else pruned
+    ours = made_here(pruned, "params", "mask")
+    given = pruned.params if ours else pruned
     _require_like(params, given)
     asked: dict[int, Any] = {}
 
@@ -152,7 +154,7 @@ def share(
         caller="share",
     )
     codes, counts = _coded(done, asked)
-    mask = pruned.mask if hasattr(pruned, "mask") else done.pruned.mask
+    mask = pruned.mask if ours else done.pruned.mask
     report = _report(done, asked, counts)
     return Shared(done.pruned.params, mask, codes, report)
 
@@ -178,11 +180,9 @@ def _require_like(params: Params, pruned: Params) -> None:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
         kinds.append(
             {
-                jax.tree_util.keystr(keys, simple=True, separator="/"): (
-                    f"{leaf.dtype} {list(leaf.shape)}"
-                    if hasattr(leaf, "shape")
-                    else type(leaf).__name__
-                )
+                path_of(keys): f"{leaf.dtype} {list(leaf.shape)}"
+                if is_array(leaf)
+                else type(leaf).__name__
                 for keys, leaf in leaves
             }
         )
@@ -213,9 +213,9 @@ def _require_one_factor(site: Any) -> None:
 def _coded(
     done: Adapted, asked: Mapping[int, Any]
 ) -> tuple[dict[LeafPath, Codes], dict[int, Array]]:
-    """The codes of all leaves, and the number of values of each site."""
+    """The codes of all leaves, and the number of values of each site, as it is now."""
     network = done.start.first.network
-    leaves = [a for a in jax.tree.leaves(done.pruned.params) if hasattr(a, "shape")]
+    leaves = [a for a in jax.tree.leaves(done.pruned.params) if is_array(a)]
     members: dict[int, list[int]] = {}
     for k in done.start.asked:
         members.setdefault(network.sites[k].leaf, []).append(k)
@@ -225,20 +225,13 @@ def _coded(
         apart = asked[sites[0]].per == "unit"
         group = groups_of(indices, leaves[leaf].shape, apart)
         most = max(2 ** asked[k].bits - 1 for k in sites)
-        found = codes_of(leaves[leaf], group, most)
+        ranks = ranks_of(leaves[leaf], group)
+        found = codes_of(leaves[leaf], group, most, ranks)
         for k in sites:
-            index = network.sites[k].index
-            counts[k] = np.int32(0) if found is None else _most(found, index)
+            counts[k] = most_of(ranks, network.sites[k].index)
         if found is not None:
             codes[network.paths[leaf]] = found
     return codes, counts
-
-
-def _most(codes: Codes, index: np.ndarray) -> Array:
-    """The largest code of some entries, which is their number of values."""
-    flat: Any = codes.codes.ravel()
-    xp: Any = np if isinstance(flat, np.ndarray) else jnp
-    return xp.max(flat[index], initial=0).astype(np.int32)
 
 
 def _report(

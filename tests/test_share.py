@@ -2,6 +2,7 @@
 
 import functools
 import re
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from marks import only_fast, slow
 import nettrim_jax as nt
 from nettrim_jax.execution import batching
 from nettrim_jax.methods.codebook import Codebook
-from nettrim_jax.results import MethodError, ParamsError
+from nettrim_jax.results import MethodError, ParamsError, SolveError
 
 _, PARAMS, APPLY, X, *_ = models.get("square")
 FAST = ["bfloat16"]
@@ -170,6 +171,74 @@ def test_other_values_compile_no_solver():
     other = jax.tree.map(lambda a: 1.1 * a, pruned().params)
     nt.share(other, PARAMS, APPLY, X + 0.1, bits=2)
     assert batching._each._cache_size() == before
+
+
+# ---- params and results
+
+
+class Masked(NamedTuple):
+    """Params with leaves that are called as fields of a result are."""
+
+    params: Any
+    mask: Any
+    report: Any
+
+
+def test_params_with_fields_of_a_result_are_no_result():
+    w, ones = PARAMS["0"]["w"], jnp.ones(8, jnp.float32)
+    given = Masked(w, ones, ones)
+
+    def call(given, x):
+        return (x @ given.params) * given.mask[None] * given.report[None]
+
+    done = nt.share(given, given, call, X, bits=2)
+    assert isinstance(done.mask, Masked)
+    assert done.mask.params.shape == (8, 8) and done.mask.mask.all()
+    assert len(values(done.params.params)) == 3
+    np.testing.assert_array_equal(done.codes["params"].decode(), done.params.params)
+    with pytest.raises(ParamsError, match="got Masked; the order is"):
+        nt.recover(given, given, call, [X], steps=1)
+    assert isinstance(nt.shrink(given, call, X).params, Masked)
+
+
+# ---- layers that fail
+
+
+def overflowing(w, x):
+    out = jnp.exp(1e3 * x) @ w
+    return jnp.where(jnp.isfinite(out), out, 0)
+
+
+@functools.cache
+def failed(traced=False):
+    def run(w):
+        done = nt.share(w, w, overflowing, X, bits=1, on_failure="keep")
+        return done.params, done.codes, done.report
+
+    return (jax.jit(run) if traced else run)(PARAMS["0"]["w"])
+
+
+def test_a_layer_that_fails_has_no_codes_and_says_its_values():
+    params, codes, report = failed()
+    w = np.asarray(PARAMS["0"]["w"])
+    np.testing.assert_array_equal(params, w)
+    assert codes == {}
+    assert int(report.sites[0].values) == len(values(w)) == 64
+    assert re.search(r" 1 +64 +64 +64 .* nan", str(report))
+
+
+def test_a_layer_that_fails_within_jit_has_codes_that_say_so():
+    params, codes, report = failed(traced=True)
+    np.testing.assert_array_equal(params, PARAMS["0"]["w"])
+    (codes,) = codes.values()
+    assert np.isnan(codes.decode()).all() and codes.codes.max() == 1
+    assert int(report.sites[0].values) == 64
+
+
+def test_a_failure_is_told_in_words_of_share():
+    w = PARAMS["0"]["w"]
+    with pytest.raises(SolveError, match="leave such layers as they are in the pruned"):
+        nt.share(w, w, overflowing, X, bits=1)
 
 
 # ---- errors

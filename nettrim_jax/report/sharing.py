@@ -28,7 +28,7 @@ class SharedSite:
       size: number of weights.
       nonzeros: number of weights that are not zero.
       values: number of different values beside zero, of the matrix, or unit, with the
-        most.
+        most; of a layer that failed those with which it stays.
       error: relative change of the layer's output (after the ReLU where there is one)
         from that of the pruned network, on the rows that were used.
       held_out_error: the same on the held-out rows; NaN if there are none.
