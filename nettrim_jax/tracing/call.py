@@ -58,7 +58,8 @@ def _make_jaxpr(call: Any, arrays: list[Any], batch: Batch, apply_fn: Any) -> An
             f"apply_fn(params, batch) failed on a batch of shapes {shapes}: "
             f"{type(error).__name__}: {first}. It is called with exactly these two "
             "arguments and must be traceable by jax.jit; wrap it, for example "
-            f"lambda params, x: model.apply(params, x, train=False){_hint(batch)}"
+            "lambda params, x: model.apply(params, x, train=False), or call "
+            f"model.eval() before nnx.split{_hint(batch)}"
         ) from error
 
 
