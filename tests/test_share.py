@@ -218,6 +218,7 @@ def failed(traced=False):
     return (jax.jit(run) if traced else run)(PARAMS["0"]["w"])
 
 
+@slow
 def test_a_layer_that_fails_has_no_codes_and_says_its_values():
     params, codes, report = failed()
     w = np.asarray(PARAMS["0"]["w"])

@@ -82,6 +82,7 @@ def test_k_means_is_that_of_scikit_learn_with_weights_of_samples(rng):
     np.testing.assert_allclose(ours, np.sort(theirs.cluster_centers_[:, 0]), rtol=1e-9)
 
 
+@slow
 def test_k_means_leaves_out_what_is_no_weight_and_keeps_values_of_none(rng):
     W, mass = jnp.asarray([0.0, 1.0, 2.0, 0.0, 9.0]), jnp.asarray([0.0, 1, 3, 0, 1])
     values = k_means(W, mass, jnp.asarray([-5.0, 2.0, 8.0]))
@@ -146,7 +147,7 @@ def test_each_weight_gets_its_best_value_beside_all_others(rng, monkeypatch):
     assert loss(given, after) < loss(given, before.weights(given))
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("apart", only_fast([False], [False, True]))
 def test_values_are_those_of_least_squares(rng, monkeypatch, apart):
     monkeypatch.setattr(codebook, "PULL", 0.0)
     given, X, D = problem(rng)
@@ -282,6 +283,7 @@ def test_more_values_than_codes_are_no_codes(rng):
     assert (nothing.decode() == 0).all()
 
 
+@slow
 def test_traced_groups_with_too_many_values_say_so(rng):
     leaf = np.concatenate([rng.normal(size=(1, 20, 15)), np.ones((1, 20, 15))])
     leaf = leaf.astype(np.float32) * (rng.random(leaf.shape) < 0.9)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import slow
 
 import nettrim_jax as nt
 from nettrim_jax.methods.codes import Codes
@@ -83,6 +84,7 @@ def test_values_stay_shared_in_every_bit(name, dtype):
     assert len(np.unique(np.asarray(done["b"], np.float32))) > 3  # not shared
 
 
+@slow
 @pytest.mark.parametrize("name", ["adam", "momentum"])
 def test_sums_of_gradients_that_leave_the_range_of_float16(name):
     given = params("float16")
@@ -99,6 +101,7 @@ def test_sums_of_gradients_that_leave_the_range_of_float16(name):
     assert kinds[0] == kinds[1]
 
 
+@slow
 def test_it_takes_what_share_returned_and_the_loss_falls():
     w = jnp.asarray(np.random.default_rng(3).normal(size=(8, 5)), jnp.float32)
     given = {"w": w, "b": jnp.zeros(5)}
