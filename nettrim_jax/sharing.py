@@ -4,7 +4,7 @@ Knows the arguments and the steps of a fit; no package knows it.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -129,7 +129,6 @@ def share(
     ours = made_here(pruned, "params", "mask")
     given = pruned.params if ours else pruned
     _require_like(params, given)
-    asked: dict[int, Any] = {}
 
     def choose(network: Any) -> Any:
         ways = _methods(bits, per, bias)
@@ -141,7 +140,6 @@ def share(
             raise MethodError(f"share: {error}") from None
         for k in chosen:
             _require_one_factor(network.sites[k])
-        asked.update(chosen)
         return chosen, skipped
 
     settings = Settings(
@@ -153,9 +151,9 @@ def share(
         settings=settings,
         caller="share",
     )
-    codes, counts = _coded(done, asked)
+    codes, counts = _coded(done)
     mask = pruned.mask if ours else done.pruned.mask
-    report = _report(done, asked, counts)
+    report = _report(done, counts)
     return Shared(done.pruned.params, mask, codes, report)
 
 
@@ -210,14 +208,12 @@ def _require_one_factor(site: Any) -> None:
         )
 
 
-def _coded(
-    done: Adapted, asked: Mapping[int, Any]
-) -> tuple[dict[LeafPath, Codes], dict[int, Array]]:
+def _coded(done: Adapted) -> tuple[dict[LeafPath, Codes], dict[int, Array]]:
     """The codes of all leaves, and the number of values of each site, as it is now."""
-    network = done.start.first.network
+    network, asked = done.start.first.network, _asked(done)
     leaves = [a for a in jax.tree.leaves(done.pruned.params) if is_array(a)]
     members: dict[int, list[int]] = {}
-    for k in done.start.asked:
+    for k in asked:
         members.setdefault(network.sites[k].leaf, []).append(k)
     codes, counts = {}, {}
     for leaf, sites in members.items():
@@ -234,14 +230,17 @@ def _coded(
     return codes, counts
 
 
-def _report(
-    done: Adapted, asked: Mapping[int, Any], counts: Mapping[int, Array]
-) -> ShareReport:
+def _asked(done: Adapted) -> dict[int, Codebook]:
+    """The method of each site."""
+    return cast(dict[int, Codebook], done.start.asked)
+
+
+def _report(done: Adapted, counts: Mapping[int, Array]) -> ShareReport:
     report = done.pruned.report
     sites = tuple(
         SharedSite(
             path=site.path,
-            bits=asked[k].bits,
+            bits=method.bits,
             size=site.size,
             nonzeros=site.nonzeros,
             values=counts[k],
@@ -249,7 +248,7 @@ def _report(
             result=site.result,
             held_out_error=site.held_out_error,
         )
-        for k, site in zip(done.start.asked, report.sites, strict=True)
+        for (k, method), site in zip(_asked(done).items(), report.sites, strict=True)
     )
     return ShareReport(
         *(sites, report.skipped, done.before, done.after, report.deviation)

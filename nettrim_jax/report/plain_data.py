@@ -8,9 +8,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from nettrim_jax import results
+from nettrim_jax._trees import known
 from nettrim_jax.report.figures import UNKNOWN
 from nettrim_jax.typing import LeafPath
 
@@ -25,6 +27,15 @@ def reading(kind: str, data: Any) -> Iterator[None]:
             f"{kind}.from_dict: expected what {kind}.to_dict() gave, got "
             f"{type(data).__name__} ({type(error).__name__}: {error})"
         ) from None
+
+
+def require_known(report: Any) -> None:
+    """Raises NetTrimError if a value of a report is being traced."""
+    if not all(map(known, jax.tree.leaves(report))):
+        raise results.NetTrimError(
+            "report.to_dict(): its values are being traced; return the report "
+            "from the function that JAX traces, and call it outside"
+        )
 
 
 def array(value: Any) -> Any:

@@ -10,15 +10,21 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax import results
-from nettrim_jax._trees import STATIC, known
+from nettrim_jax._trees import STATIC
 from nettrim_jax.report import tables, text
 from nettrim_jax.report.figures import UNKNOWN, register_figures
-from nettrim_jax.report.plain_data import array, left, pairs, plain, reading
+from nettrim_jax.report.plain_data import (
+    array,
+    left,
+    pairs,
+    plain,
+    reading,
+    require_known,
+)
 from nettrim_jax.report.search import Margin, SearchStep, Split
 from nettrim_jax.typing import Array, LeafPath
 
@@ -256,11 +262,7 @@ class Report:
         Raises:
           NetTrimError: values are being traced.
         """
-        if not all(map(known, jax.tree.leaves(self))):
-            raise results.NetTrimError(
-                "report.to_dict(): its values are being traced; return the report "
-                "from the function that JAX traces, and call it outside"
-            )
+        require_known(self)
         totals = ("size", "nonzeros", "sparsity", *FIGURES, "bound_stop")
         return {
             "sites": [_site_dict(site) for site in self.sites],

@@ -6,14 +6,13 @@ Knows numbers; knows no network.
 import dataclasses
 from typing import Any
 
-import jax
 from jax.tree_util import register_dataclass
 
 from nettrim_jax import results
-from nettrim_jax._trees import STATIC, known
+from nettrim_jax._trees import STATIC
 from nettrim_jax.report import tables
 from nettrim_jax.report.figures import UNKNOWN, register_figures
-from nettrim_jax.report.plain_data import left, plain
+from nettrim_jax.report.plain_data import left, plain, require_known
 from nettrim_jax.typing import Array, LeafPath
 
 
@@ -71,11 +70,7 @@ class ShareReport:
         Raises:
           NetTrimError: values are being traced.
         """
-        if not all(map(known, jax.tree.leaves(self))):
-            raise results.NetTrimError(
-                "report.to_dict(): its values are being traced; return the report "
-                "from the function that JAX traces, and call it outside"
-            )
+        require_known(self)
         sites = [
             {name: plain(value) for name, value in vars(site).items()}
             | {"result": results.NAMES[int(site.result)]}

@@ -15,6 +15,8 @@ import argparse
 import collections
 import functools
 import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,19 +73,15 @@ def dense_sparse_dense(level, steps):
     return nt.DenseSparseDense(nt.Sparsity(level), sparse=(steps // 4, 3 * steps // 4))
 
 
-def kept(method):
-    """A wrapper for what was pruned before: its zeros stay."""
+class Kept(NamedTuple):
+    """What was pruned before, whose zeros stay."""
 
-    def wrapped(adam, level, listing, steps):
-        return None
-
-    wrapped.method = method
-    return wrapped
+    method: Callable
 
 
 TRAINED = {
-    "Reconstruct, then steps": kept(lambda level: nt.Reconstruct(nt.Sparsity(level))),
-    "Magnitude, then steps": kept(lambda level: nt.Magnitude(nt.Sparsity(level))),
+    "Reconstruct, then steps": Kept(lambda level: nt.Reconstruct(nt.Sparsity(level))),
+    "Magnitude, then steps": Kept(lambda level: nt.Magnitude(nt.Sparsity(level))),
     "Gradual": sparse(gradual),
     "Rounds": sparse(rounds),
     "Regrow (RigL)": sparse(regrow("gradient")),
@@ -93,7 +91,7 @@ SCRATCH = {
     "Gradual": sparse(gradual),
     "Regrow (RigL)": sparse(regrow("gradient")),
     "Regrow (SET)": sparse(regrow("random")),
-    "a random mask": kept(lambda level: nt.Random(nt.Sparsity(level))),
+    "a random mask": Kept(lambda level: nt.Random(nt.Sparsity(level))),
 }
 
 
@@ -163,7 +161,7 @@ class Bench:
         picks = rng.integers(0, len(self.images), (steps, SIZE))
         schedule = optax.cosine_decay_schedule(rate, steps)
         adam = optax.adamw(schedule, weight_decay=1e-4)
-        if hasattr(way, "method"):
+        if isinstance(way, Kept):
             rows = self.images[rng.permutation(len(self.images))[:4096]]
             method = {name: way.method(one) for name, one in levels(level).items()}
             pruned = nt.prune(

@@ -56,8 +56,8 @@ HOLDERS = {
 
 CASES = [(level, holder) for level in LEVELS for holder in HOLDERS]
 COMPILED = ("reconstruct", "sparsegpt")
-OFTEN = [case for case in CASES if case[1] not in COMPILED or case[0] in QUICK]
-OFTEN = [case for case in OFTEN if case[1] != "layerobs" or case[0] == "sparsity"]
+FEW = {**dict.fromkeys(COMPILED, QUICK), "layerobs": QUICK[:1]}  # levels
+OFTEN = [case for case in CASES if case[0] in FEW.get(case[1], LEVELS)]
 
 
 @pytest.mark.parametrize("case", only_fast(OFTEN, CASES), ids="-".join)
