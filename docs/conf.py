@@ -12,6 +12,7 @@ sys.path.insert(0, str(HERE))  # the modules beside this one
 
 project = "nettrim_jax"
 author = "The nettrim_jax authors"
+project_copyright = author  # the foot of a page has an empty place without it
 
 extensions = [
     "mathml",

@@ -1,5 +1,6 @@
 """The pages of docs/: every public name once, every file listed, none that is gone."""
 
+import ast
 import importlib.util
 import inspect
 import pathlib
@@ -72,6 +73,15 @@ def test_only_public_names_are_described():
         space, _, rest = name.rpartition(".")
         where = SPACES[space] if space else nt
         assert rest in where.__all__, name
+
+
+def test_docstrings_have_formulas_that_pages_draw():
+    # what stands between dollars is drawn in pages, and in docstrings stays as it is
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = ast.get_docstring(node) or ""
+                assert "$" not in text, f"{path.name}: use :math: or .. math::"
 
 
 def test_every_page_is_in_the_overview():

@@ -35,9 +35,8 @@ def units(params: Params, apply_fn: ApplyFn, batch: Batch) -> Structure:
     removed. An operation that needs two indices together equates them; one that merges
     axes makes their product's index the disjunction of both,
 
-    $$
-    r_{(i, j)} = r_i \lor r_j ;
-    $$
+    .. math::
+        r_{(i, j)} = r_i \lor r_j ;
 
     one that needs an index sets it false. A unit is a variable that is left free. Only
     shapes matter, so arrays may be ``jax.ShapeDtypeStruct``.

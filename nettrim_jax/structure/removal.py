@@ -68,20 +68,19 @@ def shrink(
 ) -> Small:
     r"""Removes units from a network: smaller arrays, and a function that runs them.
 
-    Let $S(\theta)$ be the arrays without the removed units, and $Z(\theta)$ the full
-    ones with zeros in their place. Then
+    Let :math:`S(\theta)` be the arrays without the removed units, and
+    :math:`Z(\theta)` the full ones with zeros in their place. Then
 
-    $$
-    f_{\text{small}}(S(\theta), x) = f(Z(\theta), x)
-    $$
+    .. math::
+        f_{\text{small}}(S(\theta), x) = f(Z(\theta), x)
 
-    for all $\theta$ and $x$, so the derivatives agree as well. Custom derivatives and
-    rematerialised calls are kept.
+    for all :math:`\theta` and :math:`x`, so the derivatives agree as well. Custom
+    derivatives and rematerialised calls are kept.
 
     Without ``remove``, what is dead goes: units whose weights into the next layers are
     all zero, and units that make a constant, as all weights into them are zero. If that
     constant is not zero it is added to the next bias, where there is one and no padding
-    around the constant. Then $f_{\text{small}}$ is what the network was.
+    around the constant. Then :math:`f_{\text{small}}` is what the network was.
 
     Args:
       params: a pytree of arrays, or what ``prune`` returns; with ``remove`` shapes are
