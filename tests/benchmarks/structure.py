@@ -5,6 +5,7 @@ turns, so that other work on the machine slows both alike. From the root:
 
     python tests/benchmarks/structure.py
     python tests/benchmarks/structure.py --share 0.75 --batch 16
+    python tests/benchmarks/structure.py --widths 8 16 16 32
 """
 
 import argparse
@@ -19,11 +20,11 @@ import nettrim_jax as nt
 WIDTHS = (64, 128, 128, 256)
 
 
-def network(batch):
-    """A network of four convolutions, with params and a batch of images."""
+def network(batch, widths=WIDTHS):
+    """A network of convolutions, with params and a batch of images."""
     keys = iter(jax.random.split(jax.random.key(0), 16))
     params, before = {}, 3
-    for k, width in enumerate(WIDTHS):
+    for k, width in enumerate(widths):
         kernel = jax.random.normal(next(keys), (3, 3, before, width), "float32")
         params[f"conv{k}"] = {
             "kernel": kernel / np.sqrt(9 * before),
@@ -34,7 +35,7 @@ def network(batch):
     params["head"] = head / np.sqrt(before)
 
     def apply_fn(params, x):
-        for k in range(len(WIDTHS)):
+        for k in range(len(widths)):
             layer = params[f"conv{k}"]
             x = jax.lax.conv_general_dilated(
                 x,
@@ -77,8 +78,9 @@ def main():
     parser.add_argument("--share", type=float, default=0.5, help="of channels to go")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     asked = parser.parse_args()
-    params, apply_fn, x = network(asked.batch)
+    params, apply_fn, x = network(asked.batch, asked.widths)
     groups = nt.units(params, apply_fn, x).groups
     small = nt.shrink(params, apply_fn, x, remove=weakest(params, groups, asked.share))
     print(small.report)
