@@ -133,7 +133,7 @@ def search_in_turns(
     A factor is read on networks that are solved on two thirds of these rows, each
     measured on the third that it did not see. The network of the chosen factor is
     solved on all of them, unless the one that was found has fewer weights and a factor
-    of 1 fits.
+    of 1 fits, or misses by no more than is worth a look.
 
     Args:
       found: the result of the search, on the rows of the first turn.
@@ -167,7 +167,8 @@ def search_in_turns(
         network = scaled.prune(scaled.given(best), turned.whole)
         last = _step(network, readings[best])
         # a smaller factor says that the one that was found met its rows by luck
-        better = best < 1 or int(last.nonzeros) <= int(mine.nonzeros)
+        lucky = best < 1 / budgets.CLOSE
+        better = lucky or int(last.nonzeros) <= int(mine.nonzeros)
         if better and _solved(network.reports):
             del steps[best]  # the same, on fewer rows
             every = (*found.steps, *steps.values(), last)
