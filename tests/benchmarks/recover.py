@@ -1,15 +1,18 @@
 """Accuracy back without labels: ``recover`` after a pruning, by what it matches.
 
-LeNet-300-100 on MNIST, ResNet-20 on CIFAR-10 and the sentence encoder MiniLM, each
-pruned in cascade mode; then steps on unlabelled training data. Settings were fixed on
-training images that no run has. Needs the data folder. From the root:
+LeNet-300-100 on MNIST, ResNet-20 on CIFAR-10, a transformer of characters and the
+sentence encoder MiniLM, each pruned in cascade mode; then steps on unlabelled training
+data. Settings were fixed on training samples that no run has. Needs the data folder.
+From the root:
 
     python tests/benchmarks/recover.py lenet --levels 0.9 0.95 0.98 --on test
     python tests/benchmarks/recover.py resnet --levels 0.9 0.95 --on test
+    python tests/benchmarks/recover.py transformer --levels 0.8 --on test
     python tests/benchmarks/recover.py minilm --levels 0.7 --on test
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 import time
@@ -19,6 +22,8 @@ import cold_networks
 import jax
 import numpy as np
 import optax
+import race_cases
+import shakespeare
 from mnist import apply_fn as lenet
 from mnist import load
 from problems import data_file
@@ -70,6 +75,27 @@ def a_resnet(on, seed, images=8192):
     )
 
 
+def a_transformer(on, seed):
+    """The same of the race's transformer: cross-entropy of the next letter, in nats."""
+    case = race_cases.transformer()
+    text, later, letters = shakespeare.load()
+    text, beside = np.split(text, [len(text) * 9 // 10])
+    if on == "test":
+        beside = later
+    network, pieces = (
+        shakespeare.Transformer(letters),
+        shakespeare.windows(beside, 512, 0),
+    )
+    loss = jax.jit(functools.partial(shakespeare.loss_of, network))
+    few, many = (
+        shakespeare.windows(text, count, 10**6 + seed)[:, :-1] for count in (256, 8192)
+    )
+    return (
+        *(case.params, case.apply_fn, few, many, {"head": 0.7}, {"rows": 4096}),
+        lambda params: f"{float(loss(params, pieces)):.3f}",
+    )
+
+
 def a_minilm(on, seed):
     """The same of the sentence encoder: cosine, and rank correlation of pairs."""
     from scipy.stats import spearmanr
@@ -95,10 +121,16 @@ def a_minilm(on, seed):
     return params, call, few, many, {}, more, score
 
 
-NETWORKS = {"lenet": a_lenet, "resnet": a_resnet, "minilm": a_minilm}
+NETWORKS = {
+    "lenet": a_lenet,
+    "resnet": a_resnet,
+    "transformer": a_transformer,
+    "minilm": a_minilm,
+}
 SETTINGS = {  # steps, samples of a step
     "lenet": (1000, 64),
     "resnet": (1000, 64),
+    "transformer": (1000, 64),
     "minilm": (400, 48),
 }
 
