@@ -10,6 +10,7 @@
 - ``encoding``: a leaf in the smallest of all forms.
 - ``decoding``: the leaves of a file, checked.
 - ``writing``: ``save``, which replaces an older file at once.
+- ``sizes``: how large a file would be, without one.
 - ``reading``: ``load``, into a tree or as a plain dict.
 - ``contents``: ``describe``, a record that prints as a table.
 """

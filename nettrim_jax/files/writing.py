@@ -9,7 +9,7 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import jax
@@ -84,7 +84,7 @@ def save(
             f"save: encodings={encodings!r}; expected some of {encoding.NAMES}, "
             "in a tuple"
         )
-    leaves = list(_leaves(_params_of(params)))
+    leaves = list(leaves_of(params))
     if not leaves:
         raise ParamsError(
             f"save: {type(params).__name__} has no array; expected a pytree of arrays"
@@ -93,18 +93,18 @@ def save(
     target = os.fsdecode(path)
     folder = os.path.dirname(target) or "."
     with tempfile.TemporaryFile(dir=folder) as spool:
-        texts = {"format": FORMAT, "version": VERSION}
+        written: list[StoredLeaf] = []
         tensors: dict[str, Tensor] = {}
         for leaf, given in leaves:
-            one, pieces = encoding.encode(leaf, _values(leaf, given), encodings)
-            texts[LEAF + one.path] = one.text()
+            one, pieces = encoding.encode(leaf, values_of(leaf, given), encodings)
+            written.append(one)
             for name, piece in pieces.items():
                 begin = spool.tell()
                 spool.write(piece.data)
                 tensors[name] = Tensor(piece.dtype, piece.shape, begin, spool.tell())
-        order = layout.ordered(list(tensors), [one.dtype for one in tensors.values()])
+        header, order = header_of(written, tensors)
         with _replacing(target, folder) as file:
-            file.write(layout.header_of(texts, _moved(tensors, order)))
+            file.write(header)
             for name in order:
                 _copy(spool, file, tensors[name])
 
@@ -115,8 +115,19 @@ def _params_of(given: Any) -> Params:
     return given.params if ours and hasattr(given, "params") else given
 
 
-def _leaves(params: Params) -> Iterator[tuple[StoredLeaf, Any]]:
-    """Every array, with what is known of it without its values."""
+def header_of(
+    leaves: Iterable[StoredLeaf], tensors: Mapping[str, Tensor]
+) -> tuple[bytes, list[str]]:
+    """The header of a file, and the order in which its tensors follow."""
+    texts = {"format": FORMAT, "version": VERSION}
+    texts |= {LEAF + leaf.path: leaf.text() for leaf in leaves}
+    order = layout.ordered(list(tensors), [one.dtype for one in tensors.values()])
+    return layout.header_of(texts, _moved(tensors, order)), order
+
+
+def leaves_of(given: Any) -> Iterator[tuple[StoredLeaf, Any]]:
+    """Every array of what is saved, with what is known of it without its values."""
+    params = _params_of(given)
     _trees.require_alive("save", params, ParamsError)
     boxes = iter(_trees.boxes_of(params))
     for keys, given in jax.tree_util.tree_flatten_with_path(params)[0]:
@@ -185,7 +196,8 @@ def _require_names(leaves: Sequence[StoredLeaf]) -> None:
             raise ParamsError(f"save: {leaf.path!r} is no text of Unicode")
 
 
-def _values(leaf: StoredLeaf, given: Any) -> np.ndarray:
+def values_of(leaf: StoredLeaf, given: Any) -> np.ndarray:
+    """An array's values as NumPy has them, with the lowest byte first."""
     try:
         array = np.asarray(given)
     except (TypeError, ValueError) as error:
@@ -202,7 +214,7 @@ def _values(leaf: StoredLeaf, given: Any) -> np.ndarray:
     return array.astype(DTYPES[leaf.dtype], copy=False)
 
 
-def _moved(tensors: dict[str, Tensor], order: Sequence[str]) -> dict[str, Tensor]:
+def _moved(tensors: Mapping[str, Tensor], order: Sequence[str]) -> dict[str, Tensor]:
     """Where the tensors lie if they follow each other in some order."""
     out, at = {}, 0
     for name in order:
