@@ -12,6 +12,7 @@ from nettrim_jax._progress import Counter, Progress
 from nettrim_jax.calibration.batches import Source, Weights, stream
 from nettrim_jax.calibration.model import Model
 from nettrim_jax.calibration.outputs import deviation_of
+from nettrim_jax.calibration.splits import Dealt, concrete, deal
 from nettrim_jax.execution import orders
 from nettrim_jax.execution.options import Options
 from nettrim_jax.methods.nettrim import NetTrim
@@ -199,6 +200,7 @@ class Adapted(NamedTuple):
     start: Start
     before: Array  # relative change of the output from the trained network, as given
     after: Array  # the same of the new network
+    leaves: list[Array]  # of the new network
 
 
 @_sharding.own()
@@ -236,4 +238,50 @@ def adapted(
     report, moved = _sharding.typed((report, moved), start.meshes)
     pruned = Pruned(model.give(new), model.fill(kept), report)
     _complain(pruned, settings.on_failure, "as they are in the pruned network")
-    return Adapted(pruned, start, *moved)
+    return Adapted(pruned, start, moved[0], moved[1], new)
+
+
+class Halved(NamedTuple):
+    """A network to fit on half of its rows, in order to choose how to fit it on all."""
+
+    source: Source  # all rows, which can be read again
+    dealt: Dealt
+    start: Start  # on the rows to solve on
+    options: Options
+
+
+@_sharding.own()
+def halved(
+    params: Params,
+    trained: Params,
+    apply_fn: ApplyFn,
+    batch: Batch,
+    *,
+    choose: Callable[[Network], Chosen],
+    settings: Settings,
+    asked: str,
+    most: int,
+    caller: str,
+) -> Halved:
+    """Deals out the rows of a pruned network, for a fit of at most so many bytes.
+
+    Args:
+      params: the params of the pruned network.
+      trained: a tree like them.
+      apply_fn: the network.
+      batch: the data.
+      choose: the method of each site of a network.
+      settings: how.
+      asked: the setting that asks for it.
+      most: the bytes.
+      caller: the function that the user called.
+    """
+    _checks.at_least(1, caller, bytes=most)
+    options = settings.options(caller)
+    source, counter = settings.source(Model(params, apply_fn), batch, caller)
+    values = params, trained, source.key, source.weights, source.batch
+    concrete(values, asked, "give bits")
+    source = source.stored()
+    dealt = deal(source.batch, source.weights, source.key, folds=1)
+    start = begin(source.of(dealt.solve, dealt.weights), choose, counter)
+    return Halved(source, dealt, start, options._replace(show=start.show))

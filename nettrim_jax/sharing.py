@@ -3,15 +3,16 @@
 Knows the arguments and the steps of a fit; no package knows it.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 
-from nettrim_jax import selection
+from nettrim_jax import _room, selection
 from nettrim_jax._trees import is_array, path_of
-from nettrim_jax.methods.codebook import Codebook
+from nettrim_jax.methods.codebook import MOST, Codebook
 from nettrim_jax.methods.codes import Codes, codes_of, groups_of, most_of, ranks_of
 from nettrim_jax.refitting import Adapted, Progress, Settings, Weights, adapted
 from nettrim_jax.report.sharing import SharedSite, ShareReport
@@ -19,6 +20,7 @@ from nettrim_jax.results import MethodError, ParamsError, made_here
 from nettrim_jax.typing import ApplyFn, Array, Batch, LeafPath, Params
 
 CALL = "share(pruned, params, apply_fn, batch)"
+BITS = 5  # of a code, if nothing else is said
 Bits = int | Mapping[str, int | None]
 
 
@@ -47,7 +49,8 @@ def share(
     apply_fn: ApplyFn,
     batch: Batch,
     *,
-    bits: Bits = 5,
+    bits: Bits | None = None,
+    bytes: int | None = None,
     per: str = "leaf",
     bias: str = "free",
     mode: str = "cascade",
@@ -78,7 +81,7 @@ def share(
 
     Layers are those that :func:`prune` finds; other leaves stay, apart from the biases
     of layers. Zeros stay zero. ``share`` works within ``jax.jit`` and under
-    ``jax.vmap``, where values raise no errors.
+    ``jax.vmap``, where values raise no errors, unless it is given ``bytes``.
 
     Args:
       pruned: what :func:`prune`, :func:`refit` or :func:`recover` returned, or params.
@@ -90,6 +93,11 @@ def share(
       bits: number of bits of a code, from 1 to 8: there are at most ``2**bits - 1``
         values beside zero. Or a dict from regular expressions to these or ``None``, for
         layers to leave alone, as ``method`` of :func:`prune`.
+      bytes: in the place of ``bits``, the largest size of the whole file that
+        :func:`save` writes of the result. Each layer has the bits, from 1 to 8, with
+        which the output moves least in all. For that every layer is solved with each
+        number of bits on half of the rows, and measured on a quarter; all batches of a
+        loader are kept.
       per: ``"leaf"``: all weights of a matrix share values; each matrix of a stack (of
         a scan, of experts) has values of its own. ``"unit"``: so does each unit.
       bias: ``"free"``: a layer's own bias moves. ``"fixed"``: it stays.
@@ -126,34 +134,46 @@ def share(
       >>> bool((shared.codes["params"].decode() == shared.params).all())
       True
     """
+    if not (bits is None or bytes is None):
+        raise MethodError(
+            f"share(bits={bits!r}, bytes={bytes!r}): expected one of them: bits of "
+            "each layer, or bytes of the whole file, for which bits are chosen"
+        )
     ours = made_here(pruned, "params", "mask")
     given = pruned.params if ours else pruned
     _require_like(params, given)
 
-    def choose(network: Any) -> Any:
-        ways = _methods(bits, per, bias)
-        try:
-            chosen, skipped = selection.choose(
-                network, ways, include, exclude, mode == "cascade"
-            )
-        except MethodError as error:
-            raise MethodError(f"share: {error}") from None
-        for k in chosen:
-            _require_one_factor(network.sites[k])
-        return chosen, skipped
+    def choice(bits: Any) -> Callable[[Any], Any]:
+        def choose(network: Any) -> Any:
+            ways = _methods(bits, per, bias)
+            try:
+                chosen, skipped = selection.choose(
+                    network, ways, include, exclude, mode == "cascade"
+                )
+            except MethodError as error:
+                raise MethodError(f"share: {error}") from None
+            for k in chosen:
+                _require_one_factor(network.sites[k])
+            return chosen, skipped
+
+        return choose
 
     settings = Settings(
         *(mode, rows, held_out, weights, key, on_failure, progress, memory, batches)
     )
-    done = adapted(
-        *(given, params, apply_fn, batch),
-        choose=choose,
-        settings=settings,
-        caller="share",
-    )
+    data, size = (given, params, apply_fn, batch), None
+    if bytes is None:
+        one = choice(BITS if bits is None else bits)
+        done = adapted(*data, choose=one, settings=settings, caller="share")
+    else:
+        ways = [choice(n) for n in range(MOST, 0, -1)]
+        done, size = _room.within(
+            *(bytes, *data), ways=ways, settings=settings, caller="share"
+        )
     codes, counts = _coded(done)
     mask = pruned.mask if ours else done.pruned.mask
     report = _report(done, counts)
+    report = dataclasses.replace(report, bytes=size, budget=bytes)
     return Shared(done.pruned.params, mask, codes, report)
 
 

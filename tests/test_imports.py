@@ -48,6 +48,7 @@ TOP = [
     "pruning",
     "refitting",
     "recovering",
+    "_room",
     "sharing",
     "trimming",
     "_structure_plot",

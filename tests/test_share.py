@@ -75,6 +75,7 @@ def test_the_report_says_what_it_did():
     assert re.search(r"0/w +2 +3 +64 +32 +0\.\d+ +0\.\d+ +direct", text)
     assert f"-> {float(report.deviation):.4f}" in text
     assert report.to_dict()["sites"][0]["values"] == 3
+    assert report.budget is report.bytes is None and "file of" not in text
 
 
 def test_compensation_moves_the_output_less_than_k_means():

@@ -1,7 +1,7 @@
-"""Splits one number of weights among layers by their curves.
+"""Splits one number of weights, or of bytes, among layers by their curves.
 
 The curve of a layer is the error of the network over the number of weights that this
-layer keeps. The costs of different layers add up.
+layer keeps, or of bytes that it takes. The costs of different layers add up.
 Knows numbers; knows no network.
 """
 
@@ -11,11 +11,13 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Point(NamedTuple):
     """One answer of a layer."""
 
-    nonzeros: int
+    nonzeros: int  # or bytes, where these are split
     cost: float  # squared deviation of the output with only this layer changed
     epsilon: float = math.nan  # the epsilon of the solve, if it had one
 
@@ -25,6 +27,8 @@ Curve = Sequence[Point]
 SAMPLES = 16  # intervals of a curve between two measured points
 BELOW = (0.25, 0.5, 0.7)  # lower densities to measure at, relative to the asked one
 STEPS = 5  # number of steps from the asked density up to all weights
+CELLS = 2**16  # to which numbers of bytes are rounded up
+MOST = 1e100  # costs count as no more, so that their sums are finite
 LEAST = 1.25  # least ratio of two neighbouring densities
 
 
@@ -163,3 +167,45 @@ def hull(points: Curve) -> list[int]:
             out.pop()
         out.append(i)
     return out
+
+
+def within(curves: Sequence[Curve], most: int) -> tuple[int, ...] | None:
+    r"""A position on each curve, with numbers of ``most`` together at most.
+
+    .. math::
+        \min_i \; \sum_k c_k(i_k) \quad\text{s.t.}\quad \sum_k n_k(i_k) \le \text{most}
+
+    exactly, but for numbers above the least that are rounded up to a part in 65,536 of
+    the room, by adding one layer after another to the best of those before. A hull
+    would leave as much of the room as the largest layer takes for its next point, which
+    may be a tenth of all. Of equal costs the first position of a layer counts.
+
+    Args:
+      curves: one curve per layer, in any order.
+      most: the largest sum of the numbers.
+
+    Returns:
+      The positions; None if there are no such ones.
+    """
+    lows = [min(p.nonzeros for p in curve) for curve in curves]
+    room = most - sum(lows)
+    if room < 0:
+        return None
+    unit = max(-(-room // CELLS), 1)
+    cells = room // unit
+    best = np.zeros(cells + 1)  # least cost of the layers so far, by their room
+    needs, picks = [], []
+    for curve, low in zip(curves, lows, strict=True):
+        need = [-(-(p.nonzeros - low) // unit) for p in curve]
+        costs = np.full((len(curve), cells + 1), math.inf)
+        for i, n in enumerate(need):
+            if n <= cells:
+                costs[i, n:] = best[: cells + 1 - n] + min(curve[i].cost, MOST)
+        picks.append(costs.argmin(0).astype(np.int16))
+        needs.append(need)
+        best = costs.min(0)
+    out, left = [], cells
+    for need, pick in zip(reversed(needs), reversed(picks), strict=True):
+        out.append(int(pick[left]))
+        left -= need[out[-1]]
+    return tuple(reversed(out))

@@ -13,7 +13,8 @@ import numpy as np
 from nettrim_jax import _sharding
 from nettrim_jax.allocation import budget as budgets
 from nettrim_jax.allocation.budget import Reading
-from nettrim_jax.calibration.batches import Part
+from nettrim_jax.calibration.batches import Part, Source
+from nettrim_jax.calibration.batches import parts as parts_of
 from nettrim_jax.calibration.outputs import moved
 from nettrim_jax.methods.budget import Budget
 from nettrim_jax.results import MethodError
@@ -31,6 +32,7 @@ class Meter:
       parts: the rows with the traced network; each part is a fold.
       batches: the same rows as batches.
       share: ratio of these rows to the rows that a bound is for.
+      asker: the setting that asks for it, where there is no budget.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Meter:
         parts: Sequence[Part],
         batches: Sequence[Batch],
         share: float = 1.0,
+        asker: str = NETWORK,
     ):
         self.parts, self.batches = parts, batches
         self.budget = budget or Budget("deviation", math.inf, None)
@@ -51,7 +54,7 @@ class Meter:
             other = ", or use drop= and metric=" if budget else ""
             what = "hold NaN" if lost else "are zero or not floating"
             raise MethodError(
-                f"{asked if budget else NETWORK}: the trained network's outputs "
+                f"{asked if budget else asker}: the trained network's outputs "
                 f"{what} on the rows to measure, so no change is "
                 f"relative to them; let apply_fn return logits{other}"
             )
@@ -107,6 +110,17 @@ def read(meters: Sequence[Meter], networks: Sequence[Leaves], share: float) -> R
     first, second = (sum(lists, []) for lists in zip(*pairs, strict=True))
     measure = budgets.drop if meters[0].budget.metric else budgets.deviation
     return measure(first, second, share)
+
+
+def meter_on(
+    source: Source,
+    budget: Budget | None = None,
+    share: float = 1.0,
+    asker: str = NETWORK,
+) -> Meter:
+    """A meter on a list of batches, with all other arguments as of :class:`Meter`."""
+    rows = list(parts_of(source._replace(batch=iter(source.batch))))
+    return Meter(budget, rows, source.batch, share, asker)
 
 
 def _floating(a: Any) -> bool:

@@ -13,7 +13,7 @@ from nettrim_jax.allocation import budget as budgets
 from nettrim_jax.allocation import deviation, factor, levels, together, units
 from nettrim_jax.allocation.budget import Reading
 from nettrim_jax.allocation.deviation import Found
-from nettrim_jax.allocation.evaluation import Meter
+from nettrim_jax.allocation.evaluation import meter_on
 from nettrim_jax.allocation.factor import Turned
 from nettrim_jax.allocation.finished import Finished
 from nettrim_jax.calibration.batches import Part, Source
@@ -186,8 +186,8 @@ def _split(
     """The methods with the number of weights that a search gives each layer."""
     half = deal(source.batch, source.weights, source.key, folds=1)
     seen = orders.observe(parts_of(source.of(half.solve, half.weights)), asked, options)
-    steer = _meter(source.of(half.steer, half.steer_weights), None, 1.0)
-    check = _meter(source.of(half.check, half.check_weights), None, 1.0)
+    steer = meter_on(source.of(half.steer, half.steer_weights))
+    check = meter_on(source.of(half.check, half.check_weights))
     return levels.search(seen, asked, options, steer, check)
 
 
@@ -198,7 +198,7 @@ def _within(
     source, budget = route.source, route.budget
     assert budget is not None
     steering = source.of(dealt.steer, dealt.steer_weights)
-    meter = _meter(steering, budget, dealt.share)
+    meter = meter_on(steering, budget, dealt.share)
     seen = orders.observe(parts, asked, options)
     found = deviation.search_parallel(seen, asked, options, meter)
     tol = options.solver.tol
@@ -213,7 +213,7 @@ def _within(
         turned = _turned(source, budget, dealt, dealt.whole, options)
         found = factor.search_in_turns(found, seen, asked, turned, tol)
     checking = source.of(dealt.check, dealt.check_weights)
-    checked = _meter(checking, budget, 1.0).read(found.leaves).value
+    checked = meter_on(checking, budget).read(found.leaves).value
     extra = {
         "budget": jnp.asarray(budget.most, jnp.float32),
         "checked": jnp.asarray(checked, jnp.float32),
@@ -240,7 +240,7 @@ def _turned(
 
     turns, share = dealt.turns, dealt.share
     steer = [source.of(turn.steer, turn.steer_weights) for turn in turns]
-    meters = [_meter(one, budget, share) for one in steer]
+    meters = [meter_on(one, budget, share) for one in steer]
     runs = list(map(solved_on, turns))
     return Turned(runs, meters, solved_on(whole), share * len(turns))
 
@@ -257,9 +257,3 @@ def _margin(found: Found, measure: str, dealt: Dealt) -> Margin:
         given=dealt.given,
         unit=dealt.unit,
     )
-
-
-def _meter(source: Source, budget: Budget | None, share: float) -> Meter:
-    """A meter on a list of batches."""
-    rows = list(parts_of(source._replace(batch=iter(source.batch))))
-    return Meter(budget, rows, source.batch, share)

@@ -164,7 +164,7 @@ def concrete(tree: Any, asked: str, otherwise: str) -> None:
         raise MethodError(
             f"{asked}: the search measures networks and chooses among them, so it "
             "needs concrete values and does not work within jax.jit, jax.vmap or "
-            f"jax.grad; prune outside of them, or {otherwise}"
+            f"jax.grad; call it outside of them, or {otherwise}"
         )
 
 

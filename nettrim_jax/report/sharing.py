@@ -56,6 +56,8 @@ class ShareReport:
         (the first one of a loader), by the pruning alone.
       deviation: the same with shared values.
       moved: relative change of the output from that of the pruned network.
+      bytes: what the file of :func:`nettrim_jax.save` takes, if there was a budget.
+      budget: what it may take; None if there was no budget.
     """
 
     sites: tuple[SharedSite, ...]
@@ -63,6 +65,8 @@ class ShareReport:
     before: Array
     deviation: Array
     moved: Array
+    bytes: int | None = dataclasses.field(default=None, metadata=STATIC)
+    budget: int | None = dataclasses.field(default=None, metadata=STATIC)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``json.dumps``; NaN and infinity become ``None``.
@@ -78,6 +82,7 @@ class ShareReport:
         ]
         moves = ("before", "deviation", "moved")
         figures = {name: plain(getattr(self, name)) for name in moves}
+        figures |= {"bytes": self.bytes, "budget": self.budget}
         return {"sites": sites, "skipped": left(self.skipped), **figures}
 
     def __str__(self) -> str:
@@ -100,8 +105,10 @@ class ShareReport:
                 (site.path, [*counts, *errors, results.NAMES[int(site.result)]])
             )
         change = f"{float(self.before):.4f} -> {float(self.deviation):.4f}"
+        file = [f"file of {self.bytes:,} bytes, of at most {self.budget:,}"]
         return [
             *tables.grid(columns, rows),
+            *(file if self.budget is not None else []),
             f"deviation of the output from the trained one: {change}; "
             f"from the pruned one: {float(self.moved):.4f}",
             *tables.left_alone(self.skipped),

@@ -3,8 +3,9 @@
 LeNet-300-100 on MNIST and ResNet-20 on CIFAR-10, each pruned by ``Reconstruct`` in
 cascade mode; then the weights of every layer share values, in cascade mode and without
 labels. ``linear`` is k-means in which weights count alike; the others count weights by
-their inputs. ``tuned`` makes steps with labels in which values stay shared. Settings
-were fixed on training images that no run has. Needs the data folder. From the root:
+their inputs. ``bytes`` chooses the bits of each layer for a file as large as that of
+``share``. ``tuned`` makes steps with labels in which values stay shared. Settings were
+fixed on training images that no run has. Needs the data folder. From the root:
 
     python tests/benchmarks/sharing.py lenet --levels 0.9 0.95 --bits 3 5 --on test
     python tests/benchmarks/sharing.py resnet --levels 0.7 --bits 5 --on test
@@ -28,7 +29,8 @@ import nettrim_jax as nt
 from nettrim_jax.methods.centroids import chosen, k_means, nearest
 from nettrim_jax.methods.codebook import Codebook
 
-WAYS = ["pruned", "linear", "k-means", "k-means, fit", "compensated", "share", "tuned"]
+WAYS = ["pruned", "linear", "k-means", "k-means, fit", "compensated", "share", "bytes"]
+WAYS += ["tuned"]
 STEPS, SIZE, RATE = 2000, 64, 1e-3  # of fine-tuning
 
 
@@ -153,12 +155,17 @@ def main():
                         new = given
                     elif way == "linear":
                         new = linear(given, listing, bits)
-                    elif way in ("share", "tuned"):
-                        shared = shared or nt.share(
-                            *(pruned, params, call, few), **bits_of, **few_values
-                        )
+                    elif way in ("share", "bytes", "tuned"):
+                        mine = pruned, params, call, few
+                        shared = shared or nt.share(*mine, **bits_of, **few_values)
                         new = shared.params
-                        if way == "tuned":
+                        if way == "bytes":
+                            most = {"bytes": stored(new, listing), "per": args.per}
+                            found = nt.share(*mine, **most, **few_values)
+                            new = found.params
+                            chosen_bits = [site.bits for site in found.report.sites]
+                            way = f"bytes: {chosen_bits}"
+                        elif way == "tuned":
                             own = labels_of(args.network, seed)
                             new = tuned(shared, call, many, own, seed)
                     else:
