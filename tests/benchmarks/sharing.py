@@ -3,9 +3,10 @@
 LeNet-300-100 on MNIST and ResNet-20 on CIFAR-10, each pruned by ``Reconstruct`` in
 cascade mode; then the weights of every layer share values, in cascade mode and without
 labels. ``linear`` is k-means in which weights count alike; the others count weights by
-their inputs. ``bytes`` chooses the bits of each layer for a file as large as that of
-``share``. ``tuned`` makes steps with labels in which values stay shared. Settings were
-fixed on training images that no run has. Needs the data folder. From the root:
+their inputs. ``bytes`` chooses the bits of each layer for a file of so many bytes, by
+default as many as that of ``share`` takes. ``tuned`` makes steps with labels in which
+values stay shared. Settings were fixed on training images that no run has. Needs the
+data folder. From the root:
 
     python tests/benchmarks/sharing.py lenet --levels 0.9 0.95 --bits 3 5 --on test
     python tests/benchmarks/sharing.py resnet --levels 0.7 --bits 5 --on test
@@ -122,6 +123,7 @@ def main():
     parser.add_argument("--bits", type=int, nargs="+", default=[5])
     parser.add_argument("--per", default="leaf")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--bytes", type=int, help="of the file of `bytes`")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--recover", action="store_true", help="before sharing")
     args = parser.parse_args()
@@ -160,8 +162,9 @@ def main():
                         shared = shared or nt.share(*mine, **bits_of, **few_values)
                         new = shared.params
                         if way == "bytes":
-                            most = {"bytes": stored(new, listing), "per": args.per}
-                            found = nt.share(*mine, **most, **few_values)
+                            most = args.bytes or stored(new, listing)
+                            few_bytes = {"bytes": most, "per": args.per}
+                            found = nt.share(*mine, **few_bytes, **few_values)
                             new = found.params
                             chosen_bits = [site.bits for site in found.report.sites]
                             way = f"bytes: {chosen_bits}"
