@@ -105,10 +105,12 @@ class ShareReport:
                 (site.path, [*counts, *errors, results.NAMES[int(site.result)]])
             )
         change = f"{float(self.before):.4f} -> {float(self.deviation):.4f}"
-        file = [f"file of {self.bytes:,} bytes, of at most {self.budget:,}"]
+        file = []
+        if self.bytes is not None and self.budget is not None:
+            file = [f"file of {self.bytes:,} bytes, of at most {self.budget:,}"]
         return [
             *tables.grid(columns, rows),
-            *(file if self.budget is not None else []),
+            *file,
             f"deviation of the output from the trained one: {change}; "
             f"from the pruned one: {float(self.moved):.4f}",
             *tables.left_alone(self.skipped),
