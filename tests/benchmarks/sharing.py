@@ -23,8 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from problems import data_file
-from recover import BESIDE, NETWORKS, resnet_cifar
+from recover import BESIDE, NETWORKS, data_file, resnet_cifar
 
 import nettrim_jax as nt
 from nettrim_jax.methods.centroids import chosen, k_means, nearest
@@ -32,7 +31,7 @@ from nettrim_jax.methods.codebook import Codebook
 
 WAYS = ["pruned", "linear", "k-means", "k-means, fit", "compensated", "share", "bytes"]
 WAYS += ["tuned"]
-STEPS, SIZE, RATE = 2000, 64, 1e-3  # of fine-tuning
+SIZE = 64  # samples of a step
 
 
 def linear(params, listing, bits):
@@ -90,9 +89,9 @@ def labels_of(network, seed):
     return mine[np.random.default_rng(seed).permutation(12000)[:8192]]
 
 
-def tuned(shared, call, x, labels, seed):
+def tuned(shared, call, x, labels, *, steps, rate, seed):
     """Steps with labels in which values stay shared."""
-    adam = optax.adam(optax.cosine_decay_schedule(RATE, STEPS))
+    adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
     optimizer = nt.keep_shared(adam, shared)
 
     def loss(params, x, y):
@@ -108,7 +107,7 @@ def tuned(shared, call, x, labels, seed):
 
     params, state = shared.params, optimizer.init(shared.params)
     rng = np.random.default_rng(seed)
-    for _ in range(STEPS):
+    for _ in range(steps):
         rows = rng.integers(len(labels), size=SIZE)
         params, state = step(params, state, x[rows], labels[rows])
     return params
@@ -125,7 +124,11 @@ def main():
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--bytes", type=int, help="of the file of `bytes`")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--recover", action="store_true", help="before sharing")
+    parser.add_argument("--recover", type=int, default=0, help="steps before sharing")
+    parser.add_argument("--recover-rate", type=float, default=1e-3)
+    parser.add_argument("--tune", type=int, default=2000, help="steps with labels")
+    parser.add_argument("--tune-rate", type=float, default=1e-3)
+    parser.add_argument("--fewer", help="expression of layers with one bit less")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)
     print("| zeros | bits | seed | way | accuracy | moved | times smaller | CPU s |")
@@ -144,13 +147,16 @@ def main():
                 *(params, call, few), method=method, mode="cascade", key=seed, **more
             )
             if args.recover:
-                steps = {"steps": 1000, "size": 64, "key": seed}
+                schedule = optax.cosine_decay_schedule(args.recover_rate, args.recover)
+                steps = {"steps": args.recover, "size": SIZE, "key": seed}
+                steps["optimizer"] = optax.adam(schedule)
                 pruned = nt.recover(pruned, params, call, many, **steps)
             before = np.asarray(call(pruned.params, few))
             for bits in args.bits:
                 given, shared = pruned.params, None
                 few_values = {"mode": "cascade", "held_out": 0.0, "key": seed, **more}
                 bits_of = {"bits": bits, "per": args.per}
+                mixed = {args.fewer: bits - 1, ".*": bits} if args.fewer else bits
                 for way in args.ways:
                     began = time.process_time()
                     if way == "pruned":
@@ -159,7 +165,8 @@ def main():
                         new = linear(given, listing, bits)
                     elif way in ("share", "bytes", "tuned"):
                         mine = pruned, params, call, few
-                        shared = shared or nt.share(*mine, **bits_of, **few_values)
+                        widths = {**bits_of, "bits": mixed}
+                        shared = shared or nt.share(*mine, **widths, **few_values)
                         new = shared.params
                         if way == "bytes":
                             most = args.bytes or stored(new, listing)
@@ -170,7 +177,8 @@ def main():
                             way = f"bytes: {chosen_bits}"
                         elif way == "tuned":
                             own = labels_of(args.network, seed)
-                            new = tuned(shared, call, many, own, seed)
+                            steps = {"steps": args.tune, "rate": args.tune_rate}
+                            new = tuned(shared, call, many, own, seed=seed, **steps)
                     else:
                         plain = way == "k-means"
                         book = Codebook(

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from problems import data_file
-from units import a_resnet, accuracy, on_x
+from units import a_resnet, accuracy, data_file, on_x
 
 import nettrim_jax as nt
 
