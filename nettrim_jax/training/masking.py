@@ -82,7 +82,7 @@ def require_optimizer(caller: str, optimizer: Any) -> None:
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
         raise MethodError(
             f"{caller}({optimizer!r}): expected an optimiser of optax, such as "
-            f"{caller}(optax.adam(1e-3), ...)"
+            "optax.adam(1e-3)"
         )
 
 

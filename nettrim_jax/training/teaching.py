@@ -19,6 +19,7 @@ from nettrim_jax.calibration.outputs import moved
 from nettrim_jax.calibration.responses import layer_leaves, responses
 from nettrim_jax.methods.refit import read
 from nettrim_jax.results import MethodError, ParamsError, made_here, warn
+from nettrim_jax.training.masking import require_optimizer
 from nettrim_jax.training.recovery import (
     Recovered,
     RecoverReport,
@@ -140,10 +141,10 @@ def teach(
       state: to go on from; None for a new start.
       show: is told the step, and the deviation.
     """
-    places = _moving(pair, given.checks[0], also)
+    places, own = _moving(pair, given.checks[0], also), course.optimizer
     run = Steps(
         *(_loss(pair, places), _distance(pair, places)),
-        course.optimizer or _adam(course.steps),
+        _adam(course.steps) if own is None else _in_tree(own, pair, places),
         given.checks,
         leaves=[pair.student.given[k] for k in places],
         keeps=[pair.keeps[k] for k in places],
@@ -228,6 +229,37 @@ def _adam(steps: int) -> "optax.GradientTransformation":
     import optax
 
     return optax.adam(optax.cosine_decay_schedule(RATE, steps))
+
+
+def _in_tree(
+    optimizer: "optax.GradientTransformation", pair: Pair, places: list[int]
+) -> "optax.GradientTransformation":
+    """The user's optimiser of a list of arrays, which it sees in the params' tree."""
+    import optax
+
+    require_optimizer("recover", optimizer)
+    every, tree = jax.tree.flatten(pair.student.params)
+    arrays = [i for i, leaf in enumerate(every) if is_array(leaf)]
+    mine = [arrays[k] for k in places]
+    inner = optax.with_extra_args_support(optimizer)
+
+    def tree_of(leaves: Leaves) -> Params:
+        placed: list[Any] = [optax.MaskedNode()] * len(every)
+        for i, leaf in zip(mine, leaves, strict=True):
+            placed[i] = leaf
+        return tree.unflatten(placed)
+
+    def init(leaves: Leaves) -> Any:
+        return inner.init(tree_of(leaves))
+
+    def update(
+        updates: Leaves, state: Any, leaves: Leaves, **extra: Any
+    ) -> tuple[Leaves, Any]:
+        new, state = inner.update(tree_of(updates), state, tree_of(leaves), **extra)
+        flat = tree.flatten_up_to(new)
+        return [flat[i] for i in mine], state
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
 
 def _result(run: Steps, pair: Pair, places: list[int], steps: int) -> Recovered:

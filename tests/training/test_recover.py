@@ -220,6 +220,32 @@ def test_every_other_sample_comes_once_in_each_turn():
     np.testing.assert_array_equal(next(again)["x"], taken[4]["x"])
 
 
+def test_an_optimiser_sees_the_tree_of_the_params():
+    start, still = pruned(), sorted(PARAMS)[1]
+
+    def labels(tree):
+        return jax.tree_util.tree_map_with_path(
+            lambda keys, _: "stay" if keys[0].key == still else "move", tree
+        )
+
+    ways = {"move": optax.adam(1e-2), "stay": optax.set_to_zero()}
+    settings = {**SETTINGS, "optimizer": optax.multi_transform(ways, labels)}
+    done = nt.recover(start, PARAMS, models.mlp, BATCHES, **settings)
+    same(done.params[still], start.params[still])
+    assert done.report.deviation < done.report.before
+
+
+def test_shared_values_stay_shared():
+    shared = nt.share(pruned(), PARAMS, models.mlp, ROWS[0], bits=2)
+    settings = {**SETTINGS, "optimizer": nt.keep_shared(optax.adam(1e-2), shared)}
+    done = nt.recover(shared, PARAMS, models.mlp, BATCHES, **settings)
+    assert done.report.deviation < done.report.before
+    for layer, old in zip(done.params.values(), shared.params.values(), strict=True):
+        for new in np.unique(old["w"]):
+            assert len(np.unique(layer["w"][old["w"] == new])) == 1
+        assert not layer["w"][old["w"] == 0].any()
+
+
 def test_an_iterator_that_ends_is_said():
     start = pruned()
     with pytest.warns(UserWarning, match="ended after 5 of 12 steps"):
