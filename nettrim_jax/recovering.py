@@ -58,8 +58,9 @@ def recover(
         or one batch, of which every step takes a piece. Labels in it do not matter
         unless ``apply_fn`` looks at them.
       steps: number of steps in all.
-      optimizer: any transformation of optax; by default Adam, whose learning rate falls
-        from 0.001 to zero by a cosine.
+      optimizer: any transformation of optax; it sees the tree of the params, with
+        ``optax.MaskedNode()`` in the place of what stays. By default Adam, whose
+        learning rate falls from 0.001 to zero by a cosine.
       match: ``"output"``; ``"layers"``: the mean over the layers of the same distance
         of what follows each, behind its ReLU; or ``"both"``: the sum of the two. With
         layers, derivatives that a function declares for itself do not count.

@@ -80,8 +80,8 @@ def share(
     problem is not convex, and there is no certificate.
 
     Layers are those that :func:`prune` finds; other leaves stay, apart from the biases
-    of layers. Zeros stay zero. ``share`` works within ``jax.jit`` and under
-    ``jax.vmap``, where values raise no errors, unless it is given ``bytes``.
+    of layers. Zeros stay zero. With ``bits``, ``share`` works within ``jax.jit`` and
+    under ``jax.vmap``, where values raise no errors; with ``bytes`` it does not.
 
     Args:
       pruned: what :func:`prune`, :func:`refit` or :func:`recover` returned, or params.
@@ -90,14 +90,14 @@ def share(
         was fitted to theirs: to fit it again layer by layer made a network worse.
       apply_fn: the network, ``apply_fn(params, batch)``.
       batch: the second argument of ``apply_fn``, or a loader of such batches.
-      bits: number of bits of a code, from 1 to 8: there are at most ``2**bits - 1``
-        values beside zero. Or a dict from regular expressions to these or ``None``, for
-        layers to leave alone, as ``method`` of :func:`prune`.
+      bits: number of bits of a code, from 1 to 8, by default 5: there are at most
+        ``2**bits - 1`` values beside zero. Or a dict from regular expressions to these
+        or ``None``, for layers to leave alone, as ``method`` of :func:`prune`.
       bytes: in the place of ``bits``, the largest size of the whole file that
-        :func:`save` writes of the result. Each layer has the bits, from 1 to 8, with
-        which the output moves least in all. For that every layer is solved with each
-        number of bits on half of the rows, and measured on a quarter; all batches of a
-        loader are kept.
+        :func:`save` writes of the result. The bits of each layer, from 1 to 8, are
+        chosen by what they save in the file and what they do to the output. For that
+        every layer is solved with each number of bits on half of the rows, and measured
+        on a quarter; all batches of a loader are kept.
       per: ``"leaf"``: all weights of a matrix share values; each matrix of a stack (of
         a scan, of experts) has values of its own. ``"unit"``: so does each unit.
       bias: ``"free"``: a layer's own bias moves. ``"fixed"``: it stays.
@@ -173,7 +173,9 @@ def share(
     codes, counts = _coded(done)
     mask = pruned.mask if ours else done.pruned.mask
     report = _report(done, counts)
-    report = dataclasses.replace(report, bytes=size, budget=bytes)
+    report = dataclasses.replace(
+        report, bytes=size, budget=None if bytes is None else int(bytes)
+    )
     return Shared(done.pruned.params, mask, codes, report)
 
 

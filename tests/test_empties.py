@@ -50,6 +50,25 @@ EMPTY = {
 }
 
 
+def test_a_batch_without_a_sample_for_one_layer():
+    more = {**params(), "k": np.ones((3, 3, 2, 4), "float32")}
+
+    def both(params, batch):
+        x, images = batch
+        layout = ("NHWC", "HWIO", "NHWC")
+        seen = jax.lax.conv_general_dilated(
+            images, params["k"], (1, 1), "SAME", dimension_numbers=layout
+        )
+        return apply_fn(params, x), seen
+
+    images = np.random.default_rng(2).normal(size=(4, 6, 6, 2)).astype("float32")
+    batches = [(rows(), images), (rows(), images[:0])]
+    method = nt.Wanda(nt.Sparsity(0.5))
+    seen = nt.prune(more, both, iter(batches), method=method)
+    alone = nt.prune(more, both, batches[0], method=method)
+    np.testing.assert_array_equal(seen.mask["k"], alone.mask["k"])
+
+
 CASES = [(name, mode) for name in EMPTY for mode in ("parallel", "cascade")]
 QUICK = [case for k, case in enumerate(CASES) if k % 4 in (0, 3)]
 

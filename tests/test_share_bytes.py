@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -77,8 +78,9 @@ def test_against_all_bits(tmp_path):
 def test_a_loader_and_a_fixed_bias_and_each_unit():
     batches = [X[k : k + 50] for k in range(0, 400, 50)]
     settings = {"exclude": "1/w", "bias": "fixed", "per": "unit", "mode": "parallel"}
-    done = share(iter(batches), batches=6, bytes=4200, **settings)
+    done = share(iter(batches), batches=6, bytes=np.int64(4200), **settings)
     assert done.report.bytes <= 4200
+    assert json.loads(json.dumps(done.report.to_dict()))["budget"] == 4200
     assert done.codes.keys() == {"0/w"}
     # what comes back is fitted on all rows, and on no other batch
     again = share(iter(batches[:6]), bits=done.report.sites[0].bits, **settings)

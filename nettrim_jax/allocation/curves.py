@@ -27,9 +27,9 @@ Curve = Sequence[Point]
 SAMPLES = 16  # intervals of a curve between two measured points
 BELOW = (0.25, 0.5, 0.7)  # lower densities to measure at, relative to the asked one
 STEPS = 5  # number of steps from the asked density up to all weights
-CELLS = 2**16  # to which numbers of bytes are rounded up
-MOST = 1e100  # costs count as no more, so that their sums are finite
 LEAST = 1.25  # least ratio of two neighbouring densities
+CELLS = 2**16  # to which numbers of bytes are rounded up
+DEAREST = 1e100  # costs count as no more, so that their sums are finite
 
 
 class _Edge(NamedTuple):
@@ -200,7 +200,7 @@ def within(curves: Sequence[Curve], most: int) -> tuple[int, ...] | None:
         costs = np.full((len(curve), cells + 1), math.inf)
         for i, n in enumerate(need):
             if n <= cells:
-                costs[i, n:] = best[: cells + 1 - n] + min(curve[i].cost, MOST)
+                costs[i, n:] = best[: cells + 1 - n] + min(curve[i].cost, DEAREST)
         picks.append(costs.argmin(0).astype(np.int16))
         needs.append(need)
         best = costs.min(0)

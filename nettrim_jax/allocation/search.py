@@ -1,4 +1,4 @@
-"""Solves single layers and puts the answers into networks, for both searches.
+"""Solves single layers and puts the answers into networks, for all searches.
 
 Knows the engine and meters; knows no particular method.
 """

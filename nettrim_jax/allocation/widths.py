@@ -7,6 +7,7 @@ really take.
 Knows the engine and meters; knows no file and no particular method.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from nettrim_jax.methods.base import Method
 from nettrim_jax.tracing.sites import Network
 from nettrim_jax.typing import Array
 
+TURNS = 4  # networks of which each corrects what curves say of the next one
 OVER = 1.02  # ratio of what curves say of a network to a budget that it may still fit
 
 Size = Callable[[Mapping[int, Array]], int]  # of the file with other leaves, by place
@@ -77,7 +79,8 @@ class Curves(NamedTuple):
     def moved(self, leaves: Leaves) -> float:
         """How far a network's output moves on the rows that check."""
         assert self.check is not None
-        return self.check.cost(leaves, self.check.trained)
+        cost = self.check.cost(leaves, self.check.trained)
+        return cost if math.isfinite(cost) else math.inf
 
 
 class Tried(NamedTuple):
@@ -155,7 +158,7 @@ def settled(curves: Curves, most: int, run: Callable[[Choice], Tried]) -> Tried:
     """
     tried: dict[Choice, Tried] = {}
     choice = curves.within(most) or curves.least()
-    while choice not in tried:
+    while choice not in tried and len(tried) < TURNS:
         tried[choice] = run(choice)
         more = tried[choice].size - curves.size(choice)
         choice = curves.within(most - more) or curves.least()

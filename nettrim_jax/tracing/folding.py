@@ -241,6 +241,8 @@ def _windows(folding: Folding, A: Array, pick: Array) -> Array:
     It only copies: gathering ``m`` windows needs neither the whole unfolded image nor
     a convolution's arithmetic.
     """
+    if not folding.rows:
+        return jnp.zeros((folding.lanes, len(pick), folding.d_in), A.dtype)
     params = folding.op.params
     batch, channel, *space = params["dimension_numbers"].lhs_spec
     # channels are last, so that copied entries are contiguous

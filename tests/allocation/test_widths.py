@@ -127,7 +127,8 @@ def test_files_that_differ_from_choice_to_choice():
     rng = np.random.default_rng(0)
     table = {choice: int(rng.integers(-9, 9)) for choice in every(CURVES.curves)}
     for most in range(140, 190):
-        assert settle(most, table.get)[0].size <= most
+        found, tried = settle(most, table.get)
+        assert found.size <= most and len(tried) <= 2 * widths.TURNS
 
 
 def test_the_same_way_for_all_wins_where_it_moves_less():
@@ -141,6 +142,11 @@ def test_of_too_few_bytes_the_smallest_file_comes_back():
     assert settle(126, lambda choice: 0)[0].size == 127
     assert settle(128, lambda choice: 3)[0].size == 130
     assert settle(128, lambda choice: -3)[0].size <= 128
+
+
+def test_a_movement_that_is_no_number_is_worst():
+    check = types.SimpleNamespace(cost=lambda leaves, beside: math.nan, trained=[])
+    assert CURVES._replace(check=check).moved([]) == math.inf
 
 
 def test_methods_are_those_of_the_choice():
