@@ -100,7 +100,8 @@ def mask_of(opt_state: Any) -> Params:
         raise MethodError(
             "mask_of: found no state of nettrim_jax.train_sparse; give what "
             "optimizer.init or optimizer.update returned (a checkpoint that was "
-            "restored without a target holds plain dicts, not states)"
+            "restored without a target holds plain dicts, not states; keep_sparse has "
+            "no state, its mask is the one it was given, such as pruned.mask)"
         )
     mask = found[0].mask
     for other in found[1:]:
