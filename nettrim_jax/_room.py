@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 from nettrim_jax.allocation import widths
 from nettrim_jax.allocation.widths import Choice, Tried
 from nettrim_jax.files.sizes import Sizes
-from nettrim_jax.refitting import Adapted, Settings, adapted, halved
+from nettrim_jax.refitting import Adapted, Fit, adapted, halved
 from nettrim_jax.results import MethodError
-from nettrim_jax.typing import ApplyFn, Batch, Params
 
 
 class Fitted(NamedTuple):
@@ -21,17 +20,7 @@ class Fitted(NamedTuple):
     size: int
 
 
-def within(
-    most: int,
-    params: Params,
-    trained: Params,
-    apply_fn: ApplyFn,
-    batch: Batch,
-    *,
-    ways: Sequence[Callable[[Any], Any]],
-    settings: Settings,
-    caller: str,
-) -> Fitted:
+def within(most: int, fit: Fit, ways: Sequence[Callable[[Any], Any]]) -> Fitted:
     """The fit that moves the output least among those of so many bytes.
 
     Half of the rows are solved on in all ways, a quarter steers, and a quarter compares
@@ -39,24 +28,12 @@ def within(
 
     Args:
       most: the bytes of the file.
-      params: the params of the pruned network.
-      trained: a tree like them.
-      apply_fn: the network.
-      batch: the data.
+      fit: of all rows.
       ways: the methods of the sites of a network, from the most bytes to the fewest.
-      settings: how.
-      caller: the function that the user called.
     """
-    asked = f"{caller}(bytes={most})"
-    half = halved(
-        *(params, trained, apply_fn, batch),
-        choose=ways[0],
-        settings=settings,
-        asked=asked,
-        most=most,
-        caller=caller,
-    )
-    sizes, network = Sizes(params), half.start.first.network
+    asked = f"{fit.caller}(bytes={most})"
+    half = halved(fit, ways[0], asked)
+    sizes, network = Sizes(fit.params), half.start.first.network
     curves = widths.measured(
         *(half.source, half.dealt, half.start.parts),
         ways=[way(network)[0] for way in ways],
@@ -64,16 +41,14 @@ def within(
         size=sizes,
         asked=asked,
     )
-    again = settings._replace(batches=None)  # of a loader that is read already
+    # of a loader that is read already
+    again = fit._replace(
+        batch=half.source.batch, settings=fit.settings._replace(batches=None)
+    )
 
     def run(choice: Choice) -> Tried:
         methods = curves.methods(choice)
-        done = adapted(
-            *(params, trained, apply_fn, half.source.batch),
-            choose=lambda network: (methods, half.start.skipped),
-            settings=again,
-            caller=caller,
-        )
+        done = adapted(again, lambda network: (methods, half.start.skipped))
         changed = {k: done.leaves[k] for one in curves.joined for k in one.leaves}
         return Tried(sizes(changed), curves.moved(done.leaves), done)
 

@@ -193,6 +193,22 @@ def _complain(pruned: Pruned, on_failure: str, left: str) -> None:
         _checks.known_deviation(pruned.report)
 
 
+class Fit(NamedTuple):
+    """A fit of layers of a pruned network to their own responses; zeros stay zero."""
+
+    params: Params  # of the pruned network
+    trained: Params  # a tree like them, to which the outputs are compared
+    apply_fn: ApplyFn
+    batch: Batch
+    settings: Settings
+    caller: str  # the function that the user called
+
+    def source(self) -> tuple[Source, Counter]:
+        """The data of the pruned network, and what counts its batches and layers."""
+        model = Model(self.params, self.apply_fn)
+        return self.settings.source(model, self.batch, self.caller)
+
+
 class Adapted(NamedTuple):
     """A network of which some layers were fitted anew."""
 
@@ -204,30 +220,11 @@ class Adapted(NamedTuple):
 
 
 @_sharding.own()
-def adapted(
-    params: Params,
-    trained: Params,
-    apply_fn: ApplyFn,
-    batch: Batch,
-    *,
-    choose: Callable[[Network], Chosen],
-    settings: Settings,
-    caller: str,
-) -> Adapted:
-    """Fits layers of a pruned network to their own responses; zeros stay zero.
-
-    Args:
-      params: the params of the pruned network.
-      trained: a tree like them, to which the outputs are compared.
-      apply_fn: the network.
-      batch: the data.
-      choose: the method of each site of a network.
-      settings: how.
-      caller: the function that the user called.
-    """
-    options = settings.options(caller)
-    model, beside = Model(params, apply_fn), Model(trained, apply_fn)
-    source, counter = settings.source(model, batch, caller)
+def adapted(fit: Fit, choose: Callable[[Network], Chosen]) -> Adapted:
+    """Makes a fit; ``choose`` gives the method of each site of a network."""
+    options = fit.settings.options(fit.caller)
+    source, counter = fit.source()
+    model, beside = source.model, Model(fit.trained, fit.apply_fn)
     start = begin(source, choose, counter, beside.leaves)
     options = options._replace(show=start.show)
     new, outcomes, deviation = orders.run(start.parts, start.asked, options)
@@ -237,7 +234,7 @@ def adapted(
     moved = deviation_of(every[0], every[1]), deviation_of(every[0], every[2])
     report, moved = _sharding.typed((report, moved), start.meshes)
     pruned = Pruned(model.give(new), model.fill(kept), report)
-    _complain(pruned, settings.on_failure, "as they are in the pruned network")
+    _complain(pruned, fit.settings.on_failure, "as they are in the pruned network")
     return Adapted(pruned, start, moved[0], moved[1], new)
 
 
@@ -251,35 +248,11 @@ class Halved(NamedTuple):
 
 
 @_sharding.own()
-def halved(
-    params: Params,
-    trained: Params,
-    apply_fn: ApplyFn,
-    batch: Batch,
-    *,
-    choose: Callable[[Network], Chosen],
-    settings: Settings,
-    asked: str,
-    most: int,
-    caller: str,
-) -> Halved:
-    """Deals out the rows of a pruned network, for a fit of at most so many bytes.
-
-    Args:
-      params: the params of the pruned network.
-      trained: a tree like them.
-      apply_fn: the network.
-      batch: the data.
-      choose: the method of each site of a network.
-      settings: how.
-      asked: the setting that asks for it.
-      most: the bytes.
-      caller: the function that the user called.
-    """
-    _checks.at_least(1, caller, bytes=most)
-    options = settings.options(caller)
-    source, counter = settings.source(Model(params, apply_fn), batch, caller)
-    values = params, trained, source.key, source.weights, source.batch
+def halved(fit: Fit, choose: Callable[[Network], Chosen], asked: str) -> Halved:
+    """Deals out the rows of a fit; ``asked`` is the setting that asks for it."""
+    options = fit.settings.options(fit.caller)
+    source, counter = fit.source()
+    values = fit.params, fit.trained, source.key, source.weights, source.batch
     concrete(values, asked, "give bits")
     source = source.stored()
     dealt = deal(source.batch, source.weights, source.key, folds=1)

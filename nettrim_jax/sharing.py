@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 
-from nettrim_jax import _room, selection
+from nettrim_jax import _checks, _room, selection
 from nettrim_jax._trees import is_array, path_of
 from nettrim_jax.methods.codebook import MOST, Codebook
 from nettrim_jax.methods.codes import Codes, codes_of, groups_of, most_of, ranks_of
-from nettrim_jax.refitting import Adapted, Progress, Settings, Weights, adapted
+from nettrim_jax.refitting import Adapted, Fit, Progress, Settings, Weights, adapted
 from nettrim_jax.report.sharing import SharedSite, ShareReport
 from nettrim_jax.results import MethodError, ParamsError, made_here
 from nettrim_jax.typing import ApplyFn, Array, Batch, LeafPath, Params
@@ -161,21 +161,17 @@ def share(
     settings = Settings(
         *(mode, rows, held_out, weights, key, on_failure, progress, memory, batches)
     )
-    data, size = (given, params, apply_fn, batch), None
+    fit = Fit(given, params, apply_fn, batch, settings, "share")
+    size = budget = None
     if bytes is None:
-        one = choice(BITS if bits is None else bits)
-        done = adapted(*data, choose=one, settings=settings, caller="share")
+        done = adapted(fit, choice(BITS if bits is None else bits))
     else:
-        ways = [choice(n) for n in range(MOST, 0, -1)]
-        done, size = _room.within(
-            *(bytes, *data), ways=ways, settings=settings, caller="share"
-        )
+        _checks.at_least(1, "share", bytes=bytes)
+        budget, ways = int(bytes), [choice(n) for n in range(MOST, 0, -1)]
+        done, size = _room.within(budget, fit, ways)
     codes, counts = _coded(done)
     mask = pruned.mask if ours else done.pruned.mask
-    report = _report(done, counts)
-    report = dataclasses.replace(
-        report, bytes=size, budget=None if bytes is None else int(bytes)
-    )
+    report = dataclasses.replace(_report(done, counts), bytes=size, budget=budget)
     return Shared(done.pruned.params, mask, codes, report)
 
 

@@ -82,11 +82,8 @@ def a_transformer(on, seed):
     text, beside = np.split(text, [len(text) * 9 // 10])
     if on == "test":
         beside = later
-    network, pieces = (
-        shakespeare.Transformer(letters),
-        shakespeare.windows(beside, 512, 0),
-    )
-    loss = jax.jit(functools.partial(shakespeare.loss_of, network))
+    loss = functools.partial(shakespeare.loss_of, shakespeare.Transformer(letters))
+    loss, pieces = jax.jit(loss), shakespeare.windows(beside, 512, 0)
     few, many = (
         shakespeare.windows(text, count, 10**6 + seed)[:, :-1] for count in (256, 8192)
     )

@@ -33,11 +33,17 @@ SIZE = 128
 # by start, way and steps: the best on images that no run has, at 95 % zeros
 RATES = collections.defaultdict(lambda: 3e-3)
 RATES["trained", "Magnitude, then steps", 3000] = 1e-2
-for _name in ("Reconstruct, then steps", "Magnitude, then steps", "Gradual", "Rounds"):
-    RATES["trained", _name, 1000] = 1e-2
-RATES["trained", "Regrow (RigL)", 1000] = 1e-2
-for _name in ("Regrow (RigL)", "Regrow (SET)", "a random mask"):
-    RATES["scratch", _name, 3000] = 1e-2
+RATES |= {
+    ("trained", name, 1000): 1e-2
+    for name in (
+        *("Reconstruct, then steps", "Magnitude, then steps"),
+        *("Gradual", "Rounds", "Regrow (RigL)"),
+    )
+}
+RATES |= {
+    ("scratch", name, 3000): 1e-2
+    for name in ("Regrow (RigL)", "Regrow (SET)", "a random mask")
+}
 
 
 def levels(level):
