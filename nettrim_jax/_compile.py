@@ -19,10 +19,10 @@ import jax.numpy as jnp
 
 Function = TypeVar("Function", bound=Callable)
 
-# numbers of entries of a function's values from which optimised code runs sooner: one
-# that loops, and one that runs once or twice, where a network of 50 layers and 2^26
-# entries compiles in a quarter of the time and runs half as fast
-LARGE, HUGE = 2**22, 2**26
+# number of entries of a function's values from which optimised code is there sooner,
+# where it runs once or twice: a network of 50 layers and as many entries compiles in a
+# quarter of the time without, and runs half as fast
+HUGE = 2**26
 OPTIONS: Mapping[str, Any] = {
     # the older emitters compile twice as fast, and their code is about as fast
     "xla_cpu_use_fusion_emitters": False,
@@ -30,6 +30,7 @@ OPTIONS: Mapping[str, Any] = {
     # ever; see also _numerics.after, for programs that are compiled by others
     "xla_cpu_enable_concurrency_optimized_scheduler": False,
 }
+# programs of any size run as fast with this little, and compile in less time
 BRISK: Mapping[str, Any] = {
     **OPTIONS,
     "xla_backend_optimization_level": 1,
@@ -58,7 +59,7 @@ def compiled(
 
 
 # the options of each form; plain ones go with every device and within other programs
-FORMS = {"plain": {}, "fast": OPTIONS, "brisk": BRISK, "hasty": HASTE}
+FORMS = {"plain": {}, "little": OPTIONS, "brisk": BRISK, "hasty": HASTE}
 
 
 class _Compiled:
@@ -91,9 +92,9 @@ class _Compiled:
         size += sum(getattr(one, "entries", 0) for one in (*args, *kwargs.values()))
         # who asks JAX for little optimisation gets no more of it here
         little = jax.config.read("jax_disable_most_optimizations")
-        if size > (LARGE if self._often else HUGE) or little:
-            return "fast"
-        return "brisk" if self._often else "hasty"
+        if little:
+            return "little"
+        return "brisk" if self._often or size > HUGE else "hasty"
 
     def _cache_size(self) -> int:
         """The number of programs so far, as of a function of ``jax.jit``."""

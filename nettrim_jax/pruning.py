@@ -16,7 +16,7 @@ from nettrim_jax._trees import known
 from nettrim_jax.allocation import routes
 from nettrim_jax.bounds import output
 from nettrim_jax.calibration import infinities
-from nettrim_jax.calibration.batches import Part, Source, Weights, parts, stream
+from nettrim_jax.calibration.batches import Part, Source, parts, stream
 from nettrim_jax.calibration.model import Model
 from nettrim_jax.calibration.padding import require_followed
 from nettrim_jax.convex.config import ADMM
@@ -27,7 +27,15 @@ from nettrim_jax.methods.refit import read
 from nettrim_jax.report import Report
 from nettrim_jax.selection import Asked, Selector
 from nettrim_jax.tracing.sites import Network, require_sites
-from nettrim_jax.typing import ApplyFn, Array, ArrayLike, Batch, LeafPath, Params
+from nettrim_jax.typing import (
+    ApplyFn,
+    Array,
+    ArrayLike,
+    Batch,
+    LeafPath,
+    Params,
+    Weights,
+)
 
 
 class Pruned(NamedTuple):

@@ -10,7 +10,7 @@ from nettrim_jax._progress import Progress
 from nettrim_jax.training import teaching
 from nettrim_jax.training.recovery import Recovered, RecoverState
 from nettrim_jax.training.teaching import Also, Course, Minibatches
-from nettrim_jax.typing import ApplyFn, Array, Batch, Params
+from nettrim_jax.typing import ApplyFn, Array, Batch, Params, Weights
 
 if TYPE_CHECKING:
     import optax
@@ -29,6 +29,7 @@ def recover(
     checks: int = 4,
     every: int | None = None,
     also: Also | None = None,
+    weights: Weights | None = None,
     state: RecoverState | None = None,
     until: int | None = None,
     key: int | Array = 0,
@@ -60,7 +61,7 @@ def recover(
       steps: number of steps in all.
       optimizer: any transformation of optax; it sees the tree of the params, with
         ``optax.MaskedNode()`` in the place of what stays. By default Adam, whose
-        learning rate falls from 0.001 to zero by a cosine.
+        learning rate falls from 0.003 to zero by a cosine.
       match: ``"output"``; ``"layers"``: the mean over the layers of the same distance
         of what follows each, behind its ReLU; or ``"both"``: the sum of the two. With
         layers, derivatives that a function declares for itself do not count.
@@ -70,6 +71,9 @@ def recover(
       every: steps between measurements; by default a tenth of ``steps``.
       also: a regular expression to find in a path, or a function of the path that is
         true, for other floating arrays that move, such as ``r"norm"``.
+      weights: as for :func:`prune`: answers at rows of weight zero (padding) count for
+        nothing. An array goes with one batch, whose samples it has, or with every batch
+        of a loader; a function of the batch with both.
       state: the state of an earlier call, to go on from; with the same other arguments
         the result is that of one call without interruption, in every bit.
       until: the step at which this call ends; by default ``steps``.
@@ -82,7 +86,7 @@ def recover(
     Raises:
       MethodError: a setting is not valid.
       ParamsError: the params or the state do not fit the pruned ones.
-      BatchError: there are too few samples or batches.
+      BatchError: there are too few samples or batches, or the weights do not fit them.
       LayersError: no layer is found.
 
     Example:
@@ -110,7 +114,7 @@ def recover(
     _checks.at_least(0, "recover", until=until)
     return teaching.teach(
         teaching.pair_of(pruned, params, apply_fn, match),
-        Minibatches(batches, size, checks, _checks.random_key(key, "recover")),
+        Minibatches(batches, size, checks, _checks.random_key(key, "recover"), weights),
         Course(steps, every, until, optimizer),
         also=also,
         state=state,

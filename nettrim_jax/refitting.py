@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from nettrim_jax import _checks, _sharding, selection
 from nettrim_jax._progress import Counter, Progress
-from nettrim_jax.calibration.batches import Source, Weights, stream
+from nettrim_jax.calibration.batches import Source, stream
 from nettrim_jax.calibration.model import Model
 from nettrim_jax.calibration.outputs import deviation_of
 from nettrim_jax.calibration.splits import Dealt, concrete, deal
@@ -22,7 +22,7 @@ from nettrim_jax.report import Report
 from nettrim_jax.selection import Selector
 from nettrim_jax.tracing.entries import kept_leaves
 from nettrim_jax.tracing.sites import Network
-from nettrim_jax.typing import ApplyFn, Array, Batch, Params
+from nettrim_jax.typing import ApplyFn, Array, Batch, Params, Weights
 
 
 class Settings(NamedTuple):

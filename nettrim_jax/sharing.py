@@ -14,10 +14,10 @@ from nettrim_jax import _checks, _room, selection
 from nettrim_jax._trees import is_array, path_of
 from nettrim_jax.methods.codebook import MOST, Codebook
 from nettrim_jax.methods.codes import Codes, codes_of, groups_of, most_of, ranks_of
-from nettrim_jax.refitting import Adapted, Fit, Progress, Settings, Weights, adapted
+from nettrim_jax.refitting import Adapted, Fit, Progress, Settings, adapted
 from nettrim_jax.report.sharing import SharedSite, ShareReport
 from nettrim_jax.results import MethodError, ParamsError, made_here
-from nettrim_jax.typing import ApplyFn, Array, Batch, LeafPath, Params
+from nettrim_jax.typing import ApplyFn, Array, Batch, LeafPath, Params, Weights
 
 CALL = "share(pruned, params, apply_fn, batch)"
 BITS = 5  # of a code, if nothing else is said

@@ -55,6 +55,8 @@ DTypeLike = jax.typing.DTypeLike
 Params = Any  # a pytree of arrays, in any container of the user's framework
 Batch = Any  # the second argument of apply_fn, of any type
 ApplyFn = Callable[[Params, Batch], Any]
+# of rows: one array for every batch, or a function of the batch
+Weights = ArrayLike | Callable[[Batch], ArrayLike]
 LeafPath = str  # "params/Dense_0/kernel"
 HIGHEST = jax.lax.Precision.HIGHEST  # of products; bf16, TPU's default, is too coarse
 

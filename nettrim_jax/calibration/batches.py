@@ -22,7 +22,7 @@ from nettrim_jax.calibration.padding import RowWeights, all_axes, row_weights
 from nettrim_jax.results import BatchError, warn
 from nettrim_jax.tracing import jaxprs
 from nettrim_jax.tracing.sites import Network, trace
-from nettrim_jax.typing import Array, ArrayLike, Batch
+from nettrim_jax.typing import Array, Batch, Weights
 
 MANY = 5  # shapes of a loader's batches, of which a warning tells
 
@@ -31,8 +31,7 @@ class Each(tuple):
     """The weights of each batch of a list, of which some may be zero as a whole."""
 
 
-# one array for every batch, or a function of the batch
-Weights = ArrayLike | Callable[[Batch], ArrayLike] | Each
+Weighing = Weights | Each
 
 
 class Part(NamedTuple):
@@ -186,9 +185,9 @@ class Source(NamedTuple):
     model: Model
     batch: Batch  # one batch, or an iterable of batches
     key: Array
-    weights: Weights | None  # of the rows, as for :func:`nettrim_jax.prune`
+    weights: Weighing | None  # of the rows, as for :func:`nettrim_jax.prune`
 
-    def of(self, batch: Batch, weights: Weights | None = None) -> "Source":
+    def of(self, batch: Batch, weights: Weighing | None = None) -> "Source":
         """The same network with other data."""
         return self._replace(batch=batch, weights=weights)
 
@@ -240,7 +239,7 @@ def parts(source: Source) -> Iterator[Part]:
         with _sharding.users():
             given = weights(one) if callable(weights) else weights
         pieces = isinstance(given, Each)
-        own = _row_weights(given[at] if pieces else given, some=not pieces)
+        own = weights_of(given[at] if pieces else given, some=not pieces)
         yield Part(
             networks[kind],
             _sharding.plain([jnp.asarray(leaf) for leaf in leaves]),
@@ -252,7 +251,7 @@ def parts(source: Source) -> Iterator[Part]:
         )
 
 
-def _row_weights(weights: ArrayLike | None, some: bool = True) -> Array | None:
+def weights_of(weights: Any, some: bool = True) -> Array | None:
     """The weights as an array; raises BatchError if they cannot weigh rows.
 
     Args:

@@ -5,15 +5,23 @@ Knows batches; knows no network.
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from nettrim_jax.calibration.batches import batches, is_loader
+from nettrim_jax import _sharding
+from nettrim_jax.calibration.batches import batches, is_loader, weights_of
 from nettrim_jax.calibration.splits import rows_of, take
 from nettrim_jax.results import BatchError
-from nettrim_jax.typing import Array, Batch
+from nettrim_jax.typing import Array, Batch, Weights
+
+
+class Piece(NamedTuple):
+    """A batch, and the weights of its rows if there are any."""
+
+    batch: Batch
+    weights: Array | None = None
 
 
 class Minibatches:
@@ -28,22 +36,33 @@ class Minibatches:
       checks: number of batches that no step sees: of one batch, drawn samples; of a
         loader, its first ones.
       key: a PRNG key.
+      weights: of the rows, as for :func:`nettrim_jax.prune`.
 
     Attributes:
       checks: these batches.
       once: whether the batches end.
 
     Raises:
-      BatchError: there are too few.
+      BatchError: there are too few, or the weights do not fit them.
     """
 
-    def __init__(self, batch: Batch, size: int, checks: int, key: Array):
+    def __init__(
+        self,
+        batch: Batch,
+        size: int,
+        checks: int,
+        key: Array,
+        weights: Weights | None = None,
+    ):
         self._batch, self._size = batch, size
+        self._weights = weights if callable(weights) else lambda _: weights
+        self._rows: np.ndarray | None = None  # the weights of all samples
         self.once = False
         self._loaded = is_loader(batch)
         if self._loaded:
             self._start = batches(batch)
-            self.checks = list(itertools.islice(self._start, checks))
+            every = map(self._weighed, self._start)
+            self.checks = list(itertools.islice(every, checks))
             self.once = hasattr(batch, "__next__")
             if len(self.checks) < checks:
                 raise BatchError(
@@ -60,32 +79,54 @@ class Minibatches:
                 f"{(checks + 1) * size}. Give more samples, a smaller size= or "
                 "checks=, or a loader of batches"
             )
+        if not (weights is None or callable(weights)):
+            self._rows = np.asarray(weights_of(weights))
+            if self._rows.shape[:1] != (count,):
+                raise BatchError(
+                    f"weights: shape {list(self._rows.shape)} beside a batch of "
+                    f"{count} samples; give one number per sample, or per sample and "
+                    "position"
+                )
         self._seed = [int(word) for word in np.ravel(jax.random.key_data(key))]
         order = np.random.default_rng(self._seed).permutation(count)
         self._rest = order[checks * size :]
         pieces = order[: checks * size].reshape(checks, size)
-        self.checks = [take(batch, np.sort(rows)) for rows in pieces]
+        self.checks = [self._taken(np.sort(rows)) for rows in pieces]
 
-    def after(self, step: int) -> Iterator[Batch]:
+    def after(self, step: int) -> Iterator[Piece]:
         """The batches of all steps behind the first so many."""
         every = self._read() if self._loaded else self._cut()
         return itertools.islice(every, step, None)
 
-    def _read(self) -> Iterator[Any]:
-        yield from self._start
+    def _weighed(self, batch: Batch) -> Piece:
+        """A batch with its weights."""
+        with _sharding.users():
+            given = self._weights(batch)
+        # padding may fill a whole batch
+        return Piece(batch, weights_of(given, some=False))
+
+    def _taken(self, rows: np.ndarray) -> Piece:
+        """Some samples of the one batch."""
+        piece = take(self._batch, rows)
+        if self._rows is None:
+            return self._weighed(piece)
+        return Piece(piece, weights_of(self._rows[rows], some=False))
+
+    def _read(self) -> Iterator[Piece]:
+        yield from map(self._weighed, self._start)
         while not self.once:
             some = False
             for one in itertools.islice(batches(self._batch), len(self.checks), None):
                 some = True
-                yield one
+                yield self._weighed(one)
             if not some:
                 raise BatchError(
                     f"batches: the loader gave {len(self.checks)}, and all are kept to "
                     "measure; give more batches than checks="
                 )
 
-    def _cut(self) -> Iterator[Any]:
+    def _cut(self) -> Iterator[Piece]:
         for turn in itertools.count(1):
             order = np.random.default_rng([*self._seed, turn]).permutation(self._rest)
             for start in range(0, len(order) - self._size + 1, self._size):
-                yield take(self._batch, order[start : start + self._size])
+                yield self._taken(order[start : start + self._size])

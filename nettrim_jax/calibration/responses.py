@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nettrim_jax.calibration.minibatches import Piece
 from nettrim_jax.calibration.model import Model
-from nettrim_jax.tracing import jaxprs
+from nettrim_jax.calibration.padding import RowWeights, require_followed, row_weights
+from nettrim_jax.tracing import epilogue, jaxprs
 from nettrim_jax.tracing.jaxprs import Op, Ref
 from nettrim_jax.tracing.sites import Network, require_sites, trace
 from nettrim_jax.tracing.uses import Use
@@ -39,8 +41,26 @@ def layer_leaves(model: Model, batch: Batch) -> tuple[set[int], tuple[LeafPath, 
     return {site.leaf for site in network.sites} | biases, network.paths
 
 
+def counted(model: Model, outputs: list[Array], piece: Piece) -> list[Array]:
+    """The outputs of the network, with zeros where no weight is above zero.
+
+    Args:
+      model: the network; of a smaller one that with all of its units.
+      outputs: its outputs.
+      piece: the batch, with its weights.
+
+    Raises:
+      BatchError: the weights do not fit the batch.
+    """
+    if piece.weights is None:
+        return outputs
+    network = trace(model.apply_fn, model.params, piece.batch)
+    weights = row_weights(network, piece.weights)
+    return outputs if weights is None else weights.counted(outputs)
+
+
 def responses(
-    model: Model, params: Sequence[Sequence[Array]], batch: Batch
+    model: Model, params: Sequence[Sequence[Array]], piece: Piece
 ) -> list[Responses]:
     """The outputs, and what follows all layers: behind a clip such as a ReLU.
 
@@ -49,32 +69,48 @@ def responses(
     Args:
       model: the network.
       params: the arrays of several params, of the same shapes.
-      batch: a batch.
+      piece: a batch, with its weights.
 
     Returns:
       For each of the params the outputs, and for each site the values of each of its
       uses, as the network has them; within a ``scan`` with one more leading axis per
-      loop.
+      loop. With weights they are rows ``[b, n, d_out]``, zero where they do not count.
+
+    Raises:
+      BatchError: the weights do not fit the batch, or cannot be followed to a layer.
     """
-    network = trace(model.apply_fn, model.filler(params[0]), batch)
-    given = [jnp.asarray(leaf) for leaf in jax.tree.leaves(batch)]
-    return [_run(network, [*leaves, *given]) for leaves in params]
+    network = trace(model.apply_fn, model.filler(params[0]), piece.batch)
+    weights = row_weights(network, piece.weights)
+    for k in range(len(network.sites)):
+        require_followed(network, weights, k)
+    given = [jnp.asarray(leaf) for leaf in jax.tree.leaves(piece.batch)]
+    return [_run(network, [*leaves, *given], weights) for leaves in params]
 
 
-def _run(network: Network, inputs: Sequence[Array]) -> Responses:
-    by_visit: dict[int, list[tuple[int, Use]]] = {}
+def _run(
+    network: Network, inputs: Sequence[Array], weights: RowWeights | None
+) -> Responses:
+    by_visit: dict[int, list[tuple[int, int, Use]]] = {}
     for k, site in enumerate(network.sites):
-        for use in site.uses:
-            by_visit.setdefault(use.visit, []).append((k, use))
+        for turn, use in enumerate(site.uses):
+            by_visit.setdefault(use.visit, []).append((k, turn, use))
 
-    def visit(op: Op, read: Callable[[Ref], Array], _: tuple[Array, ...]) -> Any:
-        return {
-            use.op.id: network.sites[k].clip(read(use.chain.end))
-            for k, use in by_visit[op.id]
-        }
+    def visit(op: Op, read: Callable[[Ref], Array], steps: tuple[Array, ...]) -> Any:
+        def of(k: int, turn: int, use: Use) -> Array:
+            value = network.sites[k].clip(read(use.chain.end))
+            if weights is None:
+                return value
+            Z = read(use.chain.start)
+            value = epilogue.pull_back(use.chain.ops, Z, value)
+            value = use.folding.result(value, jnp.arange(use.folding.rows))
+            counts = weights.rows(k, turn, steps) > 0
+            return jnp.where(counts[None, :, None], value, 0)
+
+        return {use.op.id: of(k, turn, use) for k, turn, use in by_visit[op.id]}
 
     outputs, seen = jaxprs.evaluate(
         network.flat, network.consts, inputs, by_visit, visit
     )
     by_op = {key: value for values in seen.values() for key, value in values.items()}
+    outputs = outputs if weights is None else weights.counted(outputs)
     return outputs, [[by_op[u.op.id] for u in site.uses] for site in network.sites]

@@ -13,7 +13,7 @@ import numpy as np
 from nettrim_jax import _sharding
 from nettrim_jax._trees import is_array, known
 from nettrim_jax.calibration import batches
-from nettrim_jax.calibration.batches import Each, Weights
+from nettrim_jax.calibration.batches import Each, Weighing
 from nettrim_jax.results import BatchError, MethodError
 from nettrim_jax.typing import Array, Batch
 
@@ -25,7 +25,7 @@ class Turn(NamedTuple):
     """Rows to solve on, and others to steer by."""
 
     solve: Batch
-    weights: Weights | None
+    weights: Weighing | None
     steer: list[Batch]
     steer_weights: Each | None = None
 
@@ -34,7 +34,7 @@ class Dealt(NamedTuple):
     """A batch split in three, the last two as lists of batches."""
 
     solve: Batch  # a batch, or an iterator of batches if a loader was given
-    weights: Weights | None  # weights of the rows to solve on
+    weights: Weighing | None  # weights of the rows to solve on
     steer: list[Batch]
     check: list[Batch]
     share: float  # ratio of the rows that steer to those that check
@@ -49,7 +49,7 @@ class Dealt(NamedTuple):
 
 def deal(
     batch: Batch,
-    weights: Weights | None,
+    weights: Weighing | None,
     key: Array,
     folds: int = FOLDS,
     *,
@@ -127,7 +127,7 @@ def deal(
 
 
 def _turn(
-    batch: Batch, weights: Weights | None, solve: np.ndarray, steer: np.ndarray
+    batch: Batch, weights: Weighing | None, solve: np.ndarray, steer: np.ndarray
 ) -> Turn:
     """Rows to solve on, and those to steer by in batches ``[batches, rows]``."""
     own = weights
@@ -138,7 +138,7 @@ def _turn(
 
 
 def _each(
-    weights: Weights | None, pieces: Sequence[Batch], rows: Iterable[np.ndarray]
+    weights: Weighing | None, pieces: Sequence[Batch], rows: Iterable[np.ndarray]
 ) -> Each | None:
     """The weights of each piece of a batch, which has these rows of it."""
     if weights is None:
@@ -168,7 +168,7 @@ def concrete(tree: Any, asked: str, otherwise: str) -> None:
         )
 
 
-def _deal_batches(given: list[Batch], weights: Weights | None, folds: int) -> Dealt:
+def _deal_batches(given: list[Batch], weights: Weighing | None, folds: int) -> Dealt:
     if len(given) < 3:
         raise BatchError(
             f"batch: the loader gave {len(given)} batches; a budget needs at least 3: "
@@ -198,7 +198,7 @@ def _deal_batches(given: list[Batch], weights: Weights | None, folds: int) -> De
 
 
 def _cut(
-    given: list[Batch], weights: Weights | None
+    given: list[Batch], weights: Weighing | None
 ) -> tuple[list[Batch], Each | None]:
     """Cuts each batch into equal ones, ``FOLDS`` or more in all, if possible.
 
@@ -221,7 +221,7 @@ def _cut(
     return out, Each(own) if own else None
 
 
-def _of_all(weights: Weights | None, given: list[Batch]) -> Each | None:
+def _of_all(weights: Weighing | None, given: list[Batch]) -> Each | None:
     """The weights of batches of a loader."""
     if weights is None or callable(weights):
         return _each(weights, given, ())

@@ -162,8 +162,9 @@ def _together(
 def _most_rows(seen: Observed) -> tuple[Observed, Array]:
     """The lanes without one row in ``ASIDE``, and which rows these are, ``[b, n]``."""
     aside = seen.valid & (np.arange(seen.X.shape[1]) % ASIDE == ASIDE - 1)[None, :]
-    out = aside[:, :, None]
-    rows = jnp.concatenate([jnp.where(out, seen.X, 0), out.astype(seen.X.dtype)], 2)
+    out = aside[:, ASIDE - 1 :: ASIDE, None]  # all others stay
+    rows = jnp.where(out, seen.X[:, ASIDE - 1 :: ASIDE], 0)
+    rows = jnp.concatenate([rows, out.astype(seen.X.dtype)], axis=2)
     moments = seen.moments - matmul(rows.transpose(0, 2, 1), rows)
     return seen._replace(valid=seen.valid & ~aside, moments=moments), aside
 

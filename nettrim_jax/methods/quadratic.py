@@ -151,8 +151,13 @@ def centred(seen: Observed, free: bool) -> Centred:
         mean, X = mean + rest, jnp.where(valid, X - rest[:, None, :], 0)
     H = seen.moments[:, :-1, :-1]
     H = H - (count[:, None] * mean)[:, :, None] * mean[:, None, :]
-    mine = (count / here)[:, None, None] * matmul(X.transpose(0, 2, 1), X)
-    H = jnp.where(near[:, None, None], mine, H)
+
+    def own(H: Array) -> Array:
+        mine = (count / here)[:, None, None] * matmul(X.transpose(0, 2, 1), X)
+        return jnp.where(near[:, None, None], mine, H)
+
+    # the product is as long as that of all moments, which many rows are summed for
+    H = jax.lax.cond(jnp.any(near), own, lambda H: H, H)
     return Centred(X, H, mean, count / here, near)
 
 

@@ -15,15 +15,15 @@ import numpy as np
 from nettrim_jax.results import MethodError, ParamsError, warn
 from nettrim_jax.training.masking import keep_sparse
 from nettrim_jax.training.recovery import RecoverState
-from nettrim_jax.typing import Array, Batch
+from nettrim_jax.typing import Array
 
 if TYPE_CHECKING:
     import optax
 
 Leaves = list[Array]
-# of the arrays that move, those that stay, and a batch
-Loss = Callable[[Leaves, Any, Batch], Array]
-Moved = Callable[[Leaves, Any, Batch], tuple[Array, Array]]
+# of the arrays that move, those that stay, and a batch with its weights
+Loss = Callable[[Leaves, Any, Any], Array]
+Moved = Callable[[Leaves, Any, Any], tuple[Array, Array]]
 
 
 class Steps:
@@ -49,7 +49,7 @@ class Steps:
         loss: Loss,
         moved: Moved,
         optimizer: "optax.GradientTransformation",
-        checks: Sequence[Batch],
+        checks: Sequence[Any],
         *,
         leaves: Leaves,
         keeps: Sequence[Any],
@@ -71,7 +71,7 @@ class Steps:
         if not self.curve:
             self.measure()
 
-    def take(self, batch: Batch) -> None:
+    def take(self, batch: Any) -> None:
         """Makes a step."""
         self._leaves, self._optimizer = self._step(
             self._leaves, self._optimizer, self._keeps, self._fixed, batch
@@ -120,7 +120,7 @@ def _step(
     state: Any,
     keeps: list[Array],
     fixed: Any,
-    batch: Batch,
+    batch: Any,
 ) -> tuple[Leaves, Any]:
     import optax
 

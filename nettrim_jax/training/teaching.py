@@ -13,10 +13,10 @@ import numpy as np
 
 from nettrim_jax import _sharding
 from nettrim_jax._trees import is_array, paths_of
-from nettrim_jax.calibration.minibatches import Minibatches
+from nettrim_jax.calibration.minibatches import Minibatches, Piece
 from nettrim_jax.calibration.model import Model
 from nettrim_jax.calibration.outputs import moved
-from nettrim_jax.calibration.responses import layer_leaves, responses
+from nettrim_jax.calibration.responses import counted, layer_leaves, responses
 from nettrim_jax.methods.refit import read
 from nettrim_jax.results import MethodError, ParamsError, made_here, warn
 from nettrim_jax.training.masking import require_optimizer
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import optax
 
 MATCH = ("output", "layers", "both")
-RATE = 1e-3  # the first learning rate, unless an optimiser is given
+RATE = 3e-3  # the first learning rate, unless an optimiser is given
 CALL = "recover(pruned, params, apply_fn, batches)"
 Also = str | Callable[[LeafPath], bool]
 
@@ -141,7 +141,7 @@ def teach(
       state: to go on from; None for a new start.
       show: is told the step, and the deviation.
     """
-    places, own = _moving(pair, given.checks[0], also), course.optimizer
+    places, own = _moving(pair, given.checks[0].batch, also), course.optimizer
     run = Steps(
         *(_loss(pair, places), _distance(pair, places)),
         _adam(course.steps) if own is None else _in_tree(own, pair, places),
@@ -151,10 +151,10 @@ def teach(
         fixed=(pair.student.given, pair.teacher.given),
         state=state,
     )
-    for batch in given.after(run.step):
+    for piece in given.after(run.step):
         if run.step >= course.until:
             break
-        run.take(batch)
+        run.take(piece)
         measured = run.step % course.every == 0 or run.step == course.steps
         if measured and not run.measure():
             break
@@ -192,20 +192,27 @@ def _placed(pair: Pair, places: list[int], leaves: Leaves, fixed: Any) -> Leaves
     return every
 
 
-def _outputs(model: Model, leaves: Leaves, batch: Batch) -> list[Array]:
-    return jax.tree.leaves(model.apply_fn(model.filler(leaves), batch))
+def _outputs(
+    pair: Pair, new: Leaves, trained: Leaves, piece: Piece
+) -> list[list[Array]]:
+    """The outputs of both networks, without those that do not count."""
+    outputs = (
+        jax.tree.leaves(model.apply_fn(model.filler(leaves), piece.batch))
+        for model, leaves in ((pair.student, new), (pair.teacher, trained))
+    )
+    return [counted(pair.teacher, every, piece) for every in outputs]
 
 
 def _loss(pair: Pair, places: list[int]) -> Any:
     """What the steps make smaller."""
 
-    def of_outputs(leaves: Leaves, fixed: Any, batch: Batch) -> Array:
-        mine = _outputs(pair.student, _placed(pair, places, leaves, fixed), batch)
-        return relative(mine, _outputs(pair.teacher, fixed[1], batch))
+    def of_outputs(leaves: Leaves, fixed: Any, piece: Piece) -> Array:
+        new = _placed(pair, places, leaves, fixed)
+        return relative(*_outputs(pair, new, fixed[1], piece))
 
-    def of_layers(leaves: Leaves, fixed: Any, batch: Batch) -> Array:
+    def of_layers(leaves: Leaves, fixed: Any, piece: Piece) -> Array:
         model, new = pair.student, _placed(pair, places, leaves, fixed)
-        (outputs, mine), (trained, theirs) = responses(model, (new, fixed[1]), batch)
+        (outputs, mine), (trained, theirs) = responses(model, (new, fixed[1]), piece)
         pairs = zip(mine, theirs, strict=True)
         each = jnp.stack([relative(one, other) for one, other in pairs])
         whole = relative(outputs, trained) if pair.match == "both" else 0
@@ -217,9 +224,9 @@ def _loss(pair: Pair, places: list[int]) -> Any:
 def _distance(pair: Pair, places: list[int]) -> Any:
     """How far the outputs are from the trained ones."""
 
-    def distance(leaves: Leaves, fixed: Any, batch: Batch) -> tuple[Array, Array]:
-        mine = _outputs(pair.student, _placed(pair, places, leaves, fixed), batch)
-        trained = _outputs(pair.teacher, fixed[1], batch)
+    def distance(leaves: Leaves, fixed: Any, piece: Piece) -> tuple[Array, Array]:
+        new = _placed(pair, places, leaves, fixed)
+        mine, trained = _outputs(pair, new, fixed[1], piece)
         return moved(trained, mine, trained)
 
     return distance

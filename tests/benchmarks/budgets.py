@@ -260,7 +260,8 @@ def main():
     parser.add_argument("--mode", default="parallel")
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--alone", action="store_true", help="no common epsilon")
-    parser.add_argument("--only", help="deviation or drop")
+    parser.add_argument("--deviations", type=float, nargs="*", help="not its own ones")
+    parser.add_argument("--drops", type=float, nargs="*")
     parser.add_argument("--kind", choices=list(KINDS), default="nettrim")
     parser.add_argument("--count", type=int, help="rows of the batch")
     parser.add_argument("--repeat", type=int, default=1, help="draws of these rows")
@@ -275,10 +276,12 @@ def main():
         turns = args.mode == "parallel"
         dealt = splits.deal(batch, None, jax.random.key(0), turns=turns)
         make_method = KINDS[args.kind]
+        if args.deviations is not None:
+            deviations = args.deviations
+        if args.drops is not None:
+            drops = args.drops
         methods = [make_method(deviation=d) for d in deviations]
         methods += [make_method(drop=d, metric=metric(apply_fn)) for d in drops]
-        if args.only:
-            methods = [m for m in methods if m.shared.measure == args.only]
         if args.count:
             on_few_rows(name, methods, params, apply_fn, batch, args)
             continue

@@ -154,8 +154,8 @@ def test_who_asks_jax_for_little_optimisation_gets_little(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(jax.config, "read", lambda name, little=little: little)
             forms.append(function._form((np.ones(3),), {}))
-    assert forms == ["fast", "brisk"]  # which adds no level, and which sets one
-    assert not any("level" in option for option in _compile.FORMS["fast"])
+    assert forms == ["little", "brisk"]  # which adds no level, and which sets one
+    assert not any("level" in option for option in _compile.FORMS["little"])
 
 
 def test_progress_says_when_it_compiles():

@@ -12,7 +12,7 @@ import pytest
 from marks import only_fast, slow
 
 import nettrim_jax as nt
-from nettrim_jax.calibration.minibatches import Minibatches
+from nettrim_jax.calibration.minibatches import Minibatches, Piece
 from nettrim_jax.calibration.model import Model
 from nettrim_jax.calibration.responses import responses
 from nettrim_jax.results import BatchError, MethodError, ParamsError
@@ -208,16 +208,18 @@ def test_a_smaller_network_is_taught_by_the_whole_one():
 def test_every_other_sample_comes_once_in_each_turn():
     x, y = np.arange(23), jnp.arange(23) * 10
     given = Minibatches({"x": x, "y": y}, 4, 2, jax.random.key(0))
-    kept = np.concatenate([one["x"] for one in given.checks])
+    kept = np.concatenate([one.batch["x"] for one in given.checks])
     assert len(set(kept)) == 8
-    taken = list(itertools.islice(given.after(0), 6))  # 15 others, 3 to a turn
+    taken = [
+        one.batch for one in itertools.islice(given.after(0), 6)
+    ]  # 15 others, 3 to a turn
     for turn in (taken[:3], taken[3:]):
         each = np.concatenate([one["x"] for one in turn])
         assert len(set(each)) == 12 and not set(each) & set(kept)
     assert not np.array_equal(taken[0]["x"], taken[3]["x"])
     assert all((one["y"] == 10 * one["x"]).all() for one in taken)
     again = Minibatches({"x": x, "y": y}, 4, 2, jax.random.key(0)).after(4)
-    np.testing.assert_array_equal(next(again)["x"], taken[4]["x"])
+    np.testing.assert_array_equal(next(again).batch["x"], taken[4]["x"])
 
 
 def test_an_optimiser_sees_the_tree_of_the_params():
@@ -266,7 +268,7 @@ def test_what_follows_is_behind_the_clip(name):
     made = models.get(name)
     network = trace(made.apply_fn, made.params, made.batch)
     model = Model(made.params, made.apply_fn)
-    [(outputs, after)] = responses(model, [model.given], made.batch)
+    [(outputs, after)] = responses(model, [model.given], Piece(made.batch))
     wanted = jax.tree.leaves(made.apply_fn(made.params, made.batch))
     for one, other in zip(outputs, wanted, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
