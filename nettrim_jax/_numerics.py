@@ -109,6 +109,18 @@ def by_turns(function: Callable, count: int, size: int) -> Any:
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:count], out)
 
 
+def for_each(function: Callable, *stacks: Any) -> Any:
+    """A function's values for each entry of some stacks, ``jax.vmap`` of it.
+
+    Of one entry it is the function itself: within ``jax.vmap`` slices at traced places
+    are gathers, which XLA takes longer to compile and to run.
+    """
+    if len(jax.tree.leaves(stacks)[0]) > 1:
+        return jax.vmap(function)(*stacks)
+    out = function(*jax.tree.map(lambda a: a[0], stacks))
+    return jax.tree.map(lambda a: jnp.asarray(a)[None], out)
+
+
 def in_turn(tree: Any, done: Any) -> Any:
     """Arrays of one problem, which are computed after those of another if traced.
 

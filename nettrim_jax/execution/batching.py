@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nettrim_jax._compile import compiled
-from nettrim_jax._numerics import by_turns
+from nettrim_jax._numerics import by_turns, for_each
 from nettrim_jax.typing import Array
 
 # number of terms from which a CPU core spends longer on a product than on its start
@@ -54,7 +54,7 @@ def _each(
 ) -> Any:
     function = functools.partial(function, **dict(static))
     if chunk >= length(stack):
-        return jax.vmap(function)(stack)
+        return for_each(function, stack)
     if chunk == 1:
         return jax.lax.map(function, stack)
 

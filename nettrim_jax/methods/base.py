@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from nettrim_jax._clip import NO_CLIP, Clip
-from nettrim_jax._numerics import matmul, numpy_of
+from nettrim_jax._numerics import for_each, matmul, numpy_of
 from nettrim_jax.calibration.capture import Activation
 from nettrim_jax.calibration.statistics import Statistic, without_rows
 from nettrim_jax.convex.config import ADMM
@@ -383,7 +383,7 @@ def each_layer(function: Callable, given: tuple) -> Any:
     if all(isinstance(a, np.ndarray) for a in jax.tree.leaves(given)):
         parts = [jax.tree.map(lambda a: a[k], given) for k in range(len(first))]  # noqa: B023
         return np.stack([np.asarray(function(*part)) for part in parts])
-    return jax.vmap(function)(*given)
+    return for_each(function, *given)
 
 
 def by_layer(a: Array, layers: int) -> Array:

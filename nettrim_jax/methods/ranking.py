@@ -3,7 +3,7 @@
 Knows arrays; knows no pattern.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,15 @@ from nettrim_jax.typing import Array, wide
 
 RAMP = 2.0**-12  # share by which the last of equal scores ranks below the first
 FEW = 16  # number of scores up to which comparing all pairs is faster
+
+
+class _Ends(NamedTuple):
+    """What the value and the place of the last of the highest are between."""
+
+    low: Array  # at least as many are from this value on
+    high: Array  # and this is the most that it can be
+    after: Array  # the place of the last one is behind this number of places
+    end: Array  # and within this one
 
 
 def highest(score: Array, count: Any, axis: int) -> Array:
@@ -33,44 +42,44 @@ def highest(score: Array, count: Any, axis: int) -> Array:
     if size <= FEW:
         return _beaten(score, axis) < count
     order = _ordered(score)
-    most = jnp.max(order, axis=axis, keepdims=True)
-    least = jnp.min(order, axis=axis, keepdims=True)
+    place = jax.lax.broadcasted_iota(jnp.int32, score.shape, axis % score.ndim)
 
-    def at_least(value: Array) -> Array:
-        return jnp.sum(order >= value, axis=axis, keepdims=True, dtype=jnp.int32)
+    def marked(value: Array, end: Array) -> Array:
+        return (order > value) | ((order == value) & (place < end))
 
-    def narrow(ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends  # the value of the count-th highest is between them
+    def narrow(ends: _Ends) -> _Ends:
+        # first the value of the last of them, then the place among its equals
+        low, high, after, end = ends
+        value = low < high
         # their mean, rounded up, without overflow
         middle = (low & high) + ((low ^ high) >> 1) + ((low ^ high) & 1)
-        found = at_least(middle)
-        less = (found < count).astype(order.dtype)
-        high = jnp.where(found > count, high, middle - less)
-        return jnp.where(found >= count, middle, low), high
+        between = after + (end - after) // 2
+        # one body for both, since the compiler takes long for each
+        here = marked(jnp.where(value, middle, low), jnp.where(value, size, between))
+        found = jnp.sum(here, axis=axis, keepdims=True, dtype=jnp.int32)
+        enough, exact = found >= count, found == count
+        less = (~enough).astype(order.dtype)
+        return _Ends(
+            jnp.where(value & enough, middle, low),
+            jnp.where(value & (exact | ~enough), middle - less, high),
+            # with as many as asked for no place is left to find
+            jnp.where(
+                value,
+                jnp.where(exact, size - 1, after),
+                jnp.where(enough, after, between),
+            ),
+            jnp.where(value | ~enough, end, between),
+        )
 
-    def wide_open(ends: tuple[Array, Array]) -> Array:
-        return jnp.any(ends[0] < ends[1])
+    def wide_open(ends: _Ends) -> Array:
+        return jnp.any((ends.low < ends.high) | (ends.end - ends.after > 1))
 
-    last, _ = jax.lax.while_loop(wide_open, narrow, (least, most))
-    # among equals the first are marked: those before a place, searched for likewise
-    place = jax.lax.broadcasted_iota(jnp.int32, score.shape, axis % score.ndim)
-    room = count - jnp.sum(order > last, axis=axis, keepdims=True, dtype=jnp.int32)
-
-    def shorten(ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends  # the number of places to look at is above low, up to high
-        middle = low + (high - low) // 2
-        inside = (order == last) & (place < middle)
-        enough = jnp.sum(inside, axis=axis, keepdims=True, dtype=jnp.int32) >= room
-        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
-
-    def apart(ends: tuple[Array, Array]) -> Array:
-        return jnp.any(ends[1] - ends[0] > 1)
-
-    exact = at_least(last) == count
-    low = jnp.where(exact, size - 1, 0).astype(jnp.int32)
-    _, end = jax.lax.while_loop(apart, shorten, (low, jnp.full_like(low, size)))
-    first = (order == last) & (place < end)
-    return ((order > last) | first) & (count > 0)
+    least = jnp.min(order, axis=axis, keepdims=True)
+    most = jnp.max(order, axis=axis, keepdims=True)
+    none = jnp.zeros_like(least, jnp.int32)
+    start = _Ends(least, most, none, none + size)
+    found = jax.lax.while_loop(wide_open, narrow, start)
+    return marked(found.low, found.end) & (count > 0)
 
 
 def about_highest(score: Array, count: Any, slack: float) -> Array:

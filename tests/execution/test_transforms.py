@@ -10,6 +10,7 @@ import pytest
 from marks import only_fast, slow
 
 import nettrim_jax as nt
+from nettrim_jax._numerics import for_each
 from nettrim_jax.convex import stage
 from nettrim_jax.execution import batching
 from nettrim_jax.results import CONVERGED, MAX_STEPS
@@ -263,3 +264,18 @@ def test_turns_of_a_stack_are_one_loop(count, chunk):
     run = functools.partial(batching.each, square, chunk=chunk)
     np.testing.assert_allclose(run(stack), stack @ stack, rtol=1e-12)
     assert str(jax.make_jaxpr(run)(stack)).count("scan[") == (count > chunk)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_function_of_each_entry_is_vmap(length):
+    def function(x, more):
+        W, none = x
+        assert none is None
+        low = jax.lax.dynamic_slice_in_dim(W, more.astype(int), 2)
+        return {"low": low, "sum": W.sum(), "same": 3.0}
+
+    rng = np.random.default_rng(0)
+    given = (jnp.asarray(rng.normal(size=(length, 5)), "f"), None), jnp.arange(length)
+    out, wanted = for_each(function, *given), jax.vmap(function)(*given)
+    jax.tree.map(np.testing.assert_array_equal, out, wanted)
+    assert jax.tree.map(jnp.shape, out) == jax.tree.map(jnp.shape, wanted)

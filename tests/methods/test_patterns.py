@@ -196,3 +196,16 @@ def test_about_the_highest_are_marked_in_fewer_passes(shape, level, ties):
         least, most = score[mark].min(), score[~mark].max()
         assert least >= most * (1 - 2 * ranking.RAMP)
     assert mark.any() == (count > 0)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_highest_are_those_of_a_stable_sort(axis, ties):
+    score = scores((23, 31), 0, ties).astype("float32") - 3
+    odd = [np.nan, np.inf, -np.inf, -0.0, 0.0, np.inf, np.finfo("float32").tiny]
+    score.ravel()[:: score.size // len(odd)][: len(odd)] = odd
+    sortable = np.where(np.isnan(score), -np.inf, score)
+    size, call = score.shape[axis], jax.jit(ranking.highest, static_argnums=2)
+    for count in (-2, 0, 1, 2, size // 2, size - 1, size, size + 3):
+        rank = np.argsort(np.argsort(-sortable, axis, kind="stable"), axis)
+        np.testing.assert_array_equal(call(score, count, axis), rank < count)
