@@ -55,6 +55,23 @@ def toy(ours, other, target):
     }
 
 
+def test_what_was_recovered_has_a_table_and_a_line(race, tmp_path):
+    pytest.importorskip("matplotlib")
+    case = toy([0.3, 9.0], [0.6, 1.0], "90 %")
+    data = {"cases": {"lenet": case}}
+    assert "recovered" not in race("tables").tables(data)
+    race("picture").draw(data, tmp_path / "without.png")
+    case["recovered"] = {"90 %": [94.0, 96.5, 98.3], "50 %": [98.0, 98.1, 98.3]}
+    table = race("tables").tables(data)["recovered"].splitlines()
+    assert table[2:] == [
+        "| lenet | 50 % | 98.00 | 98.10 | 98.30 |",
+        "| lenet | 90 % | 94.00 | 96.50 | 98.30 |",
+    ]
+    race("picture").draw(data, tmp_path / "with.png")
+    sizes = [(tmp_path / f"{name}.png").stat().st_size for name in ("without", "with")]
+    assert sizes[0] < sizes[1]
+
+
 def test_tables_compare(race):
     tables = race("tables")
     data = {

@@ -4,7 +4,8 @@ Each method prunes each case in a process of its own, without labels and without
 retraining. ``python tests/benchmarks/race.py --out race.json`` runs what ``race.json``
 does not have yet and writes it after every run; ``--tables race.json`` prints the
 Markdown tables, ``--page docs/race.md`` puts them where the page has their marks, and
-``--picture race.png`` draws accuracy against sparsity. Needs the data folder. The
+``--picture race.png`` draws accuracy against sparsity. ``--recover`` only trains what
+``Reconstruct`` left in cascade mode, without labels. Needs the data folder. The
 transformer is trained once (some minutes) and then kept in the temporary folder, and so
 are compiled programs: what is said of compilation is then the time to load them.
 """
@@ -38,7 +39,11 @@ def main():
         raise SystemExit(f"{args.out} is of another size; give another file by --out")
     both = {"sparsegpt", race_tables.OURS} <= set(args.methods)
     duels = [race_tables.DUEL] if both else []
-    for name in args.cases:
+    for name in args.cases if args.recover else ():
+        asked = [] if name not in race_cases.NETWORKS else list(args.targets)
+        if asked:
+            run(data, name, race_tables.RECOVERED, asked, args)
+    for name in args.cases if not args.recover else ():
         for method in [*args.methods, *duels]:
             asked = missing(data, name, method, args)
             if asked:
@@ -59,7 +64,7 @@ def run(data, name, method, asked, args):
             record = json.loads(line)
             keep(data, name, method, record)
             write(args.out, data)
-            said = ("mode", "target", "score", "seconds")
+            said = ("mode", "target", "score", "seconds", "recovered")
             print(*(record[k] for k in said if k in record), flush=True)
     if process.returncode:
         print(f"{name}, {method}: stopped with code {process.returncode}", flush=True)
@@ -72,7 +77,12 @@ def child(order):
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    for record in race_runs.runs(name, method, asked, quick, repeats):
+    records = (
+        race_runs.recovered(name, asked, quick)
+        if method == race_tables.RECOVERED
+        else race_runs.runs(name, method, asked, quick, repeats)
+    )
+    for record in records:
         print(json.dumps(record), flush=True)
 
 
@@ -103,6 +113,9 @@ def keep(data, name, method, record):
         return
     if "duel" in record:
         case |= record
+        return
+    if "recovered" in record:
+        case.setdefault("recovered", {})[record["target"]] = record["recovered"]
         return
     mine = case["methods"].setdefault(method, {"runs": {}})
     where = f"{record['mode']} {record['target']}"
@@ -139,6 +152,7 @@ def arguments():
     parser.add_argument("--methods", nargs="+", default=list(race_runs.METHODS))
     parser.add_argument("--modes", nargs="+", default=["parallel", "cascade"])
     parser.add_argument("--repeats", type=int, default=1, help="at 90 %%, to time it")
+    parser.add_argument("--recover", action="store_true", help="only this")
     parser.add_argument("--again", action="store_true", help="what is there, too")
     parser.add_argument("--quick", action="store_true", help="small data")
     parser.add_argument("--tables", type=path, help="only print those of this file")

@@ -34,6 +34,7 @@ class Case(NamedTuple):
     last: str | None = None  # the layer that loses 70 % at most, as a pattern
     measure: str | None = None  # what the score is; None where there is none
     score: Callable | None = None  # of params, on data that no method sees
+    more: Any = None  # rows without labels to recover with
 
 
 def lenet(quick=False):
@@ -46,7 +47,8 @@ def lenet(quick=False):
     score = functools.partial(accuracy, apply_fn, [held], labels[: len(held)])
     rows = len(pick), len(held)
     return Case(
-        params, apply_fn, train[pick], held, *rows, "Dense_2", "accuracy", score
+        *(params, apply_fn, train[pick], held, *rows, "Dense_2", "accuracy", score),
+        more=train[:800] if quick else train,
     )
 
 
@@ -57,7 +59,8 @@ def resnet(quick=False):
     from resnet_cifar import ResNet20, images, variables
 
     folder = pathlib.Path(data_file("resnet20_cifar10.npz")).parent
-    train, _ = images(folder, "train", 64 if quick else 256)
+    more, _ = images(folder, "train", 400 if quick else 8192)
+    train = more[: 64 if quick else 256]
     test, labels = images(folder, "test", 200 if quick else 2000)
     apply_fn = ResNet20().apply
     parts = [test[i : i + 500] for i in range(0, len(test), 500)]
@@ -65,7 +68,8 @@ def resnet(quick=False):
     rows = (512, 512) if quick else (4096, 4096)
     held = test[: 64 if quick else 512]
     return Case(
-        variables(folder), apply_fn, train, held, *rows, "linear", "accuracy", score
+        *(variables(folder), apply_fn, train, held, *rows, "linear", "accuracy", score),
+        more=more,
     )
 
 
@@ -95,7 +99,10 @@ def transformer(quick=False, file=PARAMS):
         return float(loss(params, test))
 
     rows = (512, 512) if quick else (4096, 8192)
-    return Case(params, apply_fn, pieces, held, *rows, "head", "loss", score)
+    more = shakespeare.windows(text, 400 if quick else 8192, 10**6)[:, :-1]
+    return Case(
+        *(params, apply_fn, pieces, held, *rows, "head", "loss", score), more=more
+    )
 
 
 def random(width, relu, rows=2048, held=4096):

@@ -6,6 +6,8 @@ import race_tables
 
 from nettrim_jax._drawing import BLACK, BLUE, GREY, VERMILION
 
+GREEN = "#009E73"
+
 # told apart in grey by lightness, marker and line
 STYLES = {
     "random": {"color": GREY, "ls": ":", "marker": "x", "lw": 1.2},
@@ -42,7 +44,7 @@ def draw(data, path):
             one(axes[row, column], data["cases"][name], mode)
             axes[row, column].set_title(f"{NAMES[name]}, {mode}", fontsize=10)
         axes[1, column].set_xlabel("weights removed in each layer, %")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    handles, labels = axes[1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -80,6 +82,13 @@ def one(ax, case, mode):
         label = race_tables.LABELS[method]
         if len(points):
             ax.plot(100 - left, score, label=label, ms=4, **({"lw": 1.5} | style))
+    found = case.get(race_tables.RECOVERED, {}) if mode == "cascade" else {}
+    there = [t for t in shares if t in found]
+    if there:
+        left, score = [float(t[:-2]) for t in there], [found[t][1] for t in there]
+        style = {"color": GREEN, "ls": "--", "marker": "v", "ms": 4, "lw": 1.5}
+        label = "Reconstruct, recover"
+        ax.plot([100 - share for share in left], score, label=label, **style)
     # by what is left, so that the last few per cent have room
     ax.set_xscale("log")
     ax.set_xlim(58, 1.75)

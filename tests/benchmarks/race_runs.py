@@ -114,6 +114,22 @@ def runs(name, method, asked, quick=False, repeats=0):
         }
 
 
+def recovered(name, targets, quick=False):
+    """One record per target: scores in cascade mode, after ``recover``, and trained."""
+    case, compilation = race_cases.make(name, quick), Compilation()
+    for target in targets:
+        pruned, *_ = timed(case, OURS, target, "cascade", compilation)
+        done = nt.recover(
+            *(pruned, case.params, case.apply_fn, case.more),
+            steps=10 if quick else 1000,
+            progress=False,
+        )
+        # a network that is trained for the race may be another one each time
+        every = pruned.params, done.params, case.params
+        scores = [rounded(case.score(params)) for params in every]
+        yield {"mode": "cascade", "target": target, "recovered": scores}
+
+
 def duel(case, compilation):
     """Seconds of both methods in turn, three of each after a first call."""
     seconds = {"sparsegpt": [], OURS: []}

@@ -7,6 +7,7 @@ import statistics
 
 OURS = "reconstruct"
 UNTUNED = "reconstruct, no ridge"
+RECOVERED = "recovered"  # what Reconstruct left, after 1000 steps without labels
 DUEL = "both in turn"  # SparseGPT and Reconstruct, for their time
 LABELS = {
     "random": "random",
@@ -55,6 +56,7 @@ def tables(data):
         if case["measure"]:
             out[f"score {name}"] = _scores(case)
             out[f"errors {name}"] = _errors(case)
+    out["recovered"] = _recovered(data)
     out["official"] = _official(data)
     out["official accuracy"] = _official_accuracy(data)
     out["layers"] = _layers(data)
@@ -165,6 +167,18 @@ def _scores(case):
                 rows.append([mode, target, *_bold(values, form, best)])
     trained = form.format(case["trained"])
     return _grid(["mode", f"trained: {trained}", *_labels(names)], rows)
+
+
+def _recovered(data):
+    """Scores in cascade mode, after steps without labels, and of the trained one."""
+    rows = []
+    for name, case in data["cases"].items():
+        found = case.get(RECOVERED, {})
+        form = "{:.2f}" if case["measure"] == "accuracy" else "{:.3f}"
+        for target in (t for t in TARGETS if t in found):
+            rows.append([name, target, *map(form.format, found[target])])
+    head = ["network", "target", LABELS[OURS], "and `recover`", "trained"]
+    return _grid(head, rows) if rows else ""
 
 
 def _errors(case):
