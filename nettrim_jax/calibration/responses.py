@@ -41,12 +41,14 @@ def layer_leaves(model: Model, batch: Batch) -> tuple[set[int], tuple[LeafPath, 
     return {site.leaf for site in network.sites} | biases, network.paths
 
 
-def counted(model: Model, outputs: list[Array], piece: Piece) -> list[Array]:
-    """The outputs of the network, with zeros where no weight is above zero.
+def counted(
+    model: Model, outputs: Sequence[list[Array]], piece: Piece
+) -> Sequence[list[Array]]:
+    """Outputs of the network, with zeros where no weight is above zero.
 
     Args:
       model: the network; of a smaller one that with all of its units.
-      outputs: its outputs.
+      outputs: its outputs, with some params each.
       piece: the batch, with its weights.
 
     Raises:
@@ -56,7 +58,7 @@ def counted(model: Model, outputs: list[Array], piece: Piece) -> list[Array]:
         return outputs
     network = trace(model.apply_fn, model.params, piece.batch)
     weights = row_weights(network, piece.weights)
-    return outputs if weights is None else weights.counted(outputs)
+    return outputs if weights is None else [weights.counted(one) for one in outputs]
 
 
 def responses(

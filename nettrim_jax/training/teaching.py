@@ -4,7 +4,7 @@ Knows networks and their layers; knows no solver.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -194,13 +194,13 @@ def _placed(pair: Pair, places: list[int], leaves: Leaves, fixed: Any) -> Leaves
 
 def _outputs(
     pair: Pair, new: Leaves, trained: Leaves, piece: Piece
-) -> list[list[Array]]:
+) -> Sequence[list[Array]]:
     """The outputs of both networks, without those that do not count."""
-    outputs = (
+    outputs = [
         jax.tree.leaves(model.apply_fn(model.filler(leaves), piece.batch))
         for model, leaves in ((pair.student, new), (pair.teacher, trained))
-    )
-    return [counted(pair.teacher, every, piece) for every in outputs]
+    ]
+    return counted(pair.teacher, outputs, piece)
 
 
 def _loss(pair: Pair, places: list[int]) -> Any:
