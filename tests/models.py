@@ -95,6 +95,16 @@ def data(*shape, seed=1):
     return jax.device_put(values.astype("float32"))
 
 
+class Loader:
+    """Gives its batches as often as it is asked; a list would be one batch."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
 def fill(shapes):
     """Values for a tree of shapes: float32, variances positive; keys and counters."""
 

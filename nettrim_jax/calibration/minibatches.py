@@ -56,7 +56,6 @@ class Minibatches:
     ):
         self._batch, self._size = batch, size
         self._weights = weights if callable(weights) else lambda _: weights
-        self._rows: np.ndarray | None = None  # the weights of all samples
         self.once = False
         self._loaded = is_loader(batch)
         if self._loaded:
@@ -79,14 +78,13 @@ class Minibatches:
                 f"{(checks + 1) * size}. Give more samples, a smaller size= or "
                 "checks=, or a loader of batches"
             )
-        if not (weights is None or callable(weights)):
-            self._rows = np.asarray(weights_of(weights))
-            if self._rows.shape[:1] != (count,):
-                raise BatchError(
-                    f"weights: shape {list(self._rows.shape)} beside a batch of "
-                    f"{count} samples; give one number per sample, or per sample and "
-                    "position"
-                )
+        given = None if callable(weights) else weights_of(weights)
+        if given is not None and given.shape[:1] != (count,):
+            raise BatchError(
+                f"weights: shape {list(given.shape)} beside a batch of {count} "
+                "samples; give one number per sample, or per sample and position"
+            )
+        self._whole = Piece(batch, given)
         self._seed = [int(word) for word in np.ravel(jax.random.key_data(key))]
         order = np.random.default_rng(self._seed).permutation(count)
         self._rest = order[checks * size :]
@@ -107,10 +105,8 @@ class Minibatches:
 
     def _taken(self, rows: np.ndarray) -> Piece:
         """Some samples of the one batch."""
-        piece = take(self._batch, rows)
-        if self._rows is None:
-            return self._weighed(piece)
-        return Piece(piece, weights_of(self._rows[rows], some=False))
+        piece = take(self._whole, rows)
+        return self._weighed(piece.batch) if piece.weights is None else piece
 
     def _read(self) -> Iterator[Piece]:
         yield from map(self._weighed, self._start)

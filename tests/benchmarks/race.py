@@ -39,12 +39,9 @@ def main():
         raise SystemExit(f"{args.out} is of another size; give another file by --out")
     both = {"sparsegpt", race_tables.OURS} <= set(args.methods)
     duels = [race_tables.DUEL] if both else []
-    for name in args.cases if args.recover else ():
-        asked = [] if name not in race_cases.NETWORKS else list(args.targets)
-        if asked:
-            run(data, name, race_tables.RECOVERED, asked, args)
-    for name in args.cases if not args.recover else ():
-        for method in [*args.methods, *duels]:
+    methods = [race_tables.RECOVERED] if args.recover else [*args.methods, *duels]
+    for name in args.cases:
+        for method in methods:
             asked = missing(data, name, method, args)
             if asked:
                 print(f"{name}, {method}: {len(asked)} runs", flush=True)
@@ -87,9 +84,13 @@ def child(order):
 
 
 def missing(data, name, method, args):
-    """Pairs of mode and target that were not run yet."""
+    """Pairs of mode and target that were not run yet; of ``recover`` the targets."""
     modes = args.modes if name in race_cases.NETWORKS else ["parallel"]
     case = data["cases"].get(name, {})
+    if method == race_tables.RECOVERED:
+        there = {} if args.again else case.get(method, {})
+        network = name in race_cases.NETWORKS
+        return [t for t in args.targets if network and t not in there]
     done = case.get("methods", {}).get(method, {})
     if args.again:
         done = {}
@@ -115,7 +116,7 @@ def keep(data, name, method, record):
         case |= record
         return
     if "recovered" in record:
-        case.setdefault("recovered", {})[record["target"]] = record["recovered"]
+        case.setdefault(method, {})[record["target"]] = record["recovered"]
         return
     mine = case["methods"].setdefault(method, {"runs": {}})
     where = f"{record['mode']} {record['target']}"

@@ -8,6 +8,7 @@ import models
 import numpy as np
 import pytest
 from marks import only_fast, slow
+from models import Loader
 from scipy import stats
 
 import nettrim_jax as nt
@@ -27,16 +28,6 @@ SIZES = [5, 17, 1, 12, 20, 9]  # uneven, 64 in all
 
 def cut(x=X, sizes=SIZES):
     return np.split(np.asarray(x), np.cumsum(sizes)[:-1])
-
-
-class Loader:
-    """Gives its batches as often as it is asked."""
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __iter__(self):
-        return iter(self.batches)
 
 
 class Tensor:

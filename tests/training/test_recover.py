@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from marks import only_fast, slow
+from models import Loader
 
 import nettrim_jax as nt
 from nettrim_jax.calibration.minibatches import Minibatches, Piece
@@ -23,16 +24,6 @@ HALF = nt.Magnitude(nt.Sparsity(0.5))
 RNG = np.random.default_rng(0)
 DIMS = (8, 8, 4)
 PARAMS = models.mlp_params(DIMS, 0)
-
-
-class Loader:
-    """Starts anew at each iter(); a list would be one batch."""
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __iter__(self):
-        return iter(self.batches)
 
 
 ROWS = [RNG.normal(size=(16, 8)).astype("float32") for _ in range(7)]
@@ -210,9 +201,8 @@ def test_every_other_sample_comes_once_in_each_turn():
     given = Minibatches({"x": x, "y": y}, 4, 2, jax.random.key(0))
     kept = np.concatenate([one.batch["x"] for one in given.checks])
     assert len(set(kept)) == 8
-    taken = [
-        one.batch for one in itertools.islice(given.after(0), 6)
-    ]  # 15 others, 3 to a turn
+    # 15 others, 3 to a turn
+    taken = [one.batch for one in itertools.islice(given.after(0), 6)]
     for turn in (taken[:3], taken[3:]):
         each = np.concatenate([one["x"] for one in turn])
         assert len(set(each)) == 12 and not set(each) & set(kept)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from marks import only_fast
+from models import Loader
 
 import nettrim_jax as nt
 from nettrim_jax.results import BatchError
@@ -48,11 +49,15 @@ CASES = [(name, match) for name in NETWORKS for match in MATCH]
 OFTEN = [("time", "both"), ("recurrent", "layers")]
 
 
-def recovered(network, x, weights=None, **more):
+def pruned_by(network):
     method = nt.Magnitude(nt.Sparsity(0.5))
-    pruned = nt.prune(PARAMS, network, X, method=method, weights=REAL)
+    return nt.prune(PARAMS, network, X, method=method, weights=REAL)
+
+
+def recovered(network, x, weights=None, **more):
     given = {**SETTINGS, **more}
-    return nt.recover(pruned, PARAMS, network, x, weights=weights, **given)
+    start = pruned_by(network)
+    return nt.recover(start, PARAMS, network, x, weights=weights, **given)
 
 
 def same(one, other, **bounds):
@@ -76,8 +81,7 @@ def test_it_is_the_network_whose_answers_are_multiplied():
         return batch_major(p, batch["x"]) * batch["on"][:, :, None]
 
     batch = {"x": JUNK, "on": REAL.astype("float32")}
-    method = nt.Magnitude(nt.Sparsity(0.5))
-    pruned = nt.prune(PARAMS, batch_major, X, method=method, weights=REAL)
+    pruned = pruned_by(batch_major)
     wanted = nt.recover(pruned, PARAMS, masked, batch, **SETTINGS)
     done = nt.recover(pruned, PARAMS, batch_major, JUNK, weights=REAL, **SETTINGS)
     same(done.params, wanted.params, rtol=1e-5, atol=1e-7)
@@ -87,10 +91,9 @@ def test_it_is_the_network_whose_answers_are_multiplied():
 @pytest.mark.parametrize("network", [batch_major, time_major])
 def test_what_is_compared_is_what_follows_each_layer(network):
     """One step of length one is the slope of a loss that is written out."""
-    method = nt.Magnitude(nt.Sparsity(0.5))
-    pruned = nt.prune(PARAMS, network, X, method=method, weights=REAL)
+    pruned = pruned_by(network)
     settings = {"steps": 1, "checks": 1, "match": "layers", "optimizer": optax.sgd(1.0)}
-    loader = Again([JUNK, JUNK])
+    loader = Loader([JUNK, JUNK])
     done = nt.recover(pruned, PARAMS, network, loader, weights=REAL, **settings)
 
     def loss(p):
@@ -109,28 +112,17 @@ def test_what_is_compared_is_what_follows_each_layer(network):
     same(done.state.leaves, wanted, rtol=1e-4, atol=1e-6)
 
 
-class Again:
-    """A loader of these batches."""
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __iter__(self):
-        return iter(self.batches)
-
-
 def test_weights_of_a_batch_and_of_a_loader():
     cuts = [slice(at, at + 8) for at in range(0, N, 8)]
-    loader = Again([{"x": JUNK[cut], "on": REAL[cut]} for cut in cuts])
+    loader = Loader([{"x": JUNK[cut], "on": REAL[cut]} for cut in cuts])
 
     def network(p, batch):
         return batch_major(p, batch["x"])
 
-    method = nt.Magnitude(nt.Sparsity(0.5))
-    pruned = nt.prune(PARAMS, batch_major, X, method=method, weights=REAL)
+    pruned = pruned_by(batch_major)
     of_batch = {**SETTINGS, "weights": lambda batch: batch["on"]}
     done = nt.recover(pruned, PARAMS, network, loader, **of_batch)
-    clean = Again([{"x": X[cut], "on": REAL[cut]} for cut in cuts])
+    clean = Loader([{"x": X[cut], "on": REAL[cut]} for cut in cuts])
     same(done.params, nt.recover(pruned, PARAMS, network, clean, **of_batch).params)
     # a function of the one batch sees its pieces
     whole = {"x": JUNK, "on": REAL}
@@ -143,7 +135,7 @@ def test_weights_of_a_batch_and_of_a_loader():
 
 def test_a_batch_of_nothing_but_padding_is_no_step():
     none = np.zeros_like(REAL[:8])
-    loader = Again([X[:8], X[8:16], JUNK[16:24]])
+    loader = Loader([X[:8], X[8:16], JUNK[16:24]])
     sizes = itertools.chain([REAL[:8], REAL[8:16]], itertools.repeat(none))
     done = recovered(batch_major, loader, lambda batch: next(sizes))
     assert done.report.deviation == done.report.before
