@@ -34,7 +34,8 @@ def settings(method, seen, relu, free):
 def reconstruct(method, seen, relu, free):
     """Weights by a ``Reconstruct``, and how far biases move."""
     told = settings(method, seen, relu, free)
-    return pattern_admm.reconstruct(method.pattern, seen, *told)
+    fit = pattern_admm.reconstruct(method.pattern, seen, *told)
+    return fit[:2]
 
 
 def choose(method, seen, relu, free):

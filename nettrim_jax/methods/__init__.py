@@ -24,6 +24,7 @@
 - ``reconstruct``: ``Reconstruct``, which chooses and fits the weights of a pattern.
 - ``sparsest``: ``Sparsest``, the better of the two kinds for each layer.
 - ``pattern_admm``: the loop of ``Reconstruct``.
+- ``exchanges``: exchanges of single weights, by which it ends in small layers.
 - ``trials``: how much a layer is kept from overfitting, by comparing errors.
 - ``quadratic``: the quadratic loss of ``Reconstruct``.
 - ``policy``: what an agent tries, and what it learns from it.

@@ -30,7 +30,7 @@ from nettrim_jax.methods.quadratic import (
     coupling_of,
     quadratic_of,
 )
-from nettrim_jax.methods.trials import ASIDE, Parts, default, is_open, search
+from nettrim_jax.methods.trials import ASIDE, Fit, Parts, default, is_open, search
 from nettrim_jax.methods.within import Within, apart
 from nettrim_jax.typing import HIGHEST, Array
 
@@ -60,7 +60,7 @@ class Settings(NamedTuple):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def reconstruct(
     pattern: Pattern, seen: Observed, given: Parts, settings: Settings
-) -> tuple[Array, Array]:
+) -> Fit:
     """One layer's weights and the change of its biases.
 
     The derivatives are those of the steps of the answer, for the parts that the trials
@@ -75,11 +75,11 @@ def reconstruct(
       settings: the settings of the loop.
 
     Returns:
-      ``W`` ``[b, d_in, d_out]`` and the change of the biases ``[b, d_out]``.
+      The weights, the change of the biases, and the terms against overfitting.
     """
     if _narrow(pattern, seen):
-        quadratic, found = _together(pattern, seen, given, settings)
-        return _final(pattern, seen, quadratic, found)
+        quadratic, found, parts = _together(pattern, seen, given, settings)
+        return _final(pattern, seen, quadratic, found, parts)
     parts = chosen(pattern, seen, given, settings)
     return _answer(pattern, seen, parts, settings)
 
@@ -89,7 +89,7 @@ def _reconstruct_jvp(settings: Settings, primals: tuple, tangents: tuple) -> tup
     pattern, seen, given = primals
     parts = jax.lax.stop_gradient(chosen(pattern, seen, given, settings))
 
-    def answer(seen: Observed, given: Parts) -> tuple[Array, Array]:
+    def answer(seen: Observed, given: Parts) -> Fit:
         mine = jax.tree.map(lambda a, b: jnp.where(is_open(a), b, a), given, parts)
         return _answer(pattern, seen, mine, settings)
 
@@ -124,20 +124,19 @@ def chosen(pattern: Pattern, seen: Observed, given: Parts, settings: Settings) -
     return search(given, settings.clips, stage, None)[0]
 
 
-def _answer(
-    pattern: Pattern, seen: Observed, parts: Parts, settings: Settings
-) -> tuple[Array, Array]:
+def _answer(pattern: Pattern, seen: Observed, parts: Parts, settings: Settings) -> Fit:
     quadratic = quadratic_of(
         seen, settings.free, settings.clips, parts.ridge + parts.plain
     )
     coupling = coupling_of(seen.coupling, quadratic.least)
     stage = _Stage(quadratic, coupling, parts, _blocks(settings, seen))
-    return _final(pattern, seen, quadratic, _loop(pattern, seen, stage, settings))
+    found = _loop(pattern, seen, stage, settings)
+    return _final(pattern, seen, quadratic, found, parts)
 
 
 def _together(
     pattern: Pattern, seen: Observed, given: Parts, settings: Settings
-) -> tuple[Quadratic, "_Found"]:
+) -> tuple[Quadratic, "_Found", Parts]:
     """The answer after all trials, by one loop."""
     fit, aside = _most_rows(seen)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), fit, seen)
@@ -155,8 +154,8 @@ def _together(
 
     still = jnp.zeros_like(seen.W0)
     nothing = _Found(still, still, still[:, 0])
-    _, found = search(given, settings.clips, stage, nothing, answer=True)
-    return jax.tree.map(lambda a: a[b:], both), found
+    parts, found = search(given, settings.clips, stage, nothing, answer=True)
+    return jax.tree.map(lambda a: a[b:], both), found, parts
 
 
 def _most_rows(seen: Observed) -> tuple[Observed, Array]:
@@ -227,7 +226,7 @@ def _loop(
     quadratic, coupling, parts, blocks = stage
     X, size = quadratic.X, quadratic.size
     clip, ridge = settings.clip, parts.ridge
-    plain = jnp.maximum(parts.plain, quadratic.least)[:, None, None]
+    plain = _plain(quadratic, parts)[:, None, None]
     B = seen.W0 * size[:, :, None]
 
     def weighed(G: Array) -> Array:
@@ -275,9 +274,17 @@ def _loop(
     return _Found(state.Z + growth * state.U, state.Z, state.b)
 
 
+def _plain(quadratic: Quadratic, parts: Parts) -> Array:
+    return jnp.maximum(parts.plain, quadratic.least)
+
+
 def _final(
-    pattern: Pattern, seen: Observed, quadratic: Quadratic, found: _Found
-) -> tuple[Array, Array]:
+    pattern: Pattern,
+    seen: Observed,
+    quadratic: Quadratic,
+    found: _Found,
+    parts: Parts,
+) -> Fit:
     """The weights exactly within the pattern, and the change of the biases."""
     keep = pattern.keep(found.V**2)
     W, b = _unscaled(seen, quadratic, jnp.where(keep, found.V, 0), found.b)
@@ -286,7 +293,8 @@ def _final(
     _, allowed = apart(pattern)
     every = keep if allowed is None else keep == allowed
     whole = jnp.all(every) & jnp.all(still)
-    return jnp.where(whole, seen.W0, W), jnp.where(whole, 0, b)
+    W, b = jnp.where(whole, seen.W0, W), jnp.where(whole, 0, b)
+    return Fit(W, b, parts._replace(plain=_plain(quadratic, parts)))
 
 
 def _unscaled(

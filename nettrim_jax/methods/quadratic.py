@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nettrim_jax._numerics import after, matmul, norm, transposed_matmul
+from nettrim_jax._numerics import after, matmul, norm, numpy_of, transposed_matmul
 from nettrim_jax.typing import Array
 
 LOST = 1e-3  # share of the spread of an input that rounding may take
@@ -118,7 +118,8 @@ class Quadratic(NamedTuple):
 
 
 def _mean(X: Array, valid: Array, here: Array) -> Array:
-    return (jnp.sum(jnp.where(valid, X, 0), axis=1) / here[:, None])[:, None, :]
+    xp = numpy_of(X)
+    return (xp.sum(xp.where(valid, X, 0), axis=1) / here[:, None])[:, None, :]
 
 
 class Centred(NamedTuple):
@@ -132,33 +133,45 @@ class Centred(NamedTuple):
 
 
 def centred(seen: Observed, free: bool) -> Centred:
-    """The rows and moments; centred if the bias is free."""
+    """The rows and moments, of NumPy's arrays too; centred if the bias is free."""
+    xp = numpy_of(seen.X)
     sums, count = seen.moments[:, -1, :-1], seen.moments[:, -1, -1]
-    valid, here = seen.valid[:, :, None], jnp.sum(seen.valid, axis=1)
-    here = jnp.maximum(here, 1).astype(count.dtype)
-    count = jnp.maximum(count, here)
+    valid, here = seen.valid[:, :, None], xp.sum(seen.valid, axis=1)
+    here = xp.maximum(here, 1).astype(count.dtype)
+    count = xp.maximum(count, here)
     # there are no rows but these, or the mean is so large that moments lose the spread
-    apart = jnp.where(valid, seen.X - _mean(seen.X, valid, here), 0)
-    raw = jnp.diagonal(seen.moments, axis1=1, axis2=2)[:, :-1] / count[:, None]
-    spread = jnp.sum(apart**2, axis=1) / here[:, None]
+    apart = xp.where(valid, seen.X - _mean(seen.X, valid, here), 0)
+    raw = xp.diagonal(seen.moments, axis1=1, axis2=2)[:, :-1] / count[:, None]
+    spread = xp.sum(apart**2, axis=1) / here[:, None]
     eps = jnp.finfo(count.dtype).eps
     lost = (eps * raw > LOST * spread) & (spread > (4 * eps) ** 2 * raw)
-    near = (count == here) | (jnp.any(lost, axis=1) & free)
-    mean = sums / count[:, None] if free else jnp.zeros_like(sums)
-    X = jnp.where(valid, seen.X - mean[:, None, :], 0)
+    near = (count == here) | (xp.any(lost, axis=1) & free)
+    mean = sums / count[:, None] if free else xp.zeros_like(sums)
+    X = xp.where(valid, seen.X - mean[:, None, :], 0)
     if free:  # centres again, as the first mean is off by its rounding
-        rest = jnp.where(near[:, None], jnp.sum(X, axis=1) / here[:, None], 0)
-        mean, X = mean + rest, jnp.where(valid, X - rest[:, None, :], 0)
+        rest = xp.where(near[:, None], xp.sum(X, axis=1) / here[:, None], 0)
+        mean, X = mean + rest, xp.where(valid, X - rest[:, None, :], 0)
     H = seen.moments[:, :-1, :-1]
     H = H - (count[:, None] * mean)[:, :, None] * mean[:, None, :]
 
     def own(H: Array) -> Array:
         mine = (count / here)[:, None, None] * matmul(X.transpose(0, 2, 1), X)
-        return jnp.where(near[:, None, None], mine, H)
+        return xp.where(near[:, None, None], mine, H)
 
     # the product is as long as that of all moments, which many rows are summed for
-    H = jax.lax.cond(jnp.any(near), own, lambda H: H, H)
+    if xp is jnp:
+        H = jax.lax.cond(jnp.any(near), own, lambda H: H, H)
+    elif near.any():
+        H = own(H)
     return Centred(X, H, mean, count / here, near)
+
+
+def sizes(H: Array) -> Array:
+    """What inputs with these moments are divided by, ``[b, d_in]``."""
+    xp = numpy_of(H)
+    energy = xp.maximum(xp.diagonal(H, axis1=1, axis2=2), 0)
+    floor = FLOOR * xp.mean(energy, axis=1, keepdims=True)
+    return xp.sqrt(energy + xp.where(floor > 0, floor, 1))
 
 
 def quadratic_of(
@@ -173,9 +186,7 @@ def quadratic_of(
     """
     parts = centred(seen, free)
     X, H, near, share = parts.X, parts.H, parts.near, parts.share
-    energy = jnp.maximum(jnp.diagonal(H, axis1=1, axis2=2), 0)
-    floor = FLOOR * jnp.mean(energy, axis=1, keepdims=True)
-    size = jnp.sqrt(energy + jnp.where(floor > 0, floor, 1))
+    size = sizes(H)
     A = H / (size[:, :, None] * size[:, None, :])
     e, Q = jnp.linalg.eigh(A if done is None else after(A, done))
     # only rounding makes an eigenvalue negative

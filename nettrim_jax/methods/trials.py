@@ -27,6 +27,14 @@ class Parts(NamedTuple):
     plain: Array  # []
 
 
+class Fit(NamedTuple):
+    """A layer's answer, and the terms against overfitting that led to it."""
+
+    W: Array  # [b, d_in, d_out]
+    move: Array  # [b, d_out], the change of the biases
+    parts: Parts  # the plain part is that of each lane, [b]
+
+
 def is_open(part: Array) -> Array:
     """Whether a term is to be chosen."""
     return part < 0
