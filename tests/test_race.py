@@ -101,6 +101,23 @@ def test_tables_compare(race):
     assert json.loads(tables.dumps(data)) == data
 
 
+def test_layers_alone_are_beside_exact_removals(race):
+    tables = race("tables")
+    case = toy([0.3, 9.0], [0.6, 1.0], "50 %")
+    data = {"cases": {"lenet": case}}
+    assert "alone" not in tables.tables(data)
+    runs = {tables.ALONE: [0.2, 0.9], tables.OBS: [0.4, 2.0], tables.UNDAMPED: [0.5, 1]}
+    for method, errors in runs.items():
+        case["methods"][method] = {"runs": {"parallel 50 %": found(errors)}}
+    made = tables.tables(data)
+    assert made["alone"].splitlines()[2:] == [
+        "| lenet | 2 | 0.700 | 0.900 (b 50 %) | 0 |"
+    ]
+    # they have no columns of their own
+    assert "downstream" not in made["errors lenet"]
+    assert "LayerOBS |" in made["errors lenet"].splitlines()[0]
+
+
 def test_compilation_counts_every_second_once(race):
     compilation = race("meters").Compilation()
     now = time.perf_counter()

@@ -100,7 +100,7 @@ def missing(data, name, method, args):
         [mode, target]
         for mode in modes
         for target in args.targets
-        if race_runs.wanted(name, method, target)
+        if race_runs.wanted(name, method, mode, target)
         and f"{mode} {target}" not in done.get("runs", {})
     ]
 

@@ -11,11 +11,13 @@ import jax
 import numpy as np
 import race_cases
 from race_meters import Compilation, Errors, Memory
-from race_tables import DUEL, OURS, TARGETS, TIMED, UNTUNED
+from race_tables import ALONE, DUEL, OBS, OURS, TARGETS, TIMED, UNDAMPED, UNTUNED
 
 import nettrim_jax as nt
 
 CAP = 0.7  # of the last layer of a network
+# cases in which one weight after another can be removed
+SMALL = (*race_cases.NETWORKS, "random 512")
 
 
 def wanda(pattern):
@@ -29,12 +31,14 @@ METHODS: dict[str, Callable] = {
     "magnitude": nt.Magnitude,
     "wanda": wanda,
     "sparsegpt": nt.SparseGPT,
+    "random": nt.Random,
+    "obd": nt.OBD,
+    OBS: nt.LayerOBS,
+    UNDAMPED: lambda p: nt.LayerOBS(p, damping=0.0),
+    OURS: nt.Reconstruct,
+    ALONE: lambda p: nt.Reconstruct(p, downstream=0.0),
+    UNTUNED: lambda p: nt.Reconstruct(p, ridge=1e-3, plain=0.0),
 }
-if hasattr(nt, "Random"):
-    METHODS["random"] = nt.Random
-if hasattr(nt, "Reconstruct"):
-    METHODS[OURS] = nt.Reconstruct
-    METHODS[UNTUNED] = lambda p: nt.Reconstruct(p, ridge=1e-3, plain=0.0)
 
 
 def pattern(target, last=False):
@@ -53,12 +57,16 @@ def method_of(name, case, target):
     return {case.last: make(pattern(target, last=True)), ".*": make(pattern(target))}
 
 
-def wanted(name, method, target):
+def wanted(name, method, mode, target):
     """Whether a method runs on a case: some ask one question only."""
     if method == DUEL:  # which is faster, side by side?
         return name.startswith("random 1024") and target == TIMED
     if method == UNTUNED:  # does it overfit where d_in is half the number of rows?
         return name.startswith("random 1024") and target == "50 %"
+    if method in (OBS, UNDAMPED) and not name.startswith(SMALL):
+        return False  # it would take hours
+    if method in (UNDAMPED, ALONE):  # which method has the least error of a layer?
+        return mode == "parallel" and name in race_cases.NETWORKS
     if name.startswith("rows"):  # what do more rows cost?
         return method in ("wanda", "sparsegpt", OURS) and target == TIMED
     return True

@@ -7,6 +7,9 @@ import statistics
 
 OURS = "reconstruct"
 UNTUNED = "reconstruct, no ridge"
+ALONE = "reconstruct, downstream 0"  # where only a layer's own error counts
+OBS, UNDAMPED = "layerobs", "layerobs, not damped"
+ASIDE = (UNTUNED, ALONE, UNDAMPED)  # in tables of their own
 RECOVERED = "recovered"  # what Reconstruct left, after 1000 steps without labels
 DUEL = "both in turn"  # SparseGPT and Reconstruct, for their time
 LABELS = {
@@ -14,7 +17,11 @@ LABELS = {
     "magnitude": "magnitude",
     "wanda": "Wanda",
     "sparsegpt": "SparseGPT",
+    "obd": "OBD",
+    OBS: "LayerOBS",
+    UNDAMPED: "LayerOBS, not damped",
     OURS: "Reconstruct",
+    ALONE: "Reconstruct, `downstream=0`",
     UNTUNED: "Reconstruct, ridge not tuned",
 }
 ORDER = list(LABELS)
@@ -60,6 +67,7 @@ def tables(data):
     out["official"] = _official(data)
     out["official accuracy"] = _official_accuracy(data)
     out["layers"] = _layers(data)
+    out["alone"] = _alone(data)
     out["random"] = _random(data)
     out["overfitting"] = _overfitting(data)
     out["time"] = _time(data)
@@ -91,8 +99,13 @@ def dumps(value):
     return "{\n" + ",\n".join(lines) + "\n}"
 
 
-def entries(data, mode="parallel"):
+def entries(data, mode="parallel", without=ASIDE):
     """Every layer under every target that several methods ran.
+
+    Args:
+      data: what was run.
+      mode: of the runs.
+      without: methods to leave out.
 
     Yields:
       Case, layer, target, and per method the errors on seen and on held-out rows. What
@@ -107,18 +120,18 @@ def entries(data, mode="parallel"):
                     continue
                 found = {
                     method: (run["calibration"][i], run["held_out"][i])
-                    for method, run in _ran(case, mode, target).items()
+                    for method, run in _ran(case, mode, target, without).items()
                 }
                 if found:
                     yield name, layer, target, found
 
 
-def _ran(case, mode, target):
+def _ran(case, mode, target, without=ASIDE):
     """The runs of one target, in the methods' order."""
     found = {}
     for method in sorted(case["methods"], key=_place):
         run = case["methods"][method]["runs"].get(f"{mode} {target}")
-        if run and method != UNTUNED:
+        if run and method not in without:
             found[method] = run
     return found
 
@@ -131,7 +144,7 @@ def _names(data_or_case):
     """The methods that ran, in order."""
     cases = data_or_case.get("cases", {"": data_or_case}).values()
     names = {method for case in cases for method in case["methods"]}
-    return sorted(names - {UNTUNED}, key=_place)
+    return sorted(names.difference(ASIDE), key=_place)
 
 
 def _grid(head, rows):
@@ -258,6 +271,25 @@ def _random(data):
             values = [found[m][1] if m in found else None for m in names]
             rows.append([case, target, *_bold(values, "{:.4f}")])
     return _grid(["layer", "target", *_labels(names)], rows) if rows else ""
+
+
+def _alone(data):
+    """Held-out errors where only a layer's own counts, over the lowest of all."""
+    gathered: dict = {}
+    for case, layer, target, found in entries(data, without=(OURS, UNTUNED)):
+        ours = found.pop(ALONE, None)
+        if ours and UNDAMPED in found:
+            least = min(error for _, error in found.values())
+            place = f"{layer} {target}"
+            gathered.setdefault(case, []).append((ours[1] / least, place))
+    rows = []
+    for case, ratios in gathered.items():
+        worst, where = max(ratios)
+        numbers = [ratio for ratio, _ in ratios]
+        cells = f"{statistics.median(numbers):.3f}", f"{worst:.3f} ({where})"
+        rows.append([case, len(ratios), *cells, sum(n > 1 for n in numbers)])
+    head = ["network", "layers and targets", "median", "worst", "higher in"]
+    return _grid(head, rows) if rows else ""
 
 
 def _overfitting(data):
