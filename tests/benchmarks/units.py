@@ -115,7 +115,9 @@ def main():
     parser.add_argument("--criteria", nargs="+")
     parser.add_argument("--no-refit", nargs="+", default=[], help="these, without, too")
     parser.add_argument("--network-scope", action="store_true", help="Joint, beside")
-    parser.add_argument("--out", help="a JSON file of all figures")
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="a JSON file, to be taken up where it stopped"
+    )
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)
     made = a_lenet if args.network == "lenet" else a_resnet
@@ -134,17 +136,20 @@ def main():
         scope = {"scope": "network", "of": "multiply-adds"}
         kinds.append(("Joint, network", nt.Joint(), scope))
     count = args.count or {"lenet": 8192, "resnet": 2048}[args.network]
-    found: dict = {}
+    found = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     for draw in range(args.draws):
         pick = np.random.default_rng(draw).permutation(len(train[1]))[:count]
         batch = jnp.asarray(train[0][pick]), jnp.asarray(train[1][pick])
         for share in shares:
-            adds = None
             for name, by, more in kinds:
+                mine = found.setdefault(name, {}).setdefault(str(share), {})
+                if str(draw) in mine:
+                    continue
                 began = time.process_time()
                 level = share
-                if more.get("scope") == "network" and adds is not None:
-                    level = 1 - adds
+                if more.get("scope") == "network":
+                    # as many multiply-adds as Joint leaves of each block
+                    level = 1 - found["Joint"][str(share)][str(draw)]["adds"]
                 method = nt.Units(level, by=by, **more)
                 layers = {k: v and method for k, v in LAYERS[args.network].items()}
                 pruned = nt.prune(
@@ -159,34 +164,36 @@ def main():
                 if name.endswith("batch norm"):
                     new = recalibrated(new, batch[0])
                 score = accuracy(network, new, beside)
+                left = nt.shrink(pruned, on_x(call), batch).report.multiply_adds
+                mine[str(draw)] = {"score": score, "adds": left.after / left.before}
                 took = time.process_time() - began
-                if args.network_scope and (adds is None or more.get("scope")):
-                    small = nt.shrink(pruned, on_x(call), batch)
-                    left = small.report.multiply_adds
-                    adds = left.after / left.before if adds is None else adds
-                    print(f"{name} {left}", file=sys.stderr)
-                found.setdefault(name, {}).setdefault(share, []).append(score)
                 print(
                     f"draw {draw} {share} {name}: {score:.2f} ({took:.0f} CPU s)",
                     file=sys.stderr,
                     flush=True,
                 )
+                if args.out:
+                    args.out.write_text(json.dumps(found, indent=1))
     print(f"full: {accuracy(network, params, beside):.2f} % ({args.on})")
     print("| criterion |", " | ".join(f"{s:.0%} removed" for s in shares), "|")
     print("| --- |", " | ".join("---" for _ in shares), "|")
-    for name, each in found.items():
-        cells = [f"{np.mean(each[s]):.2f}" for s in shares]
+    scores = {
+        name: [
+            [each[str(s)][str(d)]["score"] for d in range(args.draws)] for s in shares
+        ]
+        for name, each in ((name, found[name]) for name, _, _ in kinds)
+    }
+    for name, each in scores.items():
+        cells = [f"{np.mean(draws):.2f}" for draws in each]
         print(f"| {name} |", " | ".join(cells), "|")
-    if "Joint" in found and args.draws > 1:
+    if "Joint" in scores and args.draws > 1:
         print("Joint minus the other, with its standard error, over draws:")
-        for name in [n for n in found if n != "Joint"]:
+        for name in [n for n in scores if n != "Joint"]:
             cells = []
-            for s in shares:
-                d = np.subtract(found["Joint"][s], found[name][s])
+            for ours, others in zip(scores["Joint"], scores[name], strict=True):
+                d = np.subtract(ours, others)
                 cells.append(f"{d.mean():+.2f} ± {d.std(ddof=1) / len(d) ** 0.5:.2f}")
             print(f"| {name} |", " | ".join(cells), "|")
-    if args.out:
-        pathlib.Path(args.out).write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
