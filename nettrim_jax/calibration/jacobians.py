@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from nettrim_jax._compile import compiled
 from nettrim_jax.calibration.samples import Arrays, Curve, Samples
-from nettrim_jax.tracing.outer import Outer, outer_of
+from nettrim_jax.tracing.outer import Outer, Windowed, outer_of
 from nettrim_jax.typing import HIGHEST, Array, wide
 
 
@@ -35,19 +35,13 @@ def products(
     """
     outer = outer_of(curve.flat, moved)
 
-    def some(
-        counts: list[Array], keys: Array, rows: Any, pulls: Any, bends: Any
-    ) -> Any:
-        def along(total: dict[int, Array], at: Array) -> tuple[dict[int, Array], None]:
-            def one(counts: list[Array], key: Array, pull: Any, bend: Any) -> Any:
-                v = _direction(samples, counts, key, at)
-                first = pull(v)[0]
-                other = first if bend is None else pull(_times(counts, bend(v)[0]))[0]
-                return first, other
+    def some(counts: list[Array], keys: Array, rows: Any, pull: Any, bend: Any) -> Any:
+        met = {k: one.met(rows[k]) for k, one in outer.items()}
 
-            first, other = jax.vmap(one)(counts, keys, pulls, bends)
+        def along(total: dict[int, Array], at: Array) -> tuple[dict[int, Array], None]:
+            first, other = _both(samples, counts, keys, at, pull, bend)
             sums = {
-                k: outer[k].summed(rows[k], first[k], other[k])
+                k: outer[k].summed(met[k], first[k], other[k])
                 if k in outer
                 else _summed(first[k], other[k])
                 for k in moved
@@ -83,22 +77,17 @@ def matrix(
 
     def rows(slopes: dict[int, Array]) -> Array:
         each = zip(moved, picks, strict=True)
-        return jnp.concatenate([slopes[k].ravel()[index] for k, index in each])
+        flat = [slopes[k].reshape(samples.at_once, -1)[:, index] for k, index in each]
+        return jnp.concatenate(flat, axis=1)
 
-    def some(counts: list[Array], keys: Array, _: Any, pulls: Any, bends: Any) -> Any:
-        def one(counts: list[Array], key: Array, pull: Any, bend: Any) -> Any:
-            def along(at: Array) -> tuple[Array, Array]:
-                v = _direction(samples, counts, key, at)
-                first = rows(pull(v)[0])
-                if bend is None:
-                    return first, first
-                return first, rows(pull(_times(counts, bend(v)[0]))[0])
+    def some(counts: list[Array], keys: Array, _: Any, pull: Any, bend: Any) -> Any:
+        def along(at: Array) -> tuple[Array, Array]:
+            first, other = _both(samples, counts, keys, at, pull, bend)
+            return rows(first), rows(other)
 
-            return jax.lax.map(along, jnp.arange(samples.directions))
-
-        J, HJ = jax.vmap(one)(counts, keys, pulls, bends)
+        J, HJ = jax.lax.map(along, jnp.arange(samples.directions))
         J, HJ = (a.astype(wide(a.dtype)) for a in (J, HJ))
-        return jnp.einsum("soi,soj->ij", J, HJ, precision=HIGHEST)
+        return jnp.einsum("osi,osj->ij", J, HJ, precision=HIGHEST)
 
     return _over_samples(some, curve, samples, (tuple(set(moved)), {}), arrays)
 
@@ -107,7 +96,7 @@ def _over_samples(
     some: Any,
     curve: Curve,
     samples: Samples,
-    by: tuple[tuple[int, ...], Mapping[int, Outer]],
+    by: tuple[tuple[int, ...], Mapping[int, Outer | Windowed]],
     arrays: Arrays,
 ) -> Any:
     """The sum of a function of some samples over all of them, some at a time."""
@@ -117,29 +106,40 @@ def _over_samples(
     def own(a: Array, pick: Array) -> Array:
         return jax.lax.dynamic_slice_in_dim(a, pick, 1)
 
-    def linear(pick: Array, inside: Array) -> Any:
+    def mine(pick: Array) -> list[Array]:
         each = zip(arrays.batch, samples.split, strict=True)
-        mine = [own(a, pick) if split else a for a, split in each]
+        return [own(a, pick) if split else a for a, split in each]
 
-        def outputs(nudged: dict[int, Array]) -> Any:
-            own = {k: a for k, a in nudged.items() if k not in outer}
-            every = [own.get(i, leaf) for i, leaf in enumerate(leaves)]
-            nudges = {k: a for k, a in nudged.items() if k in outer}
-            return curve.values([*every, *mine], consts, outer, nudges)
+    def outputs(nudged: dict[int, Array], pick: Array) -> Any:
+        own = {k: a for k, a in nudged.items() if k not in outer}
+        every = [own.get(i, leaf) for i, leaf in enumerate(leaves)]
+        nudges = {k: a for k, a in nudged.items() if k in outer}
+        return curve.values([*every, *mine(pick)], consts, outer, nudges)
 
-        still = {k: curve.still(outer[k]) if k in outer else leaves[k] for k in moved}
-        values, pull, rows = jax.vjp(outputs, still, has_aux=True)
-        bend = curve.bends([*leaves, *mine], consts, values)
+    def counted(values: list[Array], pick: Array, inside: Array) -> list[Array]:
         some = weights
         if weights is not None and any(samples.split):
             some = own(weights, pick)
-        counts = [_counts(a, inside, some, bool(curve.cut)) for a in values]
-        return counts, jax.random.fold_in(arrays.key, pick), rows, pull, bend
+        return [_counts(a, inside, some, bool(curve.cut)) for a in values]
 
     def at(start: Array) -> Any:
         pick = start + jnp.arange(samples.at_once)
         inside = pick < samples.count
-        return some(*jax.vmap(linear)(jnp.minimum(pick, samples.count - 1), inside))
+        pick = jnp.minimum(pick, samples.count - 1)
+        still = {k: curve.still(outer[k]) if k in outer else leaves[k] for k in moved}
+        still = {
+            k: jnp.broadcast_to(a[None], (samples.at_once, *a.shape))
+            for k, a in still.items()
+        }
+        # derivatives of mapped functions: maps of derivatives would hold a copy of all
+        # leaves for each sample, and XLA takes long for convolutions with these
+        values, pull, rows = jax.vjp(
+            lambda nudged: jax.vmap(outputs)(nudged, pick), still, has_aux=True
+        )
+        bend = curve.bends(lambda pick: [*leaves, *mine(pick)], consts, values, pick)
+        counts = jax.vmap(counted)(values, pick, inside)
+        keys = jax.vmap(lambda at: jax.random.fold_in(arrays.key, at))(pick)
+        return some(counts, keys, rows, pull, bend)
 
     def add(total: Any, start: Array) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, at(start)), None
@@ -177,6 +177,16 @@ def _direction(
             out.append(jax.random.rademacher(own, one.shape, one.dtype) * one)
         start += one.size
     return out
+
+
+def _both(
+    samples: Samples, counts: list[Array], keys: Array, at: Array, *maps: Any
+) -> tuple[Any, Any]:
+    """Derivatives of all samples in a direction, and in that times the curvature."""
+    pull, bend = maps
+    v = jax.vmap(lambda counts, key: _direction(samples, counts, key, at))(counts, keys)
+    first = pull(v)[0]
+    return first, first if bend is None else pull(_times(counts, bend(v)[0]))[0]
 
 
 def _times(counts: list[Array], values: list[Array]) -> list[Array]:

@@ -20,10 +20,10 @@ from nettrim_jax.calibration.gradient import Loss
 from nettrim_jax.results import MethodError
 from nettrim_jax.tracing import jaxprs, matching, untyped
 from nettrim_jax.tracing.jaxprs import Flat, Literal, Op
-from nettrim_jax.tracing.outer import Outer
+from nettrim_jax.tracing.outer import Outer, Windowed, outer_of
 from nettrim_jax.typing import Array, Batch, Params
 
-ENTRIES = 2**25  # entries of leaves that one call may hold for all of its samples
+ENTRIES = 2**25  # entries that one call may hold for all of its samples
 SAMPLES = 256  # the most of one call
 FEW = 16  # outputs of a sample up to which each has a backward pass of its own
 PROBES = 64  # random directions of a batch at least, if it has fewer samples than this
@@ -55,7 +55,7 @@ class Curve:
         self,
         inputs: list[Any],
         consts: Sequence[Any],
-        outer: Mapping[int, Outer],
+        outer: Mapping[int, Outer | Windowed],
         nudges: Mapping[int, Array],
     ) -> tuple[list[Array], dict[int, Array]]:
         """The outputs of one sample, and the rows that some leaves meet.
@@ -80,23 +80,37 @@ class Curve:
             return [seen[id_][0] for id_ in self.cut], met
         return [given[i] for i in self.outputs], met
 
-    def still(self, outer: Outer) -> Array:
+    def still(self, outer: Outer | Windowed) -> Array:
         """Nothing, in the shape of the result of a product."""
         aval = self.flat.avals[outer.op.outputs[0]]
         return jnp.zeros(aval.shape, aval.dtype)
 
     def bends(
-        self, inputs: list[Any], consts: Sequence[Any], values: list[Array]
+        self,
+        inputs: Callable[[Array], list[Any]],
+        consts: Sequence[Any],
+        values: list[Array],
+        picks: Array,
     ) -> Any:
-        """Products with the second derivatives of the loss by these outputs."""
+        """Products with the second derivatives of the loss by some samples' outputs.
+
+        Args:
+          inputs: the leaves and the arrays of one sample, by its number.
+          consts: the constants of the program.
+          values: the outputs, ``[s, ...]``.
+          picks: numbers of the samples, ``[s]``.
+        """
         if not self.cut:
             return None
 
-        def loss(moved: list[Array]) -> Any:
+        def loss(moved: list[Array], pick: Array) -> Any:
             nudges = dict(zip(self.cut, moved, strict=True))
-            return jaxprs.evaluate(self.flat, consts, inputs, nudges=nudges)[0][0]
+            out = jaxprs.evaluate(self.flat, consts, inputs(pick), nudges=nudges)
+            return out[0][0]
 
-        return jax.vjp(jax.grad(loss), [jnp.zeros_like(a) for a in values])[1]
+        slopes = jax.vmap(jax.grad(loss))
+        still = [jnp.zeros_like(a) for a in values]
+        return jax.vjp(lambda moved: slopes(moved, picks), still)[1]
 
 
 class Samples(NamedTuple):
@@ -247,15 +261,16 @@ def _taken(
     count = next((len(a) for a, own in zip(part.batch, split, strict=True) if own), 1)
     if weights is not None and any(split) and len(weights) != count:
         raise TypeError(f"it has {count} samples, and weights have {len(weights)}")
-    size = sum(part.model.leaves[k].size for k in moved)
+    outer = {} if every else outer_of(curve.flat, moved)
+    leaves = part.model.leaves
+    size = sum(outer[k].entries if k in outer else leaves[k].size for k in moved)
     size *= curve.count if every else 1
     at_once = max(1, min(SAMPLES, ENTRIES // max(size, 1), count))
     random = max(1, PROBES // count)
     exact = every or curve.count <= max(FEW, random)
     directions = curve.count if exact else random
-    key, leaves = part.key, part.model.leaves
     return Taken(
         curve,
         Samples(count, split, directions, exact, at_once),
-        Arrays(leaves, part.batch, consts, weights, key),
+        Arrays(leaves, part.batch, consts, weights, part.key),
     )

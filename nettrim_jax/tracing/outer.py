@@ -1,7 +1,10 @@
-"""Matrices that meet one row: the derivative by them is an outer product.
+"""Leaves of which the derivatives of each sample are products of matrices.
 
-Then the square of each entry is an outer product, too, of squares, and a sum over
-samples of these is one product of matrices.
+Of a matrix that meets one row the derivative is an outer product. Then the square of
+each entry is an outer product, too, of squares, and a sum over samples of these is one
+product of matrices. Of a convolution's kernel it is the product of the windows and of
+derivatives by the results; as one more convolution for each sample it takes XLA many
+times as long on CPU.
 
 Knows flat programs; knows no solver.
 """
@@ -10,11 +13,15 @@ import dataclasses
 import math
 from collections.abc import Collection
 
+import jax
 import jax.numpy as jnp
 
 from nettrim_jax.tracing import jaxprs
+from nettrim_jax.tracing.folding import Folding, fold
 from nettrim_jax.tracing.jaxprs import Flat, Literal, Op, Ref
 from nettrim_jax.typing import HIGHEST, Array, wide
+
+WINDOWS = 2**22  # the most entries of the windows of a sample
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,28 +42,77 @@ class Outer:
     along: tuple[int, ...]
     shape: tuple[int, ...]
 
-    def summed(self, rows: Array, first: Array, other: Array) -> Array:
+    @property
+    def entries(self) -> int:
+        """How many numbers of each sample are kept."""
+        return math.prod(self.shape[axis] for axis in self.over)
+
+    def met(self, rows: Array) -> Array:
+        """What :meth:`summed` needs of the rows ``[s, ...]``, ``[s, d_in]``."""
+        axes = [axis + 1 for axis in self.along]
+        free = [axis for axis in range(1, rows.ndim) if axis not in axes]
+        X = rows.transpose(0, *axes, *free).reshape(len(rows), -1)
+        return X.astype(wide(X.dtype)) ** 2
+
+    def summed(self, met: Array, first: Array, other: Array) -> Array:
         """Sums products of two derivatives over samples, in the leaf's shape.
 
         Args:
-          rows: ``[s, ...]``, what the leaf is multiplied by in each sample.
+          met: of what the leaf is multiplied by in each sample.
           first: ``[s, ...]``, derivatives by the results of the operation.
           other: the same in another direction.
         """
         dtype = wide(first.dtype)
-        s = len(rows)
-        axes = [axis + 1 for axis in self.along]
-        free = [axis for axis in range(1, rows.ndim) if axis not in axes]
-        X = rows.astype(dtype).transpose(0, *axes, *free).reshape(s, -1)
-        D = (first.astype(dtype) * other.astype(dtype)).reshape(s, -1)
-        total = jnp.matmul((X * X).T, D, precision=HIGHEST)
+        D = (first.astype(dtype) * other.astype(dtype)).reshape(len(first), -1)
+        total = jnp.matmul(met.astype(dtype).T, D, precision=HIGHEST)
         rest = [axis for axis in range(len(self.shape)) if axis not in self.over]
         order = [*self.over, *rest]
         total = total.reshape([self.shape[axis] for axis in order])
         return total.transpose([order.index(axis) for axis in range(len(order))])
 
 
-def outer_of(flat: Flat, leaves: Collection[int]) -> dict[int, Outer]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Windowed:
+    """The one convolution that a leaf is the kernel of; has what :class:`Outer` has.
+
+    Attributes:
+      op: the operation, in the main block.
+      row: slot of what the leaf is convolved with.
+      folding: the operation as products of matrices.
+      shape: shape of the leaf.
+    """
+
+    op: Op
+    row: Ref
+    folding: Folding
+    shape: tuple[int, ...]
+
+    @property
+    def entries(self) -> int:
+        """How many numbers of each sample are kept."""
+        return self.folding.lanes * self.folding.rows * self.folding.d_in
+
+    def met(self, rows: Array) -> Array:
+        """The windows, ``[s, b, n, d_in]``."""
+        pick = jnp.arange(self.folding.rows, dtype=jnp.int32)
+        X = jax.vmap(lambda A: self.folding.inputs(A, pick))(rows)
+        return X.astype(wide(X.dtype))
+
+    def summed(self, met: Array, first: Array, other: Array) -> Array:
+        """Sums products of two derivatives over samples, in the leaf's shape."""
+        pick = jnp.arange(self.folding.rows, dtype=jnp.int32)
+
+        def slopes(D: Array) -> Array:
+            D = jax.vmap(lambda A: self.folding.result(A, pick))(D).astype(met.dtype)
+            return jnp.einsum("sbni,sbno->sbio", met, D, precision=HIGHEST)
+
+        total = jnp.sum(slopes(first) * slopes(other), axis=0)
+        order = self.folding.weight_order
+        total = total.swapaxes(-1, -2).reshape([self.shape[axis] for axis in order])
+        return total.transpose([order.index(axis) for axis in range(len(order))])
+
+
+def outer_of(flat: Flat, leaves: Collection[int]) -> dict[int, Outer | Windowed]:
     """The leaves, by position among the inputs, that are used so and not otherwise."""
     readers: dict[int, list[Op]] = {}
     for op in flat.block.ops:
@@ -68,7 +124,7 @@ def outer_of(flat: Flat, leaves: Collection[int]) -> dict[int, Outer]:
         slot = flat.block.inputs[k]
         mine = readers.get(slot, [])
         if len(mine) == 1 and slot not in returned:
-            found = _outer(flat, mine[0], slot)
+            found = _outer(flat, mine[0], slot) or _windowed(flat, mine[0], slot)
             if found is not None:
                 out[k] = found
     return out
@@ -88,3 +144,17 @@ def _outer(flat: Flat, op: Op, slot: int) -> Outer | None:
     if isinstance(row, Literal) or rows != 1:
         return None
     return Outer(op, row, over, along, flat.avals[slot].shape)
+
+
+def _windowed(flat: Flat, op: Op, slot: int) -> Windowed | None:
+    if op.name != "conv_general_dilated" or op.inputs[1] != slot:
+        return None
+    row = op.inputs[0]
+    if isinstance(row, Literal) or row == slot:
+        return None
+    avals = (flat.aval(ref) for ref in (row, slot, op.outputs[0]))
+    folding = fold(op, 1, *avals)
+    if isinstance(folding, str):
+        return None
+    found = Windowed(op, row, folding, flat.avals[slot].shape)
+    return found if found.entries <= WINDOWS else None

@@ -12,7 +12,8 @@ from nettrim_jax.calibration.curvature import GaussNewton, SampleGradient
 from nettrim_jax.calibration.gradient import LossSlope
 from nettrim_jax.calibration.model import Model
 from nettrim_jax.results import DIRECT, MethodError
-from nettrim_jax.tracing import entries
+from nettrim_jax.tracing import entries, outer
+from nettrim_jax.tracing.sites import trace
 
 N, OUT = 12, 3
 HALF = nt.Sparsity(0.5)
@@ -97,6 +98,57 @@ def test_the_diagonal_is_that_of_the_dense_gauss_newton_matrix(given, softmax):
         dense = dense_gauss_newton(params, batch, name, softmax)
         expected = np.diagonal(dense).reshape(params[name].shape)
         np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-14)
+
+
+CONVOLUTIONS = {
+    "stride, two axes": (
+        (3, 2, 2, 4),
+        dict(window_strides=(2, 1), padding="SAME"),
+        ("NHWC", "HWIO", "NHWC"),
+    ),
+    "groups": (
+        (6, 1, 3, 2),
+        dict(window_strides=(1, 1), padding="VALID", feature_group_count=2),
+        ("NCHW", "OIHW", "NCHW"),
+    ),
+    "dilated, transposed": (
+        (2, 2, 2, 3),
+        dict(
+            window_strides=(1, 1),
+            padding=((1, 2), (0, 1)),
+            lhs_dilation=(2, 1),
+            rhs_dilation=(1, 2),
+        ),
+        ("NHWC", "HWIO", "NCHW"),
+    ),
+}
+
+
+@pytest.mark.parametrize("windows", [True, False])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_kernels_of_every_layout(name, windows, rng, monkeypatch):
+    """By products of windows, and by a convolution per sample where these are large."""
+    if not windows:
+        monkeypatch.setattr(outer, "WINDOWS", 0)
+    shape, told, numbers = CONVOLUTIONS[name]
+    params = {"k": jnp.asarray(rng.normal(size=shape))}
+    size = (N, 5, 4, 2) if numbers[0] == "NHWC" else (N, 2, 5, 4)
+    x = jnp.asarray(rng.normal(size=size))
+
+    def network(params, x):
+        z = jax.lax.conv_general_dilated(
+            x, params["k"], dimension_numbers=numbers, **told
+        )
+        z = jnp.tanh(z).reshape(len(x), -1)
+        return z[:, :4] + z[:, 4:8] * z[:, -4:]
+
+    found = measured(GaussNewton(), params, x, network)["k"]
+    J = flat_jacobian(params, x, "k", network)
+    expected = (J**2).sum((0, 1)).reshape(shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    # the other way is taken where it is to be
+    flat = trace(network, params, x[:1]).flat
+    assert bool(outer.outer_of(flat, (0,))) == windows
 
 
 def linear(params, batch):
