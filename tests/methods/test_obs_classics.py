@@ -50,13 +50,13 @@ def squares(decay):
     return objective
 
 
-def one_by_one(params, batch, objective, right, least=1):
+def one_by_one(params, batch, objective, right, least=1, damping=1e-4):
     """OBS removes a weight, the others are trained, and so on while all is right."""
     total = left = sum(a.size for a in jax.tree.leaves(params))
     best = params
     while left > least:
         level = nt.Sparsity(1 - (left - 1) / total, scope="network")
-        method = nt.OBS(level, damping=1e-4)
+        method = nt.OBS(level, damping=damping)
         new = nt.prune(params, sigmoids, batch, method=method, progress=False)
         params = trained(new.params, objective, batch, new.mask)
         if not right(params):
@@ -116,13 +116,13 @@ def right(params, x, y):
 
 
 # of Hassibi and Stork: 14 of 58, 15 of 39 and 4 of 39 weights are left; the second is
-# not reached here, where the best of several networks keeps 17
+# not reached here: all networks stop at 17, and with a hundred times the damping at 16
 @slow
 @pytest.mark.parametrize(
-    "problem, hidden, decay, seed, left",
-    [(1, 3, 1e-4, 3, 14), (2, 2, 1e-4, 0, 17), (3, 2, 1e-2, 0, 4)],
+    "problem, hidden, decay, seed, damping, left",
+    [(1, 3, 1e-4, 3, 1e-4, 14), (2, 2, 1e-4, 0, 1e-2, 16), (3, 2, 1e-2, 0, 1e-4, 4)],
 )
-def test_monks_problems(problem, hidden, decay, seed, left):
+def test_monks_problems(problem, hidden, decay, seed, damping, left):
     """A weight goes, the others are trained anew, until so many are left.
 
     The accuracy is that on all 432 cases, where it is not less than before.
@@ -136,7 +136,8 @@ def test_monks_problems(problem, hidden, decay, seed, left):
     params = jax.tree.map(lambda a: jnp.asarray(a) * 0.5, params)
     params = trained(params, squares(decay), (x, y))
     before = right(params, INPUTS, TRUE[problem])
-    new, count, _ = one_by_one(params, (x, y), squares(decay), lambda _: True, left)
+    told = lambda _: True, left, damping
+    new, count, _ = one_by_one(params, (x, y), squares(decay), *told)
     assert count == left
     assert sum(int(jnp.sum(a != 0)) for a in jax.tree.leaves(new)) == left
     after = right(new, INPUTS, TRUE[problem])
