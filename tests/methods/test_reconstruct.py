@@ -143,14 +143,15 @@ def test_a_ridge_holds_weights_where_they_were():
 
 
 @slow
-def test_few_rows_get_a_ridge_and_many_none():
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("seed", range(4))
+def test_few_rows_get_a_ridge_and_many_none(seed):
+    rng = np.random.default_rng(seed)
     X = inputs("correlated", 4000, 24, rng)[None]
     W = rng.normal(size=(1, 24, 16))
     method, new = Reconstruct(nt.Sparsity(0.5)), seen(X[:, 3000:], W)
     few, many = (seen(X[:, :n], W) for n in (36, 3000))
     ridges = [float(choose(method, one, True, True)[0]) for one in (few, many)]
-    assert ridges[0] >= 0.3 > 0.1 >= ridges[1]
+    assert ridges[0] >= 0.1 > 0.01 >= ridges[1]
     bold = Reconstruct(method.pattern, ridge=1e-3, plain=0.0)
     tuned, untuned = (
         error(new, *reconstruct(m, few, True, True), True) for m in (method, bold)
@@ -314,7 +315,7 @@ def test_not_a_number_is_no_success():
     def overflows(w, x):
         return (x * 1e38) @ w * 1e5
 
-    with pytest.raises(SolveError, match="1 of 1 layers met what is not a number"):
+    with pytest.raises(SolveError, match="1 of 1 layers have .* squares overflow"):
         nt.prune(W, overflows, x, method=nt.Sparsity(0.5))
     kept = nt.prune(W, overflows, x, method=nt.Sparsity(0.5), on_failure="keep")
     np.testing.assert_array_equal(kept.params, W)
