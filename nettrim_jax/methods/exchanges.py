@@ -18,6 +18,7 @@ import numpy as np
 from nettrim_jax import _sharding
 from nettrim_jax._clip import Clip
 from nettrim_jax._trees import known
+from nettrim_jax.methods.counts import is_counted
 from nettrim_jax.methods.patterns import NM, Sparsity
 from nettrim_jax.methods.quadratic import Observed, centred, sizes
 from nettrim_jax.methods.trials import Fit
@@ -44,6 +45,8 @@ class Choice(NamedTuple):
 def choice_of(pattern: Any) -> Choice | None:
     """The exchanges that leave a counted pattern as it is; None if it is another."""
     inner, _ = apart(pattern)
+    if not is_counted(inner):  # it may be of the user's own
+        return None
     if isinstance(inner, NM):
         return Choice(False, inner.m)
     if isinstance(inner, Sparsity):

@@ -188,6 +188,11 @@ def test_which_layers_have_exchanges(monkeypatch):
     pattern = counted(nt.Sparsity(0.5), one.W0.shape[1:], 1)
     assert suits(pattern, one)
     assert not suits(counted(nt.Neurons(0.5), one.W0.shape[1:], 1), one)
+
+    class Own(nt.Sparsity):
+        """A pattern that a user made of one of the library's."""
+
+    assert not suits(Own(0.5), one)
     assert not suits(pattern, one._replace(coupling=jnp.eye(3)[None, None]))
     assert not jax.jit(lambda one: jnp.asarray(suits(pattern, one)))(one)
     monkeypatch.setattr(exchanges, "ENTRIES", 8 * 8 * 3 - 1)
