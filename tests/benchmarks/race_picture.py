@@ -14,6 +14,8 @@ STYLES = {
     "magnitude": {"color": GREY, "ls": "-", "marker": "s"},
     "wanda": {"color": BLACK, "ls": "--", "marker": "^"},
     "sparsegpt": {"color": BLUE, "ls": "-.", "marker": "D"},
+    "obd": {"color": "#CC79A7", "ls": ":", "marker": "v"},
+    "layerobs": {"color": "#E69F00", "ls": "--", "marker": "P"},
     "reconstruct": {"color": VERMILION, "ls": "-", "marker": "o", "lw": 2.2},
 }
 NAMES = {
@@ -45,7 +47,7 @@ def draw(data, path):
             axes[row, column].set_title(f"{NAMES[name]}, {mode}", fontsize=10)
         axes[1, column].set_xlabel("weights removed in each layer, %")
     handles, labels = axes[1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=9, frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -55,13 +57,13 @@ def draw_short(data, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(NAMES), figsize=(10, 3.3), layout="constrained")
+    figure, axes = plt.subplots(1, len(NAMES), figsize=(10, 3.6), layout="constrained")
     for ax, (name, title) in zip(axes, NAMES.items(), strict=True):
         one(ax, data["cases"][name], "cascade")
         ax.set_title(title, fontsize=10)
         ax.set_xlabel("weights removed, %")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
