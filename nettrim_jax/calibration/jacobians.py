@@ -39,7 +39,8 @@ def products(
         met = {k: one.met(rows[k]) for k, one in outer.items()}
 
         def along(total: dict[int, Array], at: Array) -> tuple[dict[int, Array], None]:
-            first, other = _both(samples, counts, keys, at, pull, bend)
+            v = _directions(samples, counts, keys, at)
+            first, other = _both(counts, v, pull, bend)
             sums = {
                 k: outer[k].summed(met[k], first[k], other[k])
                 if k in outer
@@ -82,7 +83,8 @@ def matrix(
 
     def some(counts: list[Array], keys: Array, _: Any, pull: Any, bend: Any) -> Any:
         def along(at: Array) -> tuple[Array, Array]:
-            first, other = _both(samples, counts, keys, at, pull, bend)
+            v = _directions(samples, counts, keys, at)
+            first, other = _both(counts, v, pull, bend)
             return rows(first), rows(other)
 
         J, HJ = jax.lax.map(along, jnp.arange(samples.directions))
@@ -179,12 +181,17 @@ def _direction(
     return out
 
 
-def _both(
-    samples: Samples, counts: list[Array], keys: Array, at: Array, *maps: Any
-) -> tuple[Any, Any]:
+def _directions(
+    samples: Samples, counts: list[Array], keys: Array, at: Array
+) -> list[Array]:
+    """The direction of this number for each of some samples, ``[s, ...]``."""
+    return jax.vmap(lambda counts, key: _direction(samples, counts, key, at))(
+        counts, keys
+    )
+
+
+def _both(counts: list[Array], v: list[Array], pull: Any, bend: Any) -> tuple[Any, Any]:
     """Derivatives of all samples in a direction, and in that times the curvature."""
-    pull, bend = maps
-    v = jax.vmap(lambda counts, key: _direction(samples, counts, key, at))(counts, keys)
     first = pull(v)[0]
     return first, first if bend is None else pull(_times(counts, bend(v)[0]))[0]
 

@@ -11,7 +11,7 @@ Knows flat programs; knows no solver.
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -66,9 +66,7 @@ class Outer:
         D = (first.astype(dtype) * other.astype(dtype)).reshape(len(first), -1)
         total = jnp.matmul(met.astype(dtype).T, D, precision=HIGHEST)
         rest = [axis for axis in range(len(self.shape)) if axis not in self.over]
-        order = [*self.over, *rest]
-        total = total.reshape([self.shape[axis] for axis in order])
-        return total.transpose([order.index(axis) for axis in range(len(order))])
+        return _laid_out(total, [*self.over, *rest], self.shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,9 +105,13 @@ class Windowed:
             return jnp.einsum("sbni,sbno->sbio", met, D, precision=HIGHEST)
 
         total = jnp.sum(slopes(first) * slopes(other), axis=0)
-        order = self.folding.weight_order
-        total = total.swapaxes(-1, -2).reshape([self.shape[axis] for axis in order])
-        return total.transpose([order.index(axis) for axis in range(len(order))])
+        return _laid_out(total.swapaxes(-1, -2), self.folding.weight_order, self.shape)
+
+
+def _laid_out(total: Array, order: Sequence[int], shape: tuple[int, ...]) -> Array:
+    """An array with a leaf's axes in this order, in the leaf's own shape."""
+    total = total.reshape([shape[axis] for axis in order])
+    return total.transpose([order.index(axis) for axis in range(len(order))])
 
 
 def outer_of(flat: Flat, leaves: Collection[int]) -> dict[int, Outer | Windowed]:

@@ -17,7 +17,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import race_cases
-from race_runs import METHODS
+from race_runs import METHODS, pattern
 from race_tables import LABELS, OBS, OURS, UNDAMPED
 
 import nettrim_jax as nt
@@ -99,13 +99,6 @@ def error(params, new, apply_fn, rows):
     """The relative error of new params."""
     want, got = apply_fn(params, rows), apply_fn(new, rows)
     return float(jnp.linalg.norm(got - want) / jnp.linalg.norm(want))
-
-
-def pattern(target):
-    """What a target leaves of a layer."""
-    if ":" in target:
-        return nt.NM(*map(int, target.split(":")), pad=True)
-    return nt.Sparsity(float(target[:-2]) / 100)
 
 
 def ratio(layer, target, methods):
